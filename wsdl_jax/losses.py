@@ -1,0 +1,103 @@
+"""The training objectives: pure functions of network outputs and targets.
+
+Labels are 0 = real and 1 = fake; in masks 1 = manipulated. Every objective is a mean over images,
+so that an optional `weight` [B] of zeros and ones leaves padding out exactly. B is the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+Scalar = Float[Array, ""]
+# The published code adds this to the logarithm of the mean probabilities, both classes alike. A
+# softmax does not see a constant, so it changes neither loss nor gradient; it is written down
+# because a reader who compares the two codes will look for it.
+AVERAGE_OFFSET = 0.7
+
+
+def _mean(per_image: Float[Array, " b"], weight: Float[Array, " b"] | None) -> Scalar:
+    if weight is None:
+        return per_image.mean()
+    return (per_image * weight).sum() / jnp.maximum(weight.sum(), 1)
+
+
+def image_cross_entropy(
+    image_logits: Float[Array, "b 2"],
+    labels: Int[Array, " b"],
+    weight: Float[Array, " b"] | None = None,
+) -> Scalar:
+    """Cross-entropy of the image logits: weak Grad-CAM, and the first term of weak Attention."""
+    per_image = optax.softmax_cross_entropy_with_integer_labels(image_logits, labels)
+    return _mean(per_image, weight)
+
+
+def patches_weak(
+    map_logits: Float[Array, "b h w 2"],
+    labels: Int[Array, " b"],
+    weight: Float[Array, " b"] | None = None,
+) -> Scalar:
+    """Cross-entropy of every location against its image's label."""
+    return patches_full(
+        map_logits, jnp.broadcast_to(labels[:, None, None], map_logits.shape[:3]), weight
+    )
+
+
+def patches_weak_max(
+    map_logits: Float[Array, "b h w 2"],
+    labels: Int[Array, " b"],
+    weight: Float[Array, " b"] | None = None,
+) -> Scalar:
+    """Cross-entropy of the one location that looks most fake: largest logit difference."""
+    flat = map_logits.reshape(map_logits.shape[0], -1, 2)
+    worst = jnp.argmax(flat[..., 1] - flat[..., 0], axis=1)
+    chosen = jnp.take_along_axis(flat, worst[:, None, None], axis=1)[:, 0]
+    return image_cross_entropy(chosen, labels, weight)
+
+
+def patches_weak_average(
+    map_logits: Float[Array, "b h w 2"],
+    labels: Int[Array, " b"],
+    weight: Float[Array, " b"] | None = None,
+) -> Scalar:
+    """Cross-entropy of log(mean probability over locations) + 0.7, taken as image logits."""
+    flat = map_logits.reshape(map_logits.shape[0], -1, 2)
+    # log of a mean of probabilities, in a form that stays finite where one underflows.
+    log_mean = jax.nn.logsumexp(jax.nn.log_softmax(flat), axis=1) - jnp.log(flat.shape[1])
+    return image_cross_entropy(log_mean + AVERAGE_OFFSET, labels, weight)
+
+
+def patches_full(
+    map_logits: Float[Array, "b h w 2"],
+    masks: Int[Array, "b h w"],
+    weight: Float[Array, " b"] | None = None,
+) -> Scalar:
+    """Cross-entropy of every location against the mask: Patches and Grad-CAM's FCN, setup C."""
+    per_location = optax.softmax_cross_entropy_with_integer_labels(map_logits, masks)
+    return _mean(per_location.mean((1, 2)), weight)
+
+
+def _binary_cross_entropy(probability: Array, target: Array) -> Array:
+    # PyTorch's binary cross-entropy bounds both logarithms at -100.
+    def bounded_log(p: Array) -> Array:
+        return jnp.maximum(jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny)), -100)
+
+    return -(target * bounded_log(probability) + (1 - target) * bounded_log(1 - probability))
+
+
+def attention_map_weak(
+    attention: Float[Array, "b h w"],
+    labels: Int[Array, " b"],
+    weight: Float[Array, " b"] | None = None,
+) -> Scalar:
+    """Binary cross-entropy of the mask's maximum against the image's label."""
+    return _mean(_binary_cross_entropy(attention.max((1, 2)), labels), weight)
+
+
+def attention_full(
+    attention: Float[Array, "b h w"],
+    masks: Int[Array, "b h w"],
+    weight: Float[Array, " b"] | None = None,
+) -> Scalar:
+    """Binary cross-entropy of every location of the mask against the true one."""
+    return _mean(_binary_cross_entropy(attention, masks).mean((1, 2)), weight)

@@ -1,0 +1,35 @@
+"""The fully-supervised form of Grad-CAM's network: Xception to block 11 and an FCN head."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from wsdl_jax.models.layers import BatchNorm, Conv, Dtype, Pointwise
+from wsdl_jax.models.outputs import Outputs
+from wsdl_jax.models.xception import Trunk
+
+
+class FCN(nnx.Module):
+    """Xception to block 11; 3×3 convolution to a quarter of the channels, BatchNorm, ReLU,
+    dropout 0.1, then a 1×1 convolution with bias to two classes (Long et al., 2015)."""
+
+    def __init__(
+        self,
+        *,
+        width: float = 1.0,
+        dtype: Dtype = jnp.float32,
+        axis_name: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.trunk = Trunk(11, width=width, dtype=dtype, axis_name=axis_name, rngs=rngs)
+        features = self.trunk.features
+        hidden = features // 4
+        self.conv = Conv(features, hidden, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(hidden, axis_name=axis_name)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.classifier = Pointwise(hidden, 2, use_bias=True, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:
+        """images: float32 in [-1, 1]. Maps of 19×19 for images of 299×299."""
+        x = nnx.relu(self.norm(self.conv(self.trunk(images))))
+        return Outputs(map_logits=self.classifier(self.dropout(x)))

@@ -1,0 +1,254 @@
+"""The layers that the networks are made of: convolution, pooling, batch normalization; all NHWC.
+
+XLA's operators are fast on TPUs and GPUs and slow on a CPU, where equal formulations differ by up
+to ten times. The form is chosen when a program is lowered for its platform, so that one traced
+model runs well on each; both forms give the same values and gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Dtype = Any
+
+
+def _by_platform(on_cpu: Callable[..., Array], native: Callable[..., Array]) -> Callable[..., Array]:
+    """One differentiable operator out of two equal ones, the CPU's and everybody else's.
+
+    The gradient is chosen by platform as well: differentiating through the choice itself would
+    keep the intermediate values of both forms alive.
+    """
+
+    @jax.custom_vjp
+    def operator(*args: Array) -> Array:
+        return jax.lax.platform_dependent(*args, cpu=on_cpu, default=native)
+
+    def forward(*args: Array):
+        return operator(*args), args
+
+    def backward(args: tuple[Array, ...], gradient: Array):
+        def of(form: Callable[..., Array]):
+            return lambda g, *args: jax.vjp(form, *args)[1](g)
+
+        return jax.lax.platform_dependent(gradient, *args, cpu=of(on_cpu), default=of(native))
+
+    operator.defvjp(forward, backward)
+    return operator
+
+
+def _shifts(x: Array, *, stride: int = 1, fill: float = 0.0, pad: int = 1) -> list[Array]:
+    """The nine views of x [B, H, W, C] under a 3×3 window, in row-major order."""
+    if pad:
+        margins = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+        x = jnp.pad(x, margins, constant_values=jnp.asarray(fill, x.dtype))
+    rows = (x.shape[1] - 3) // stride + 1
+    columns = (x.shape[2] - 3) // stride + 1
+    return [
+        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+        for i in range(3)
+        for j in range(3)
+    ]
+
+
+def _depthwise_shifted(x: Array, kernel: Array) -> Array:
+    return sum(view * tap for view, tap in zip(_shifts(x), kernel.reshape(9, -1), strict=True))
+
+
+def _depthwise_native(x: Array, kernel: Array) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+_depthwise = _by_platform(_depthwise_shifted, _depthwise_native)
+
+
+def depthwise_3x3(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 1 c"]
+) -> Float[Array, "b h w c"]:
+    """Depthwise 3×3 convolution (cross-correlation), stride 1, zero padding 1."""
+    return _depthwise(x, kernel)
+
+
+def _pool_slices(x: Array) -> Array:
+    out, *rest = _shifts(x, stride=2, fill=-jnp.inf)
+    for view in rest:
+        out = jnp.maximum(out, view)
+    return out
+
+
+def _pool_native(x: Array) -> Array:
+    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+@jax.custom_vjp
+def max_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b (h+1)//2 (w+1)//2 c"]:
+    """Max-pooling over 3×3 windows, stride 2, padding 1.
+
+    The gradient goes to the first largest element of a window in row-major order, as it does in
+    PyTorch and in XLA's own operator.
+    """
+    return jax.lax.platform_dependent(x, cpu=_pool_slices, default=_pool_native)
+
+
+def _pool_gradient_slices(x: Array, out: Array, gradient: Array) -> Array:
+    # A window's winner is the first view that equals the maximum. The gradient image is assembled
+    # from its four parities of (row, column): each pixel lies in at most four windows.
+    batch, height, width, channels = x.shape
+    rows, columns = out.shape[1:3]
+    taken = jnp.zeros(out.shape, bool)
+    taps = []
+    for view in _shifts(x, stride=2, fill=-jnp.inf):
+        wins = (view == out) & ~taken
+        taken |= wins
+        taps.append(jnp.where(wins, gradient, 0))
+
+    def tap(i: int, j: int, down: int, right: int) -> Array:
+        """Tap (i, j) of the windows `down` rows below and `right` columns to the right."""
+        return jnp.pad(
+            taps[3 * i + j][:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0))
+        )
+
+    # Window (r, c) covers the rows 2r-1 … 2r+1. So an even row 2r is the middle of window r, an
+    # odd row 2r+1 is the last of window r and the first of window r+1; columns alike.
+    vertical = {0: [(1, 0)], 1: [(2, 0), (0, 1)]}
+    grid = [
+        [sum(tap(i, j, d, e) for i, d in vertical[p] for j, e in vertical[q]) for q in (0, 1)]
+        for p in (0, 1)
+    ]
+    full = jnp.stack([jnp.stack(row, axis=3) for row in grid], axis=2)  # [B, rows, 2, columns, 2, C]
+    return full.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width]
+
+
+def _pool_forward(x: Array):
+    out = max_pool_3x3(x)
+    return out, (x, out)
+
+
+def _pool_backward(residuals: tuple[Array, Array], gradient: Array):
+    def native(x: Array, out: Array, gradient: Array) -> Array:
+        return jax.vjp(_pool_native, x)[1](gradient)[0]
+
+    x, out = residuals
+    return (
+        jax.lax.platform_dependent(x, out, gradient, cpu=_pool_gradient_slices, default=native),
+    )
+
+
+max_pool_3x3.defvjp(_pool_forward, _pool_backward)
+
+
+class Conv(nnx.Conv):
+    """A dense convolution without bias: float32 parameters, computed in `dtype`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            inputs,
+            outputs,
+            (kernel, kernel),
+            strides=stride,
+            padding=padding,
+            use_bias=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+
+class Pointwise(nnx.Linear):
+    """A 1×1 convolution as a product over the channels, optionally with a stride and a bias."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        stride: int = 1,
+        use_bias: bool = False,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(inputs, outputs, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.stride = stride
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        return super().__call__(x[:, :: self.stride, :: self.stride])
+
+
+class SeparableConv(nnx.Module):
+    """A depthwise 3×3 convolution (padding 1), then a pointwise one; no bias, nothing between."""
+
+    def __init__(self, inputs: int, outputs: int, *, dtype: Dtype, rngs: nnx.Rngs):
+        initializer = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
+        self.kernel = nnx.Param(initializer(rngs.params(), (3, 3, 1, inputs), jnp.float32))
+        self.pointwise = Pointwise(inputs, outputs, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        x = depthwise_3x3(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return self.pointwise(x)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization with PyTorch's conventions.
+
+    In training mode it normalizes with the biased variance of the whole batch, over every device
+    on `axis_name`, and moves the running statistics towards the batch's by 1 − `decay`, the
+    variance in its unbiased form. Statistics are float32 whatever the input is. The variance is the
+    mean of squared deviations: E[x²] − E[x]² loses all digits where the mean is large.
+    """
+
+    epsilon = 1e-5
+    decay = 0.9
+
+    def __init__(self, features: int, *, axis_name: str | None):
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+        self.axis_name = axis_name
+        self.use_running_average = False  # what nnx's model.train() and model.eval() set
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = self._batch_statistics(x.astype(jnp.float32))
+        gain = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        return ((x.astype(jnp.float32) - mean) * gain + self.bias[...]).astype(x.dtype)
+
+    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
+        count = x.size // x.shape[-1]
+        mean = x.mean((0, 1, 2))
+        if self.axis_name is not None:
+            count *= jax.lax.axis_size(self.axis_name)
+            mean = jax.lax.pmean(mean, self.axis_name)
+        var = jnp.square(x - mean).mean((0, 1, 2))
+        if self.axis_name is not None:
+            var = jax.lax.pmean(var, self.axis_name)
+
+        def move(running: nnx.BatchStat, value: Array) -> None:
+            value = jax.lax.stop_gradient(value)
+            running[...] = self.decay * running[...] + (1 - self.decay) * value
+
+        move(self.mean, mean)
+        move(self.var, var * (count / max(count - 1, 1)))
+        return mean, var

@@ -1,0 +1,175 @@
+"""Xception (Chollet, 2017) in the variant of the published experiments, and its image classifier."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from wsdl_jax.models.layers import BatchNorm, Conv, Dtype, Pointwise, SeparableConv, max_pool_3x3
+from wsdl_jax.models.outputs import Outputs
+
+SMALLEST_IMAGE = 64  # pixels: below this the last blocks see a single location
+_ENTRY_WIDTHS = (128, 256, 728)  # of blocks 1 to 3; blocks 4 to 11 keep the last
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times the width multiplier, in steps of 8 and at least 8; exact for width 1."""
+    return channels if width == 1 else max(8, 8 * math.ceil(channels * width / 8))
+
+
+class Block(nnx.Module):
+    """Separable convolutions with BatchNorm behind each, around a shortcut."""
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        *,
+        pool: bool,
+        leading_relu: bool = True,
+        dtype: Dtype,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        """widths: channels that go into the block, then those behind each of its convolutions."""
+        self.convs = nnx.List(
+            SeparableConv(a, b, dtype=dtype, rngs=rngs)
+            for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.norms = nnx.List(BatchNorm(b, axis_name=axis_name) for b in widths[1:])
+        self.pool = pool
+        self.leading_relu = leading_relu
+        if pool or widths[0] != widths[-1]:
+            self.shortcut = Pointwise(
+                widths[0], widths[-1], stride=2 if pool else 1, dtype=dtype, rngs=rngs
+            )
+            self.shortcut_norm = BatchNorm(widths[-1], axis_name=axis_name)
+        else:
+            self.shortcut = self.shortcut_norm = None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        shortcut = x
+        if self.shortcut is not None:
+            shortcut = self.shortcut_norm(self.shortcut(x))
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            if index or self.leading_relu:
+                x = nnx.relu(x)
+            x = norm(conv(x))
+        if self.pool:
+            x = max_pool_3x3(x)
+        return x + shortcut
+
+
+class Trunk(nnx.Module):
+    """Stem and the first `depth` of Xception's twelve blocks.
+
+    For images of 299×299 the outputs have 74 (block 1), 37 (block 2), 19 (blocks 3 to 11) and
+    10 (block 12) locations a side.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        width: float = 1.0,
+        dtype: Dtype = jnp.float32,
+        axis_name: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Raises ValueError for a depth outside 1 to 12."""
+        if not 1 <= depth <= 12:
+            raise ValueError(f"Xception has blocks 1 to 12, not {depth}")
+        kwargs: dict[str, Any] = {"dtype": dtype, "axis_name": axis_name, "rngs": rngs}
+        stem = scaled(32, width), scaled(64, width)
+        self.conv1 = Conv(3, stem[0], 3, stride=2, dtype=dtype, rngs=rngs)
+        self.norm1 = BatchNorm(stem[0], axis_name=axis_name)
+        self.conv2 = Conv(stem[0], stem[1], 3, dtype=dtype, rngs=rngs)
+        self.norm2 = BatchNorm(stem[1], axis_name=axis_name)
+        entry = [scaled(c, width) for c in _ENTRY_WIDTHS]
+        middle = entry[-1]
+        last = scaled(1024, width)
+        blocks = [
+            Block((before, after, after), pool=True, leading_relu=index > 0, **kwargs)
+            for index, (before, after) in enumerate(
+                zip([stem[1], *entry], entry, strict=False)
+            )
+        ]
+        blocks += [Block((middle,) * 4, pool=False, **kwargs) for _ in range(8)]
+        # Block 12 grows at its second convolution, the entry blocks at their first.
+        blocks += [Block((middle, middle, last), pool=True, **kwargs)]
+        self.blocks = nnx.List(blocks[:depth])
+        self.features = [*entry, *[middle] * 8, last][depth - 1]
+
+    def stem(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        """Two convolutions with BatchNorm and ReLU."""
+        if min(images.shape[1:3]) < SMALLEST_IMAGE:
+            height, width = images.shape[1:3]
+            raise ValueError(
+                f"images of {height}×{width} pixels; Xception takes {SMALLEST_IMAGE} and more a side"
+            )
+        x = nnx.relu(self.norm1(self.conv1(images)))
+        return nnx.relu(self.norm2(self.conv2(x)))
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        """images: float32 in [-1, 1]. Raises ValueError for images under 64 pixels a side."""
+        x = self.stem(images)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Top(nnx.Module):
+    """What follows block 12: two separable convolutions, global average pool, linear."""
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        width: float,
+        dtype: Dtype,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        widths = scaled(1536, width), scaled(2048, width)
+        self.conv3 = SeparableConv(features, widths[0], dtype=dtype, rngs=rngs)
+        self.norm3 = BatchNorm(widths[0], axis_name=axis_name)
+        self.conv4 = SeparableConv(widths[0], widths[1], dtype=dtype, rngs=rngs)
+        self.norm4 = BatchNorm(widths[1], axis_name=axis_name)
+        self.linear = nnx.Linear(widths[1], 2, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2"]:
+        x = nnx.relu(self.norm3(self.conv3(x)))
+        x = nnx.relu(self.norm4(self.conv4(x)))
+        return self.linear(x.astype(jnp.float32).mean((1, 2)))
+
+
+class ImageClassifier(nnx.Module):
+    """The whole Xception with two classes, in two halves: Grad-CAM explains at their seam."""
+
+    def __init__(
+        self,
+        *,
+        width: float = 1.0,
+        dtype: Dtype = jnp.float32,
+        axis_name: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        kwargs: dict[str, Any] = {"width": width, "dtype": dtype, "axis_name": axis_name}
+        self.trunk = Trunk(12, **kwargs, rngs=rngs)
+        self.top = Top(self.trunk.features, **kwargs, rngs=rngs)
+
+    def lower(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        """Activations of block 11, 19×19 for images of 299×299."""
+        x = self.trunk.stem(images)
+        for block in self.trunk.blocks[:11]:
+            x = block(x)
+        return x
+
+    def upper(self, activations: Float[Array, "b h w c"]) -> Float[Array, "b 2"]:
+        """Image logits from the activations of block 11."""
+        return self.top(self.trunk.blocks[11](activations))
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:
+        """images: float32 in [-1, 1]."""
+        return Outputs(image_logits=self.upper(self.lower(images)))
