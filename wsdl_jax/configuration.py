@@ -1,0 +1,240 @@
+"""The fields of a config, with units and defaults; what cannot be run is refused here, by name.
+
+A config file in configs/ starts from `base()`, sets what its method and its variant need, and
+returns it locked, so that a misspelt override fails.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from wsdl_jax.errors import UserError
+
+METHODS = ("patches", "grad_cam", "attention")
+SETUPS = ("a", "b", "c")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "setup": SETUPS,
+    "supervision": ("weak", "full"),
+    "data.resize": ("bilinear", "lanczos"),
+    "data.mask_resize": ("nearest", "bilinear"),
+    "model.dtype": ("float32", "bfloat16"),
+    "init.scheme": ("torch", "xavier", "normal"),
+    "loss.location": ("every", "max", "average"),
+    "train.schedule": ("constant", "cosine"),
+    "parallel.backend": ("shard_map", "pmap"),
+}
+# Where and how fast the data is read: a run may be continued with other values.
+CIRCUMSTANCES = ("data.dir", "data.manual_dir", "data.workers")
+
+# Fake subsets of each source: those of fully generated images, and those with masks. All masked
+# subsets of Dolos are tested on CelebA-HQ, the only part with test images.
+_GENERATORS: dict[str, dict[str, tuple[str, ...]]] = {
+    "portraits": {"full": ("regrain", "upsample"), "partial": ("regrain", "upsample")},
+    "celebahq": {
+        "full": ("p2",),
+        "partial": ("repaint_p2", "repaint_p2_9k", "ldm", "lama", "pluralistic"),
+    },
+    "ffhq": {"full": ("p2",), "partial": ("repaint_p2",)},
+}
+SOURCES = tuple(_GENERATORS)
+
+
+class ConfigError(UserError):
+    """A config that cannot be run."""
+
+
+def base() -> ml_collections.ConfigDict:
+    """Every field with its default. Fields without a sensible default are placeholders."""
+    config = ml_collections.ConfigDict()
+    config.method = config_dict.placeholder(str)  # "patches", "grad_cam" or "attention"
+    config.setup = "a"  # a: fully generated fakes, b: partial fakes, c: partial fakes with masks
+    config.supervision = "weak"  # "weak": image labels, "full": masks
+    config.seed = 0
+
+    config.data = data = ml_collections.ConfigDict()
+    data.dir = config_dict.placeholder(str)  # prepared datasets; None: ~/tensorflow_datasets
+    data.manual_dir = config_dict.placeholder(str)  # the unpacked download of Dolos, to build from
+    data.real = ("portraits/real",)  # subsets trained on; () under full supervision
+    data.fake = config_dict.placeholder(tuple)
+    data.test_real = "portraits/real"  # subsets whose test split is scored
+    data.test_fake = config_dict.placeholder(str)
+    data.image_size = 299  # pixels a side of the network's input, at least 64
+    data.resize = "bilinear"  # Pillow's filter, when an image has another size
+    data.mask_resize = "nearest"  # Pillow's filter for mask targets
+    data.flip = False  # horizontal flips with probability 0.5
+    data.workers = 0  # processes that read and decode; 0: threads of this process
+
+    config.model = model = ml_collections.ConfigDict()
+    model.width = 1.0  # multiplies every channel count of Xception
+    model.depth = 2  # Patches: the block after which Xception is cut, 1 to 12
+    model.dtype = "float32"  # of the computation; parameters and statistics stay float32
+
+    config.init = ml_collections.ConfigDict()
+    config.init.scheme = "torch"  # see wsdl_jax.models.initialization
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.location = "every"  # Patches, weak: which locations are trained
+    loss.mask_weight = 1.0  # λ: Attention, weak
+
+    config.train = train = ml_collections.ConfigDict()
+    train.batch = 16  # images a step, over all devices
+    train.epochs = 50
+    train.steps_per_epoch = 500  # then validation and a checkpoint
+    train.learning_rate = 1e-3
+    train.schedule = "constant"  # or "cosine", to zero at the last step
+    train.clip_norm = 0.0  # global norm of the gradient; 0: not clipped
+    train.log_every = 10  # steps
+    train.keep_best = 5  # checkpoints, by validation loss, beside the latest
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.batch = 64  # images, over all devices
+
+    config.parallel = ml_collections.ConfigDict()
+    config.parallel.backend = "shard_map"  # or "pmap"
+    return config
+
+
+def parse_variant(
+    arg: str | None, choices: dict[str, Sequence[str]]
+) -> dict[str, str | None]:
+    """Reads a config file's argument, "setup=b,source=celebahq".
+
+    Returns the value of each key of `choices`, None where it is not given. An empty sequence of
+    choices admits anything. Raises ConfigError for another key or value, listing what is valid.
+    """
+    values: dict[str, str | None] = dict.fromkeys(choices)
+    for part in filter(None, (arg or "").split(",")):
+        key, separator, value = part.partition("=")
+        if key not in choices or not separator:
+            forms = ", ".join(f"{k}={'|'.join(v) or '…'}" for k, v in choices.items())
+            raise ConfigError(f"config variant {part!r} is not one of: {forms}")
+        if choices[key] and value not in choices[key]:
+            raise ConfigError(f"{key}={value}: choose from {', '.join(choices[key])}")
+        values[key] = value
+    return values
+
+
+def set_data(
+    config: ml_collections.ConfigDict, *, setup: str, source: str, generator: str | None = None
+) -> None:
+    """Sets what is trained and tested on, by the paper's three setups.
+
+    Without a generator the paper's choice is taken: setup a trains on P2's fully generated images,
+    b and c on its inpainting, and all are tested on CelebA-HQ inpainted by RePaint-P2. With one, a
+    run is trained and tested on that generator's images. Raises ConfigError where a source has no
+    such images.
+    """
+    kind = "full" if setup == "a" else "partial"
+    valid = _GENERATORS[source][kind]
+    if generator is not None and generator not in valid:
+        raise ConfigError(
+            f"generator={generator} has no {'fully generated' if setup == 'a' else 'masked'} "
+            f"images in source={source} (setup={setup}): choose from {', '.join(valid)}"
+        )
+    config.setup = setup
+    config.supervision = "full" if setup == "c" else "weak"
+    if source == "portraits":
+        generator = generator or "regrain"
+        real, test_real, test_fake = "portraits/real", "portraits/real", f"portraits/{generator}"
+        fake = f"portraits/{generator}_full" if setup == "a" else test_fake
+    else:
+        # Tests take the trained generator's images where they exist.
+        tested = generator if generator in _GENERATORS["celebahq"]["partial"] else "repaint_p2"
+        real, test_real = f"dolos/{source}_real", "dolos/celebahq_real"
+        test_fake = f"dolos/celebahq_{tested}"
+        if generator is None:
+            generator = "repaint_p2_9k" if (setup, source) == ("b", "celebahq") else valid[0]
+        fake = f"dolos/{source}_{generator}"
+    config.data.real = () if setup == "c" else (real,)
+    config.data.fake = (fake,)
+    config.data.test_real, config.data.test_fake = test_real, test_fake
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError, in one line, for a config that cannot be run."""
+    for path, valid in CHOICES.items():
+        value = _get(config, path)
+        if value not in valid:
+            raise ConfigError(f"config.{path} = {value!r}: choose from {', '.join(valid)}")
+    positive = ("train.batch", "train.epochs", "train.steps_per_epoch", "train.log_every")
+    for path in (*positive, "train.keep_best", "eval.batch", "model.width", "train.learning_rate"):
+        if not _get(config, path) > 0:
+            raise ConfigError(f"config.{path} = {_get(config, path)}: must be positive")
+    for path in ("train.clip_norm", "data.workers", "loss.mask_weight"):
+        if _get(config, path) < 0:
+            raise ConfigError(f"config.{path} = {_get(config, path)}: must not be negative")
+    if config.data.image_size < 64:
+        raise ConfigError(
+            f"config.data.image_size = {config.data.image_size}: Xception takes 64 pixels and more"
+        )
+    if not 1 <= config.model.depth <= 12:
+        raise ConfigError(f"config.model.depth = {config.model.depth}: Xception has blocks 1 to 12")
+    if not config.data.fake or not config.data.test_fake or not config.data.test_real:
+        raise ConfigError("config.data: fake, test_fake and test_real name the subsets; one is empty")
+    if config.supervision == "weak" and not config.data.real:
+        raise ConfigError("config.data.real is empty: weak supervision needs real images")
+    if config.supervision == "full" and config.data.real:
+        raise ConfigError("config.data.real is set: full supervision trains on masked fakes alone")
+    if config.loss.location != "every" and (config.method, config.supervision) != (
+        "patches",
+        "weak",
+    ):
+        raise ConfigError(
+            f"config.loss.location = {config.loss.location!r}: only for Patches, weakly supervised"
+        )
+
+
+def save(config: ml_collections.ConfigDict) -> str:
+    """The config as JSON, for a run directory."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def load(text: str) -> ml_collections.ConfigDict:
+    """The config that `save` wrote. Raises ConfigError for anything else."""
+    config = base()
+    try:
+        stored = json.loads(text)
+        for path, value in _leaves(stored):
+            with config.ignore_type():
+                _set(config, path, tuple(value) if isinstance(value, list) else value)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"not a config of this version: {error}") from error
+    validate(config)
+    return config
+
+
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
+    """Lines "field: old → new" for every field that changes what a run computes."""
+    before, after = dict(_leaves(old.to_dict())), dict(_leaves(new.to_dict()))
+    return [
+        f"{path}: {before.get(path)} → {after.get(path)}"
+        for path in sorted(before.keys() | after.keys())
+        if path not in CIRCUMSTANCES and before.get(path) != after.get(path)
+    ]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _get(config: ml_collections.ConfigDict, path: str) -> Any:
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
+def _set(config: ml_collections.ConfigDict, path: str, value: Any) -> None:
+    *parents, key = path.split(".")
+    for parent in parents:
+        config = config[parent]
+    if key not in config:
+        raise KeyError(path)
+    config[key] = value

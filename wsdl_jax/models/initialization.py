@@ -1,0 +1,44 @@
+"""Starting weights, by the schemes of the published recipes."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wsdl_jax.models.layers import BatchNorm
+
+
+def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
+    """Draws every parameter of `model` anew, in place.
+
+    Schemes, with fan-in and fan-out as PyTorch counts them (a depthwise 3×3 kernel has fan-in 9):
+      "torch": PyTorch's default. Kernels and biases uniform in ±1/√fan_in; BatchNorm scale 1.
+      "xavier": kernels normal with std 0.02·√(2 / (fan_in + fan_out)), biases 0; scale N(1, 0.02).
+      "normal": kernels normal with std 0.01, biases 0; scale N(1, 0.01).
+    BatchNorm's shift is 0 in all of them.
+    """
+    rngs = nnx.Rngs(params=seed)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm):
+            std = {"torch": 0.0, "xavier": 0.02, "normal": 0.01}[scheme]
+            shape = module.scale.shape
+            module.scale[...] = 1 + std * jax.random.normal(rngs.params(), shape)
+        elif isinstance(kernel := getattr(module, "kernel", None), nnx.Param):
+            bias = getattr(module, "bias", None)
+            receptive = math.prod(kernel.shape[:-2])
+            fan_in, fan_out = receptive * kernel.shape[-2], receptive * kernel.shape[-1]
+            if scheme == "torch":
+                bound = 1 / math.sqrt(fan_in)
+                kernel[...] = jax.random.uniform(
+                    rngs.params(), kernel.shape, minval=-bound, maxval=bound
+                )
+                if bias is not None:
+                    bias[...] = jax.random.uniform(
+                        rngs.params(), bias.shape, minval=-bound, maxval=bound
+                    )
+            else:
+                std = 0.01 if scheme == "normal" else 0.02 * math.sqrt(2 / (fan_in + fan_out))
+                kernel[...] = std * jax.random.normal(rngs.params(), kernel.shape)
+                if bias is not None:
+                    bias[...] = jnp.zeros(bias.shape)

@@ -1,0 +1,225 @@
+"""Input pipelines: prepared TFDS subsets → batches of NumPy arrays, one shard per host.
+
+Built on grain's `MapDataset`, indexed by step: any number of hosts and workers reads the same
+global batches, and resuming means starting at step n.
+"""
+
+import ctypes
+import io
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, SupportsIndex
+
+import grain
+import ml_collections
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float, UInt8
+from PIL import Image
+from wsdl_data import build
+
+from wsdl_jax.configuration import ConfigError
+
+Batch = dict[str, np.ndarray]
+REAL, FAKE = 0, 1
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class Examples:
+    """The records of one split of several subsets, one after the other, still encoded.
+
+    A record has `image` and, where the subset has masks, `mask` (bytes of an image file),
+    `label` (0 = real, 1 = fake) and `key` (the name of its source).
+    """
+
+    def __init__(self, names: Sequence[str], split: str, data_dir: str | None):
+        """Raises ConfigError for a subset that is unknown, not prepared, or lacks the split."""
+        self._sources = []
+        for name in names:
+            builder = _builder(name, data_dir)
+            if not build.is_prepared(builder):
+                dataset, _, subset = name.partition("/")
+                raise ConfigError(
+                    f"{name} is not prepared in {builder.data_dir}: run "
+                    f"python -m wsdl_data.build {dataset} --config {subset}"
+                )
+            if split not in builder.info.splits:
+                raise ConfigError(
+                    f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}"
+                )
+            decoders = {
+                feature: tfds.decode.SkipDecoding()
+                for feature in ("image", "mask")
+                if feature in builder.info.features
+            }
+            self._sources.append(builder.as_data_source(split, decoders=decoders))
+        self._ends = np.cumsum([len(source) for source in self._sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        start = self._ends[which - 1] if which else 0
+        return self._sources[which][int(index) - int(start)]
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        """The full-size mask of an example, 0 = untouched, 1 = manipulated."""
+        return (np.asarray(_open(self[index], "mask")) > 0).astype(np.uint8)
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The full-size image of an example."""
+        return np.asarray(_open(self[index], "image").convert("RGB"))
+
+
+def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    try:
+        return build.make_builder(name, data_dir)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def prepare(config: ml_collections.ConfigDict) -> None:
+    """Builds every subset that the config trains or tests on and that is not there yet.
+
+    Raises ConfigError for an unknown subset and wsdl_data.build.BuildError where one cannot be
+    built.
+    """
+    data = config.data
+    names = dict.fromkeys((*data.real, *data.fake, data.test_real, data.test_fake))
+    builders = [_builder(name, data.dir) for name in names]  # unknown names fail before any work
+    for builder in builders:
+        if not build.is_prepared(builder):
+            build.prepare(builder, manual_dir=data.manual_dir)
+
+
+def _open(record: dict[str, Any], feature: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(record[feature]))
+        image.load()
+    except (OSError, SyntaxError) as error:
+        key = record["key"].decode(errors="replace")
+        raise ValueError(f"the {feature} of {key} cannot be read: {error}") from error
+    return image
+
+
+class _Decode(grain.transforms.RandomMap):
+    """An encoded record → network input, with the flip of the recipe."""
+
+    def __init__(self, data: ml_collections.ConfigDict, *, flip: bool, mask_size: int | None):
+        self._size, self._filter = data.image_size, _FILTERS[data.resize]
+        self._mask_size, self._mask_filter = mask_size, _FILTERS[data.mask_resize]
+        self._flip = flip
+
+    def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        flip = self._flip and rng.random() < 0.5
+        image = _open(record, "image").convert("RGB")
+        example = {
+            "image": self._array(_resized(image, self._size, self._filter), flip),
+            "label": np.int32(record["label"]),
+        }
+        if self._mask_size is not None:
+            example["mask"] = self._target(record, flip)
+        return example
+
+    def _array(self, image: Image.Image, flip: bool) -> Float[np.ndarray, "h w 3"]:
+        pixels = np.asarray(image, np.float32) / 127.5 - 1
+        return pixels[:, ::-1] if flip else pixels
+
+    def _target(self, record: dict[str, Any], flip: bool) -> np.ndarray:
+        # As published: the mask file (white = untouched) is resized, and dark is manipulated.
+        untouched = Image.fromarray(255 - np.asarray(_open(record, "mask")))
+        resized = np.asarray(_resized(untouched, self._mask_size, self._mask_filter))
+        target = (resized < 127.5).astype(np.int32)
+        return target[:, ::-1] if flip else target
+
+
+def _resized(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    return image if image.size == (size, size) else image.resize((size, size), resample)
+
+
+def train_batches(
+    config: ml_collections.ConfigDict,
+    *,
+    mask_size: int | None,
+    start_step: int = 0,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Endless training batches from step `start_step` on: this host's rows of each.
+
+    Real and fake examples are pooled and reshuffled in every pass; a pass drops what does not fill
+    a batch. Batches have `image` [b, S, S, 3] float32 in [-1, 1], `label` [b] int32 and, if
+    `mask_size` is given, `mask` [b, m, m] int32 (1 = manipulated), where b = train.batch / hosts.
+
+    Raises ConfigError where there are fewer examples than a batch takes.
+    """
+    data, batch = config.data, config.train.batch
+    examples = Examples((*data.real, *data.fake), "train", data.dir)
+    whole = len(examples) // batch * batch
+    if not whole:
+        raise ConfigError(f"train.batch = {batch}, but there are {len(examples)} training images")
+    decode = _Decode(data, flip=data.flip, mask_size=mask_size)
+    dataset = (
+        grain.MapDataset.source(examples)
+        .seed(config.seed)
+        .shuffle()
+        .random_map(decode)  # before the slice, or hosts would draw the same randomness
+    )[:whole]
+    dataset = dataset[process::processes].batch(batch // processes, drop_remainder=True)
+    return _iterate(dataset.repeat()[start_step:], data.workers)
+
+
+def eval_batches(
+    examples: Examples,
+    config: ml_collections.ConfigDict,
+    *,
+    mask_size: int | None,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Every example once, in order: this host's rows of each batch.
+
+    As `train_batches`, without randomness, and with `index` [b] int32, the place in `examples`, and
+    `weight` [b] float32. The last batch is filled up with copies of the last example of weight 0,
+    so that all batches, on all hosts, have one shape.
+    """
+    batch = config.eval.batch
+    decode = _Decode(config.data, flip=False, mask_size=mask_size)
+    last = len(examples) - 1
+    padded = -(-len(examples) // batch) * batch
+
+    def load(index: int) -> dict[str, Any]:
+        example = decode.random_map(examples[min(index, last)], _UNUSED)
+        weight = np.float32(index <= last)
+        return {**example, "index": np.int32(min(index, last)), "weight": weight}
+
+    dataset = grain.MapDataset.range(padded)[process::processes].map(load)
+    return _iterate(dataset.batch(batch // processes), config.data.workers)
+
+
+_UNUSED = np.random.default_rng(0)  # evaluation never draws from it
+
+
+def _iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
+    read = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
+    if not workers:
+        return iter(dataset.to_iter_dataset(read))
+    processes = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+    iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    return iter(iterable.mp_prefetch(processes, worker_init_fn=_worker_started))
+
+
+def _worker_started(worker: int, count: int) -> None:
+    # SIGTERM and Ctrl-C go to the whole process group; the main process decides what to do, and
+    # its workers must live until it has.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1  # a worker dies with its parent, however that died
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

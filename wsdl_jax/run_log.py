@@ -1,0 +1,71 @@
+"""What a run says while it runs: metrics.jsonl, TensorBoard events and a progress bar."""
+
+import json
+import logging
+import sys
+import time
+
+from etils import epath
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLog:
+    """Writes scalars of a run to disk and its progress to the terminal."""
+
+    def __init__(self, run: epath.Path, *, start_step: int, total_steps: int):
+        """Entries of steps after `start_step`, left by a run that was killed, are dropped."""
+        self._path = run / "metrics.jsonl"
+        kept = []
+        if self._path.exists():
+            # A killed process can leave half a line at the end.
+            whole = [line for line in self._path.read_text().split("\n")[:-1]]
+            kept = [line for line in whole if json.loads(line)["step"] <= start_step]
+        self._path.write_text("".join(line + "\n" for line in kept))
+        self._file = self._path.open("a")
+        self._events = SummaryWriter(
+            str(run / "events"), purge_step=start_step + 1 if start_step else None
+        )
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+        self._plain = not sys.stderr.isatty()
+        self._started, self._start_step, self._spoken = time.monotonic(), start_step, 0.0
+        self._total = total_steps
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Records values of a step, number of steps done."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def progress(self, step: int, loss: float, images_per_second: float) -> None:
+        """Shows where the run is: on a terminal as a bar, else as a line every ten seconds."""
+        self._bar.set_postfix(loss=f"{loss:.3f}", images_s=f"{images_per_second:.0f}")
+        self._bar.update(step - self._bar.n)
+        now = time.monotonic()
+        if self._plain and now - self._spoken >= 10:
+            self._spoken = now
+            left = (now - self._started) / (step - self._start_step) * (self._total - step)
+            self.say(
+                f"step {step}/{self._total}  loss {loss:.3f}  {images_per_second:.0f} images/s"
+                f"  {left:.0f} s left"
+            )
+
+    def say(self, line: str) -> None:
+        """One line to the terminal, above the bar."""
+        if self._plain:
+            logging.getLogger("wsdl_jax").info(line)
+        else:
+            self._bar.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        self._bar.close()
+        self._file.close()
+        self._events.close()

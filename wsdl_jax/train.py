@@ -1,0 +1,258 @@
+"""Training: one linear function from a config to the best checkpoints of a run directory."""
+
+import logging
+import math
+import signal
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from etils import epath
+from flax import nnx
+
+from wsdl_jax import configuration, methods, pipeline
+from wsdl_jax.checkpoint import Checkpoints
+from wsdl_jax.errors import UserError
+from wsdl_jax.parallel import AXIS, Parallel, Step
+from wsdl_jax.run_log import RunLog
+
+log = logging.getLogger("wsdl_jax")
+State = dict[str, Any]  # step, params, stats (of BatchNorm), optimizer
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; it has saved its state and can be continued."""
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(f"stopped at step {step}")
+        self.signal_number = signal_number
+
+
+def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Adam with PyTorch's defaults; clipping and a cosine schedule where the config has them."""
+    rate: Any = train.learning_rate
+    if train.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(rate, train.epochs * train.steps_per_epoch)
+    adam = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
+    return optax.chain(optax.clip_by_global_norm(train.clip_norm), adam) if train.clip_norm else adam
+
+
+def make_train_step(
+    method: methods.Method, model: nnx.Module, optimizer: optax.GradientTransformation, seed: int
+) -> Step:
+    """The step of one device: (state, its images) → ((state, metrics), None).
+
+    Gradients, metrics and BatchNorm statistics are averaged over the axis "data". `model` gives
+    the structure; its values are not used.
+    """
+    graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+
+    def step(state: State, batch: pipeline.Batch):
+        def objective(params: nnx.State):
+            # A copy, since updating the statistics of shared variables inside a gradient is refused.
+            network = nnx.merge(graphdef, params, state["stats"], rest, copy=True)
+            key = jax.random.fold_in(jax.random.key(seed), state["step"])
+            nnx.reseed(network, dropout=jax.random.fold_in(key, jax.lax.axis_index(AXIS)))
+            loss, metrics = method.loss(network, batch)
+            return loss, ({"loss": loss, **metrics}, nnx.state(network, nnx.BatchStat))
+
+        gradients, (metrics, stats) = jax.grad(objective, has_aux=True)(state["params"])
+        gradients, metrics = jax.lax.pmean((gradients, metrics), AXIS)
+        updates, opt_state = optimizer.update(gradients, state["optimizer"], state["params"])
+        state = {
+            "step": state["step"] + 1,
+            "params": optax.apply_updates(state["params"], updates),
+            "stats": stats,
+            "optimizer": opt_state,
+        }
+        return (state, {**metrics, "gradient_norm": optax.global_norm(gradients)}), None
+
+    return step
+
+
+def make_loss_step(method: methods.Method, model: nnx.Module) -> Step:
+    """The validation step of one device: (state, its images) → (sums over all devices, None).
+
+    The sums are of each loss times the images' weights, and of the weights.
+    """
+    graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+
+    def step(state: State, batch: pipeline.Batch):
+        network = nnx.merge(graphdef, state["params"], state["stats"], rest)
+        network.eval()
+        loss, metrics = method.loss(network, batch)
+        weight = batch["weight"].sum()
+        sums = {name: value * weight for name, value in {"loss": loss, **metrics}.items()}
+        return jax.lax.psum({**sums, "weight": weight}, AXIS), None
+
+    return step
+
+
+def initial_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step."""
+    params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "params": params,
+        "stats": stats,
+        "optimizer": optimizer.init(params),
+    }
+
+
+def claim_run(run: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes the config into a run directory, or checks that it is the one already there.
+
+    Raises UserError with the differences otherwise: a run is never continued under another config.
+    """
+    path = run / "config.json"
+    if path.exists():
+        different = configuration.differences(configuration.load(path.read_text()), config)
+        if different:
+            raise UserError(
+                f"{run} is a run of another config ({'; '.join(different)}): choose another "
+                "--workdir, or the same config to continue it"
+            )
+    elif run.exists() and any(run.iterdir()):
+        raise UserError(f"{run} is not empty and holds no run: choose another --workdir")
+    else:
+        run.mkdir(parents=True, exist_ok=True)
+    path.write_text(configuration.save(config))
+
+
+def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
+    """Trains a config in a run directory, from where that run has stopped.
+
+    On SIGINT and SIGTERM the current step is finished and saved, and Interrupted is raised. Raises
+    UserError for a directory of another config, a batch that does not divide over the devices, and
+    a loss that is not finite.
+    """
+    # ----- What to run on, and what to run ------------------------------------------------------
+    claim_run(run, config)
+    parallel = Parallel(config.parallel.backend)
+    parallel.check_batch(config.train.batch, "train.batch")
+    parallel.check_batch(config.eval.batch, "eval.batch")
+    method = methods.from_config(config)
+    model = methods.build(config, AXIS)
+    mask_size = methods.map_size(config) if config.supervision == "full" else None
+    optimizer = make_optimizer(config.train)
+    state = initial_state(model, optimizer)
+    parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
+    log.info(
+        "%s, %s supervision: %.2f million parameters, started from scheme %r, on %d × %s",
+        config.method,
+        config.supervision,
+        parameters / 1e6,
+        config.init.scheme,
+        parallel.mesh.size,
+        jax.devices()[0].device_kind,
+    )
+
+    # ----- Where the run has stopped -------------------------------------------------------------
+    checkpoints = Checkpoints(run, keep_best=config.train.keep_best)
+    total = config.train.epochs * config.train.steps_per_epoch
+    start = checkpoints.latest() or 0
+    if start:
+        state = checkpoints.restore(start, state)
+        log.info("%s: continuing at step %d of %d", run, start, total)
+    if start >= total:
+        checkpoints.close()
+        return
+    state = parallel.replicate(state)
+    train_step = parallel.map(make_train_step(method, model, optimizer, config.seed), donate=True)
+    loss_step = parallel.map(make_loss_step(method, model))
+    batches = pipeline.train_batches(
+        config,
+        mask_size=mask_size,
+        start_step=start,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    valid = pipeline.Examples((*config.data.real, *config.data.fake), "valid", config.data.dir)
+    run_log = RunLog(run, start_step=start, total_steps=total)
+
+    # ----- Loop -----------------------------------------------------------------------------------
+    signals: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: signals.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    pending: list[dict[str, jax.Array]] = []  # metrics of steps whose values were not fetched yet
+    since, waited, images = time.monotonic(), 0.0, 0
+    try:
+        for step in range(start + 1, total + 1):
+            began = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - began
+            (state, metrics), _ = train_step(state, parallel.shard(batch))
+            pending.append(metrics)
+            images += config.train.batch
+            epoch_ends = step % config.train.steps_per_epoch == 0
+
+            if step % config.train.log_every == 0 or epoch_ends or signals:
+                values = [parallel.one(metrics) for metrics in pending]
+                _check_finite([v["loss"] for v in values], step - len(values) + 1, checkpoints)
+                elapsed = time.monotonic() - since
+                mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
+                speed = {"images_per_second": images / elapsed, "data_wait": waited / elapsed}
+                run_log.scalars(step, {**mean, **speed})
+                run_log.progress(step, mean["loss"], speed["images_per_second"])
+                pending, since, waited, images = [], time.monotonic(), 0.0, 0
+
+            if signals and not epoch_ends:
+                checkpoints.save(step, parallel.one(state), math.inf)  # not validated: ranks last
+                raise Interrupted(signals[0], step)
+
+            if epoch_ends:
+                losses = _validate(config, valid, loss_step, state, parallel, mask_size)
+                run_log.scalars(step, losses)
+                parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                run_log.say(f"epoch {step // config.train.steps_per_epoch}: {parts}")
+                checkpoints.save(step, parallel.one(state), losses["valid_loss"])
+                since = time.monotonic()
+                if signals and step < total:
+                    raise Interrupted(signals[0], step)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        run_log.close()
+        checkpoints.close()
+
+
+def _check_finite(losses: list[float], first_step: int, checkpoints: Checkpoints) -> None:
+    for offset, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            good = checkpoints.latest()
+            kept = f"{checkpoints.directory / str(good)}" if good else "none yet"
+            raise UserError(
+                f"the loss is {loss} at step {first_step + offset}; last good checkpoint: {kept}"
+            )
+
+
+def _validate(
+    config: ml_collections.ConfigDict,
+    examples: pipeline.Examples,
+    loss_step: Step,
+    state: State,
+    parallel: Parallel,
+    mask_size: int | None,
+) -> dict[str, float]:
+    """Mean losses over the whole validation split, as "valid_loss" and so on."""
+    batches = pipeline.eval_batches(
+        examples,
+        config,
+        mask_size=mask_size,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    sums: dict[str, float] = {}
+    for batch in batches:
+        del batch["index"]
+        part, _ = loss_step(state, parallel.shard(batch))
+        for name, value in parallel.one(part).items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    weight = sums.pop("weight")
+    return {f"valid_{name}": value / weight for name, value in sums.items()}
