@@ -5,7 +5,6 @@ returns it locked, so that a misspelt override fails.
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -98,22 +97,19 @@ def base() -> ml_collections.ConfigDict:
     return config
 
 
-def parse_variant(
-    arg: str | None, choices: dict[str, Sequence[str]]
-) -> dict[str, str | None]:
-    """Reads a config file's argument, "setup=b,source=celebahq".
+def variant(arg: str | None) -> dict[str, Any]:
+    """Reads a config file's argument, "setup=b,source=celebahq", into arguments of `set_data`.
 
-    Returns the value of each key of `choices`, None where it is not given. An empty sequence of
-    choices admits anything. Raises ConfigError for another key or value, listing what is valid.
+    Raises ConfigError for another key or value, listing what is valid.
     """
-    values: dict[str, str | None] = dict.fromkeys(choices)
+    generators = {g for kinds in _GENERATORS.values() for valid in kinds.values() for g in valid}
+    choices = {"setup": SETUPS, "source": SOURCES, "generator": tuple(sorted(generators))}
+    values: dict[str, Any] = {"setup": "a", "source": "portraits", "generator": None}
     for part in filter(None, (arg or "").split(",")):
-        key, separator, value = part.partition("=")
-        if key not in choices or not separator:
-            forms = ", ".join(f"{k}={'|'.join(v) or '…'}" for k, v in choices.items())
-            raise ConfigError(f"config variant {part!r} is not one of: {forms}")
-        if choices[key] and value not in choices[key]:
-            raise ConfigError(f"{key}={value}: choose from {', '.join(choices[key])}")
+        key, _, value = part.partition("=")
+        if value not in choices.get(key, ()):
+            forms = "; ".join(f"{k}={'|'.join(v)}" for k, v in choices.items())
+            raise ConfigError(f"config variant {part!r} is not one of {forms}")
         values[key] = value
     return values
 
@@ -174,7 +170,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if not 1 <= config.model.depth <= 12:
         raise ConfigError(f"config.model.depth = {config.model.depth}: Xception has blocks 1 to 12")
     if not config.data.fake or not config.data.test_fake or not config.data.test_real:
-        raise ConfigError("config.data: fake, test_fake and test_real name the subsets; one is empty")
+        raise ConfigError(
+            "config.data: fake, test_fake and test_real name the subsets; one is empty"
+        )
     if config.supervision == "weak" and not config.data.real:
         raise ConfigError("config.data.real is empty: weak supervision needs real images")
     if config.supervision == "full" and config.data.real:

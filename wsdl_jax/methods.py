@@ -94,7 +94,7 @@ def _grad_cam(config: ml_collections.ConfigDict, kwargs: dict[str, Any]) -> Meth
             network=lambda axis_name, rngs: FCN(axis_name=axis_name, rngs=rngs, **kwargs),
             loss=_map_loss(losses.patches_full, "mask"),
             localize=_from_map_logits,
-            )
+        )
 
     def loss(model: ImageClassifier, batch: Batch) -> tuple[Array, Metrics]:
         logits = model(batch["image"]).image_logits

@@ -17,12 +17,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float, UInt8
 from PIL import Image
-from wsdl_data import build
 
+from wsdl_data import build
 from wsdl_jax.configuration import ConfigError
 
 Batch = dict[str, np.ndarray]
 REAL, FAKE = 0, 1
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -221,5 +222,5 @@ def _worker_started(worker: int, count: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1  # a worker dies with its parent, however that died
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # A worker dies with its parent, however that died.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

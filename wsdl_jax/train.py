@@ -24,7 +24,7 @@ log = logging.getLogger("wsdl_jax")
 State = dict[str, Any]  # step, params, stats (of BatchNorm), optimizer
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (it is no error)
     """The run was asked to stop; it has saved its state and can be continued."""
 
     def __init__(self, signal_number: int, step: int):
@@ -38,7 +38,9 @@ def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransforma
     if train.schedule == "cosine":
         rate = optax.cosine_decay_schedule(rate, train.epochs * train.steps_per_epoch)
     adam = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
-    return optax.chain(optax.clip_by_global_norm(train.clip_norm), adam) if train.clip_norm else adam
+    return (
+        optax.chain(optax.clip_by_global_norm(train.clip_norm), adam) if train.clip_norm else adam
+    )
 
 
 def make_train_step(
@@ -53,7 +55,7 @@ def make_train_step(
 
     def step(state: State, batch: pipeline.Batch):
         def objective(params: nnx.State):
-            # A copy, since updating the statistics of shared variables inside a gradient is refused.
+            # A copy: inside a gradient, statistics of shared variables cannot be updated.
             network = nnx.merge(graphdef, params, state["stats"], rest, copy=True)
             key = jax.random.fold_in(jax.random.key(seed), state["step"])
             nnx.reseed(network, dropout=jax.random.fold_in(key, jax.lax.axis_index(AXIS)))
@@ -142,10 +144,10 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     state = initial_state(model, optimizer)
     parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
     log.info(
-        "%s, %s supervision: %.2f million parameters, started from scheme %r, on %d × %s",
+        "%s, %s supervision: %s parameters, started from scheme %r, on %d × %s",
         config.method,
         config.supervision,
-        parameters / 1e6,
+        f"{parameters:,}",
         config.init.scheme,
         parallel.mesh.size,
         jax.devices()[0].device_kind,

@@ -16,7 +16,9 @@ from jaxtyping import Array, Float
 Dtype = Any
 
 
-def _by_platform(on_cpu: Callable[..., Array], native: Callable[..., Array]) -> Callable[..., Array]:
+def _by_platform(
+    on_cpu: Callable[..., Array], native: Callable[..., Array]
+) -> Callable[..., Array]:
     """One differentiable operator out of two equal ones, the CPU's and everybody else's.
 
     The gradient is chosen by platform as well: differentiating through the choice itself would
@@ -114,9 +116,7 @@ def _pool_gradient_slices(x: Array, out: Array, gradient: Array) -> Array:
 
     def tap(i: int, j: int, down: int, right: int) -> Array:
         """Tap (i, j) of the windows `down` rows below and `right` columns to the right."""
-        return jnp.pad(
-            taps[3 * i + j][:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0))
-        )
+        return jnp.pad(taps[3 * i + j][:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))
 
     # Window (r, c) covers the rows 2r-1 … 2r+1. So an even row 2r is the middle of window r, an
     # odd row 2r+1 is the last of window r and the first of window r+1; columns alike.
@@ -125,7 +125,9 @@ def _pool_gradient_slices(x: Array, out: Array, gradient: Array) -> Array:
         [sum(tap(i, j, d, e) for i, d in vertical[p] for j, e in vertical[q]) for q in (0, 1)]
         for p in (0, 1)
     ]
-    full = jnp.stack([jnp.stack(row, axis=3) for row in grid], axis=2)  # [B, rows, 2, columns, 2, C]
+    full = jnp.stack(
+        [jnp.stack(row, axis=3) for row in grid], axis=2
+    )  # [B, rows, 2, columns, 2, C]
     return full.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width]
 
 

@@ -1,4 +1,4 @@
-"""Patches (Chai et al., 2020): the first blocks of Xception, and a real-or-fake score a location."""
+"""Patches (Chai et al., 2020): the first blocks of Xception, and a class score a location."""
 
 import jax.numpy as jnp
 from flax import nnx

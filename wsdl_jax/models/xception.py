@@ -1,5 +1,6 @@
-"""Xception (Chollet, 2017) in the variant of the published experiments, and its image classifier."""
+"""Xception (Chollet, 2017) as the published experiments have it, and its image classifier."""
 
+import itertools
 import math
 from typing import Any
 
@@ -34,8 +35,7 @@ class Block(nnx.Module):
     ):
         """widths: channels that go into the block, then those behind each of its convolutions."""
         self.convs = nnx.List(
-            SeparableConv(a, b, dtype=dtype, rngs=rngs)
-            for a, b in zip(widths, widths[1:], strict=False)
+            SeparableConv(a, b, dtype=dtype, rngs=rngs) for a, b in itertools.pairwise(widths)
         )
         self.norms = nnx.List(BatchNorm(b, axis_name=axis_name) for b in widths[1:])
         self.pool = pool
@@ -91,9 +91,7 @@ class Trunk(nnx.Module):
         last = scaled(1024, width)
         blocks = [
             Block((before, after, after), pool=True, leading_relu=index > 0, **kwargs)
-            for index, (before, after) in enumerate(
-                zip([stem[1], *entry], entry, strict=False)
-            )
+            for index, (before, after) in enumerate(zip([stem[1], *entry], entry, strict=False))
         ]
         blocks += [Block((middle,) * 4, pool=False, **kwargs) for _ in range(8)]
         # Block 12 grows at its second convolution, the entry blocks at their first.
@@ -106,7 +104,7 @@ class Trunk(nnx.Module):
         if min(images.shape[1:3]) < SMALLEST_IMAGE:
             height, width = images.shape[1:3]
             raise ValueError(
-                f"images of {height}×{width} pixels; Xception takes {SMALLEST_IMAGE} and more a side"
+                f"images of {height}×{width} pixels; Xception takes {SMALLEST_IMAGE} and more"
             )
         x = nnx.relu(self.norm1(self.conv1(images)))
         return nnx.relu(self.norm2(self.conv2(x)))

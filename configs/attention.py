@@ -1,0 +1,43 @@
+"""Attention: a learned mask that gates the features of an image classifier.
+
+    python -m wsdl_jax.main --config configs/attention.py
+    python -m wsdl_jax.main --config configs/attention.py:setup=b,source=celebahq
+
+Variants: setup=a|b|c, source=portraits|celebahq|ffhq, generator=… (see `set_data`).
+"""
+
+from wsdl_jax import configuration
+
+
+def get_config(arg: str | None = None):
+    """The config of a variant. Raises ConfigError for one that does not exist."""
+    variant = configuration.variant(arg)
+    config = configuration.base()
+    config.method = "attention"
+    configuration.set_data(config, **variant)
+    if variant["source"] == "portraits":
+        _laptop(config)
+    else:
+        _paper(config, variant["source"])
+    return config
+
+
+def _laptop(config):
+    config.data.image_size = 128
+    config.model.width = 0.125
+    config.train.batch = 16
+    config.train.epochs = 5
+    config.train.steps_per_epoch = 100
+    config.eval.batch = 50
+
+
+def _paper(config, source):
+    config.init.scheme = "normal"
+    config.train.batch = 16
+    if config.supervision == "weak":
+        config.train.learning_rate = 1e-4
+        config.train.epochs = 15
+    else:
+        config.data.mask_resize = "bilinear"
+        config.train.learning_rate = 3e-4
+        config.train.epochs = 30 if source == "ffhq" else 15

@@ -1,0 +1,45 @@
+"""Grad-CAM: an explanation of an image classifier; an FCN on the same backbone in setup C.
+
+    python -m wsdl_jax.main --config configs/grad_cam.py
+    python -m wsdl_jax.main --config configs/grad_cam.py:setup=b,source=celebahq
+
+Variants: setup=a|b|c, source=portraits|celebahq|ffhq, generator=… (see `set_data`).
+"""
+
+from wsdl_jax import configuration
+
+
+def get_config(arg: str | None = None):
+    """The config of a variant. Raises ConfigError for one that does not exist."""
+    variant = configuration.variant(arg)
+    config = configuration.base()
+    config.method = "grad_cam"
+    configuration.set_data(config, **variant)
+    if variant["source"] == "portraits":
+        _laptop(config)
+    elif config.supervision == "weak":
+        _paper_weak(config)
+    else:
+        _paper_full(config)
+    return config
+
+
+def _laptop(config):
+    config.data.image_size = 128
+    config.model.width = 0.125
+    config.train.batch = 16
+    config.train.epochs = 5
+    config.train.steps_per_epoch = 100
+    config.eval.batch = 50
+
+
+def _paper_weak(config):
+    config.data.resize = "lanczos"
+    config.data.flip = True
+    config.train.batch = 32
+    config.train.epochs = 100
+
+
+def _paper_full(config):
+    config.train.batch = 16
+    config.train.epochs = 50

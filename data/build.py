@@ -1,0 +1,297 @@
+"""Prepares datasets as TFDS folders of ArrayRecord files, without TensorFlow.
+
+    python -m wsdl_data.build portraits
+    python -m wsdl_data.build dolos --config celebahq_real --manual_dir DIR
+
+A subset is complete or absent: it is built in a temporary folder, which is renamed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import importlib
+import io
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+from tqdm import tqdm
+
+_MODULES = {
+    "dolos": "wsdl_data.dolos.dolos_dataset_builder",
+    "portraits": "wsdl_data.portraits.portraits_dataset_builder",
+}
+
+
+class BuildError(Exception):
+    """A dataset could not be built or read. The message is one line that says what and where."""
+
+
+def builder_class(dataset: str) -> type[tfds.core.DatasetBuilder]:
+    """The TFDS builder of `dataset`. Raises ValueError, with the valid names, for an unknown one.
+
+    It is imported here, since only the dataset in use should cost its import.
+    """
+    if dataset not in _MODULES:
+        raise ValueError(f"no dataset {dataset!r}; choose from {', '.join(_MODULES)}")
+    return importlib.import_module(_MODULES[dataset]).Builder
+
+
+def make_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+    """The builder of one subset, prepared or not.
+
+    Args:
+        name: dataset and config, such as "dolos/celebahq_real" or "portraits/real".
+        data_dir: root of the prepared datasets; None for TFDS's own ($TFDS_DATA_DIR, or else
+            ~/tensorflow_datasets).
+
+    Raises:
+        ValueError: there is no such dataset or config; the message lists the valid ones.
+        BuildError: the subset is there, but its description cannot be read.
+    """
+    dataset, _, config_name = name.partition("/")
+    cls = builder_class(dataset)
+    config = cls.config_for(config_name)
+    if data_dir is not None:
+        data_dir = os.fspath(epath.Path(data_dir).expanduser())
+    try:
+        with _tfds_silenced():
+            return cls(config=config, data_dir=data_dir)
+    except Exception as error:  # Of the file system, JSON, protobuf or TFDS.
+        root = epath.Path(data_dir or tfds.core.constants.DATA_DIR)
+        raise BuildError(
+            f"{name}: {root / dataset / config.name / str(cls.VERSION)} cannot be read"
+            f" ({_line(error)}); delete this folder and build again"
+        ) from error
+
+
+def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    """Whether the subset is on disk with all its files, also if another process has built it."""
+    return builder.data_path.exists() and not _faults(builder)
+
+
+def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) -> None:
+    """Builds a subset unless it is prepared; returns when it is ready to be read.
+
+    Of two processes that prepare the same subset the second waits for the first. What a killed
+    build has left is removed. On failure, and on KeyboardInterrupt, nothing half-built stays.
+
+    Args:
+        builder: from `make_builder`.
+        manual_dir: folder of the files downloaded by hand, for datasets that need them; None for
+            TFDS's own, `downloads/manual` in the data directory.
+
+    Raises:
+        BuildError: the build failed, or what is there is damaged.
+    """
+    name = f"{builder.name}/{builder.builder_config_name}"
+    try:
+        if is_prepared(builder):
+            return
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            manual_dir = _manual_dir(builder, manual_dir)
+        folder = Path(builder.data_dir).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / ".build.lock", name):
+            if is_prepared(builder):
+                return
+            if builder.data_path.exists():
+                raise BuildError(
+                    f"{builder.data_dir}: damaged ({_faults(builder)});"
+                    " delete this folder and build again"
+                )
+            try:
+                _remove_unfinished(folder)
+                _build(builder, name, manual_dir)
+            finally:
+                _remove_unfinished(folder)
+    except BuildError as error:
+        raise BuildError(f"{name}: {error}") from error.__cause__
+    except Exception as error:
+        raise BuildError(f"{name}: {_line(error)}") from error
+
+
+def _manual_dir(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> str:
+    """The folder of the files downloaded by hand. Raises BuildError if there is none."""
+    folder = Path(manual_dir or builder.data_dir_root / "downloads" / "manual").expanduser()
+    if not folder.is_dir():
+        raise BuildError(f"no folder {folder}. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+    return os.fspath(folder)
+
+
+def _build(builder: tfds.core.DatasetBuilder, name: str, manual_dir: str | None) -> None:
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+    with _tfds_silenced(), _progress(builder, name):
+        builder.download_and_prepare(file_format="array_record", download_config=config)
+
+
+def _faults(builder: tfds.core.DatasetBuilder) -> str:
+    """What is missing of the folder of a prepared subset; empty if nothing is."""
+    with _tfds_silenced():
+        if not builder.is_prepared():
+            return "its description is missing"
+        if not builder.info.splits:  # Built by another process after `builder` was made.
+            builder.info.read_from_directory(builder.data_dir)
+    for split in builder.info.splits.values():
+        for path in split.filepaths:
+            if not path.exists():
+                return f"{path.name} is missing"
+    return "" if builder.info.splits else "it has no splits"
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what builds have left half-done. The lock says that none of them is alive."""
+    for path in folder.glob("incomplete.*"):
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, name: str) -> Iterator[None]:
+    """Holds a lock that the system frees when this process ends, however it ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: waiting for the process that is building it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _tfds_silenced() -> Iterator[None]:
+    """Keeps back TFDS's own bars, prints and warnings; those of the datasets pass."""
+    # TFDS logs through absl's logger. absl's own `set_verbosity` would set the root's level, too.
+    absl_logger = logging.getLogger("absl")
+    level = absl_logger.level
+    absl_logger.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        absl_logger.setLevel(level)
+
+
+# Seconds between two lines, and before the first.
+_PACE = {"mininterval": 10, "delay": 10, "ncols": 0}
+
+
+class _Lines(tqdm):
+    """Progress as whole lines, for logs and pipes."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg != "":  # Empty: tqdm clears the bar at the end.
+            print(self, file=self.fp, flush=True)
+
+
+@contextlib.contextmanager
+def _progress(builder: tfds.core.DatasetBuilder, name: str) -> Iterator[None]:
+    """Shows the examples that go by, at the one place where both kinds of TFDS builder pass.
+
+    The number to come is the builder's `num_examples`, which it may know only once it has begun.
+    """
+    features, bar = builder.info.features, None
+    encode_example = features.encode_example
+
+    def counted(example: dict[str, Any]) -> dict[str, Any]:
+        nonlocal bar
+        if bar is None:
+            total = getattr(builder, "num_examples", None)
+            kind, pace = (tqdm, {}) if sys.stderr.isatty() else (_Lines, _PACE)
+            bar = kind(desc=name, total=total, unit=" images", leave=False, **pace)
+        encoded = encode_example(example)
+        bar.update()
+        return encoded
+
+    features.encode_example = counted
+    try:
+        yield
+    finally:
+        del features.encode_example
+        if bar is not None:
+            bar.close()
+
+
+def _line(error: BaseException) -> str:
+    """An exception as one line; its type is named where its message may not speak for itself."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status: 0 ready, 1 a build failed, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wsdl_data.build",
+        description="Prepare datasets as TFDS folders of ArrayRecord files.",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{' or '.join(_MODULES)}, or dataset/config"
+    )
+    parser.add_argument(
+        "--config", action="append", default=[], help="only this config of NAME; may be repeated"
+    )
+    parser.add_argument("--manual_dir", metavar="DIR", help="the unpacked Dolos folder")
+    parser.add_argument(
+        "--data_dir", metavar="DIR", help="where to write (default: ~/tensorflow_datasets)"
+    )
+    parser.add_argument("--list", action="store_true", help="list datasets and configs, then stop")
+    arguments = parser.parse_args(argv)
+    if arguments.list:
+        print("\n".join(_expand(list(_MODULES), [])))
+        return 0
+    if not arguments.names:
+        parser.error(f"name a dataset: {', '.join(_MODULES)}")
+    try:
+        names = _expand(arguments.names, arguments.config)
+    except ValueError as error:
+        parser.error(str(error))
+
+    logging.basicConfig(format="warning: %(message)s")
+    try:
+        for name in names:
+            builder = make_builder(name, arguments.data_dir)
+            already = is_prepared(builder)
+            prepare(builder, arguments.manual_dir)
+            sizes = ", ".join(f"{s.num_examples} {k}" for k, s in builder.info.splits.items())
+            print(f"{name}: {sizes} images{' already' if already else ''} in {builder.data_dir}")
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted, nothing was kept of it", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _expand(names: Sequence[str], configs: Sequence[str]) -> list[str]:
+    """Full names of subsets: a dataset alone stands for `configs`, or if that is empty, for all.
+
+    Raises ValueError for what does not exist, so that it is found before anything is built.
+    """
+    subsets = []
+    for name in names:
+        dataset, slash, config = name.partition("/")
+        if slash and configs:
+            raise ValueError(f"{name!r} already names a config: --config does not go with it")
+        cls = builder_class(dataset)
+        chosen = [config] if slash else list(configs) or list(cls.builder_configs)
+        subsets += [f"{dataset}/{cls.config_for(chosen_config).name}" for chosen_config in chosen]
+    return subsets
+
+
+if __name__ == "__main__":
+    # The module again under its own name, so that its BuildError is the one that others import.
+    from wsdl_data.build import main as _main
+
+    sys.exit(_main())

@@ -1,0 +1,341 @@
+"""Dolos (Țânțaru, Oneață and Oneață, WACV 2024), from the folder that its authors distribute.
+
+A folder is listed and paired before anything is written, every image is decoded before it is kept,
+and the first fault found stops the build with the file named.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import io
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+_LOG = logging.getLogger(__name__)
+
+# Input bytes per ArrayRecord file. TFDS keeps a shard's examples until the shard is closed, so this
+# also bounds the memory of a build.
+_SHARD_BYTES = 64 << 20
+_NOT_IMAGES = {"thumbs.db", "desktop.ini"}
+# Pillow's 8-bit modes. Others (16-bit grey, float) would be clipped by a conversion.
+_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+
+_PNG_END = b"IEND" + zlib.crc32(b"IEND").to_bytes(4)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class DolosConfig(tfds.core.BuilderConfig):
+    """A subset of Dolos.
+
+    Attributes:
+        images: folder of the images, which holds a folder for each split; relative to the root.
+        masks: folder of the masks, laid out like the images; None where the subset has none.
+        label: "real" or "fake".
+        counts: the paper's number of images for each split that the subset has.
+    """
+
+    images: str
+    masks: str | None
+    label: str
+    counts: dict[str, int]
+
+
+def _subset(name: str, folder: str, *counts: int, masks: bool = False) -> DolosConfig:
+    """The subset in `folder`, with the paper's counts of train, valid and, if it has one, test."""
+    return DolosConfig(
+        name=name,
+        images=f"{folder}/images" if masks else folder,
+        masks=f"{folder}/masks" if masks else None,
+        label="real" if folder.endswith("/real") else "fake",
+        counts=dict(zip(("train", "valid", "test"), counts, strict=False)),
+    )
+
+
+class Builder(tfds.core.ShardBasedBuilder):
+    """The ten subsets of Dolos.
+
+    Shard-based, since TFDS's `GeneratorBasedBuilder` needs TensorFlow for the temporary files of a
+    split above 1 GB. Examples are stored in the order of their file names.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Initial release."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Dolos is downloaded by hand (see data/dolos/README.md): manual_dir is the unpacked folder,"
+        " which holds celebahq/ and ffhq/"
+    )
+    BUILDER_CONFIGS: ClassVar[list[DolosConfig]] = [
+        _subset("celebahq_real", "celebahq/real", 9_000, 900, 900),
+        _subset("ffhq_real", "ffhq/real", 9_000, 900),
+        _subset("celebahq_p2", "celebahq/fake/p2", 9_000, 1_000),
+        _subset("ffhq_p2", "ffhq/fake/p2", 9_000, 1_000),
+        _subset(
+            "celebahq_repaint_p2", "celebahq/fake/repaint-p2", 30_000, 3_000, 8_500, masks=True
+        ),
+        _subset("ffhq_repaint_p2", "ffhq/fake/repaint-p2", 30_000, 3_000, masks=True),
+        _subset(
+            "celebahq_repaint_p2_9k", "celebahq/fake/repaint-p2-9k", 9_000, 900, 900, masks=True
+        ),
+        _subset("celebahq_ldm", "celebahq/fake/ldm", 9_000, 900, 900, masks=True),
+        _subset("celebahq_lama", "celebahq/fake/lama", 9_000, 900, 900, masks=True),
+        _subset("celebahq_pluralistic", "celebahq/fake/pluralistic", 9_000, 900, 900, masks=True),
+    ]
+
+    # Images of the build under way, for its progress bar; None until the folder has been listed.
+    num_examples: int | None = None
+
+    @classmethod
+    def config_for(cls, name: str) -> DolosConfig:
+        """The subset called `name`. Raises ValueError, with the valid names, for any other."""
+        try:
+            return cls.builder_configs[name]
+        except KeyError:
+            raise ValueError(
+                f"dolos has no config {name!r}; choose from {', '.join(cls.builder_configs)}"
+            ) from None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3), dtype=np.uint8),
+            "label": tfds.features.ClassLabel(names=["real", "fake"]),
+            "key": tfds.features.Text(),
+        }
+        if self.builder_config.masks:
+            features["mask"] = tfds.features.Image(
+                shape=(None, None, 1), dtype=np.uint8, encoding_format="png"
+            )
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features),
+            homepage="https://github.com/bit-ml/dolos",
+            citation=(
+                "@inproceedings{tantaru2024weakly,\n"
+                "  title={Weakly-supervised deepfake localization in diffusion-generated images},\n"
+                "  author={T\\,{a}n\\,taru, Drago\\c{s} and Onea\\c{t}\\u{a}, Elisabeta"
+                " and Onea\\c{t}\\u{a}, Dan},\n"
+                "  booktitle={WACV},\n"
+                "  year={2024}\n"
+                "}"
+            ),
+        )
+
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Sequence[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
+        # Another library may have switched this on; a truncated image would then pass as grey.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        config = self.builder_config
+        root = find_root(Path(dl_manager.manual_dir), config.images.split("/")[0])
+        splits = {
+            split: pair(
+                root / config.images / split, root / config.masks / split if config.masks else None
+            )
+            for split in config.counts
+        }
+        counts = {split: len(pairs) for split, pairs in splits.items()}
+        if counts != config.counts:
+            _LOG.warning(
+                "%s: %s images, where the paper has %s",
+                root / config.images,
+                ", ".join(f"{count} {split}" for split, count in counts.items()),
+                ", ".join(f"{count} {split}" for split, count in config.counts.items()),
+            )
+        self.num_examples = sum(counts.values())
+        return {
+            split: [functools.partial(self._examples, shard) for shard in _shards(pairs)]
+            for split, pairs in splits.items()
+        }
+
+    def _examples(self, shard: Sequence[Pair]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for paths, (image, mask) in zip(shard, _ahead(read_pair, shard), strict=True):
+            example = {
+                "image": image,
+                "label": self.builder_config.label,
+                "key": paths.image.name,
+            }
+            if mask is not None:
+                example["mask"] = mask
+            yield paths.image.name, example
+
+
+class Pair(NamedTuple):
+    """An image file and, where the subset has masks, its mask's file."""
+
+    image: Path
+    mask: Path | None
+
+
+def find_root(manual_dir: Path, source: str) -> Path:
+    """The folder that holds `source`: `manual_dir` itself or a folder in it.
+
+    Raises:
+        FileNotFoundError: neither holds it; the message says what was tried.
+        ValueError: several folders in `manual_dir` hold it.
+    """
+    if (manual_dir / source).is_dir():
+        return manual_dir
+    roots = sorted(path.parent for path in manual_dir.glob(f"[!.]*/{source}") if path.is_dir())
+    if not roots:
+        raise FileNotFoundError(
+            f"no folder {source}/: tried {manual_dir / source} and {manual_dir / '*' / source};"
+            " manual_dir must be the unpacked Dolos folder, or one that contains it"
+        )
+    if len(roots) > 1:
+        raise ValueError(
+            f"several folders hold {source}/: {', '.join(map(str, roots))};"
+            " manual_dir must be one of them"
+        )
+    return roots[0]
+
+
+def pair(images: Path, masks: Path | None) -> list[Pair]:
+    """Lists a split: every image, in the order of the file names, with the mask of the same stem.
+
+    A mask without an image is only warned of: nothing is lost with it.
+
+    Raises:
+        FileNotFoundError: a folder is missing or empty, or an image has no mask.
+        ValueError: two files of a folder share a stem, or something in it is not a file.
+    """
+    image_files = _files(images, "images")
+    if masks is None:
+        return [Pair(path, None) for path in image_files.values()]
+    mask_files = _files(masks, "masks")
+    for stem, path in image_files.items():
+        if stem not in mask_files:
+            raise FileNotFoundError(f"{path}: no mask {masks / stem}.*")
+    if unused := [path for stem, path in mask_files.items() if stem not in image_files]:
+        _LOG.warning(
+            "%s: %d masks without an image are left out, %s first",
+            masks,
+            len(unused),
+            unused[0].name,
+        )
+    if lossy := [path for path in mask_files.values() if path.suffix.lower() in (".jpg", ".jpeg")]:
+        _LOG.warning(
+            "%s: %d masks are JPEG files, whose rounding near white counts as manipulated",
+            masks,
+            len(lossy),
+        )
+    return [Pair(path, mask_files[stem]) for stem, path in image_files.items()]
+
+
+def _files(folder: Path, what: str) -> dict[str, Path]:
+    """The files of `folder` by their stems, sorted by name, without those that systems leave."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of {what}")
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name.lower() in _NOT_IMAGES:
+            continue
+        if not path.is_file():
+            raise ValueError(f"{path}: not a file, where only {what} are expected")
+        if path.stem in files:
+            raise ValueError(f"{path}: {files[path.stem].name} beside it has the same stem")
+        files[path.stem] = path
+    if not files:
+        raise FileNotFoundError(f"{folder}: no {what} in this folder")
+    return files
+
+
+def read_pair(pair: Pair) -> tuple[bytes, bytes | None]:
+    """Reads and checks an image and its mask.
+
+    Returns:
+        image: an encoded 8-bit RGB image: the file's own bytes if it is a PNG or a JPEG of that
+            kind, else a PNG of its pixels as RGB (transparency is dropped).
+        mask: a single-channel PNG, 255 minus the first channel of the file, so that 0 is untouched
+            and 255 manipulated; None if the pair has no mask.
+
+    Raises:
+        ValueError: a file cannot be decoded to its end, is not of 8 bits, or the sizes differ.
+    """
+    encoded, image = _decode(pair.image)
+    # The reader decodes to three 8-bit channels only if the file has them: Pillow calls a 16-bit
+    # PNG and one with a transparent colour RGB, too. Byte 24 of a PNG is its bit depth.
+    plain = image.format == "JPEG" or (image.format == "PNG" and encoded[24] == 8)
+    if not (plain and image.mode == "RGB" and "transparency" not in image.info):
+        encoded = _png(_rgb(image))
+    if pair.mask is None:
+        return encoded, None
+    _, mask = _decode(pair.mask)
+    if mask.size != image.size:
+        raise ValueError(
+            f"{pair.mask}: the mask is {mask.width}x{mask.height},"
+            f" its image {image.width}x{image.height}"
+        )
+    return encoded, _png(ImageOps.invert(_rgb(mask).getchannel(0)))
+
+
+def _decode(path: Path) -> tuple[bytes, Image.Image]:
+    """The bytes of an image file and its pixels, decoded to the end."""
+    encoded = path.read_bytes()
+    try:
+        # `verify` checks a PNG's checksums, which decoding alone does not, but not that of its last
+        # chunk, without which other readers (OpenCV) refuse the file.
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.verify()
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+        if image.format == "PNG" and _PNG_END not in encoded:
+            raise ValueError("no end of file")
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: {'not an image' if encoded else 'an empty file'}") from None
+    except Exception as error:  # Pillow's decoders raise a dozen types for damaged files.
+        raise ValueError(f"{path}: unreadable or truncated image ({error})") from error
+    if image.mode not in _MODES:
+        raise ValueError(f"{path}: pixels of mode {image.mode}, where 8 bits are expected")
+    return encoded, image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.info.pop("transparency", None)  # Or it would be written into the copy.
+    return image.convert("RGB")
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _shards(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Cuts a split into consecutive runs of about `_SHARD_BYTES`."""
+    shards, size = [[]], 0
+    for paths in pairs:
+        if size >= _SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(paths)
+        size += sum(path.stat().st_size for path in paths if path)
+    return shards
+
+
+def _ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], results: int = 64
+) -> Iterator[_Result]:
+    """`map` in threads (Pillow frees the interpreter lock), at most `results` ahead of the use."""
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        futures = collections.deque()
+        try:
+            for item in items:
+                futures.append(pool.submit(function, item))
+                if len(futures) >= results:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

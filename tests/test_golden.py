@@ -1,0 +1,202 @@
+"""Networks, objectives and figures against numbers of the published code; see golden/README.md."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden import weights
+from sklearn.metrics import average_precision_score
+
+from wsdl_jax import convert, losses, metrics
+from wsdl_jax.grad_cam import grad_cam
+from wsdl_jax.models.attention import Attention
+from wsdl_jax.models.fcn import FCN
+from wsdl_jax.models.patches import Patches
+from wsdl_jax.models.xception import ImageClassifier
+
+GOLDEN = pathlib.Path(weights.__file__).parent
+OUTPUTS = np.load(GOLDEN / "outputs.npz")
+GRADIENT_NORMS = json.loads((GOLDEN / "grad_norms.json").read_text())
+LAYOUTS = json.loads((GOLDEN / "layouts.json").read_text())
+NETWORKS = {
+    "dolos-patches-block1": lambda: Patches(depth=1, rngs=nnx.Rngs(0)),
+    "dolos-patches-block2": lambda: Patches(depth=2, rngs=nnx.Rngs(0)),
+    "dolos-patches-block3": lambda: Patches(depth=3, rngs=nnx.Rngs(0)),
+    "timm-xception": lambda: ImageClassifier(rngs=nnx.Rngs(0)),
+    "ffd-attention": lambda: Attention(rngs=nnx.Rngs(0)),
+    "dolos-grad-cam-full": lambda: FCN(rngs=nnx.Rngs(0)),
+}
+IMAGES = jnp.asarray(weights.images())
+LABELS = jnp.array([0, 1])
+TOLERANCE = 1e-4  # relative to the largest entry
+
+
+@functools.cache
+def abstract(layout: str) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and shapes of a network. Drawing weights to replace them would take seconds."""
+    return nnx.split(nnx.eval_shape(NETWORKS[layout]))
+
+
+def network(layout: str) -> nnx.Module:
+    """A network of full width, in training mode, with the weights of a published layout."""
+    graphdef, state = abstract(layout)
+    model = nnx.merge(graphdef, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state))
+    convert.load_torch(model, weights.state_dict(layout))
+    return model
+
+
+def close(actual, expected) -> None:
+    expected = np.asarray(expected)
+    assert actual.shape == expected.shape
+    error = np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
+    assert error < TOLERANCE
+
+
+def outputs(model: nnx.Module):
+    """What a network in evaluation mode gives for the two golden images."""
+    model.eval()
+    return nnx.jit(lambda model, images: model(images))(model, IMAGES)
+
+
+class Training:
+    """One forward pass of a network in training mode, and gradients of losses of its outputs."""
+
+    def __init__(self, layout: str):
+        self.model = network(layout)
+        graphdef, self.params, rest = nnx.split(self.model, nnx.Param, ...)
+
+        def forward(params: nnx.State):
+            return nnx.merge(graphdef, params, rest, copy=True)(IMAGES)
+
+        self.outputs, self._pull_back = jax.vjp(jax.jit(forward), self.params)
+
+    def gradient_norms(self, loss) -> dict[str, float]:
+        """Norms of the gradient of loss(outputs), by the parameters' PyTorch names."""
+        (gradient,) = self._pull_back(jax.grad(loss)(self.outputs))
+        nnx.update(self.model, gradient)  # now each variable holds its gradient
+        named = dict(convert._names(self.model))
+        params = {id(v) for _, v in nnx.iter_graph(self.model) if isinstance(v, nnx.Param)}
+        return {
+            name: float(jnp.linalg.norm(variable[...].ravel()))
+            for name, variable in named.items()
+            if id(variable) in params
+        }
+
+
+def check_norms(actual: dict[str, float], expected: dict[str, float]) -> None:
+    assert actual.keys() == expected.keys()
+    wrong = {
+        name: (norm, expected[name])
+        for name, norm in actual.items()
+        if not abs(norm - expected[name]) <= TOLERANCE * expected[name]
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parameters_of_full_width(layout):
+    variables = nnx.filter_state(abstract(layout)[1], (nnx.Param, nnx.BatchStat))
+    count = sum(x.size for x in jax.tree.leaves(variables))
+    published = {k: v for k, v in LAYOUTS[layout].items() if not k.endswith("batches_tracked")}
+    assert count == sum(int(np.prod(shape)) for shape in published.values())
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_patches(depth):
+    layout = f"dolos-patches-block{depth}"
+    close(outputs(network(layout)).map_logits, OUTPUTS[f"{layout}/logits"])
+
+
+def test_patches_training():
+    training = Training("dolos-patches-block2")
+    targets = jnp.asarray(weights.masks(2, 37))
+
+    def weak(out):
+        return losses.patches_weak(out.map_logits, LABELS)
+
+    def full(out):
+        return losses.patches_full(out.map_logits, targets)
+
+    for name, loss in {"weak": weak, "full": full}.items():
+        close(loss(training.outputs), OUTPUTS[f"dolos-patches-block2/train_loss_{name}"])
+        check_norms(training.gradient_norms(loss), GRADIENT_NORMS[f"patches_{name}"])
+
+
+def test_attention():
+    out = outputs(network("ffd-attention"))
+    close(out.image_logits, OUTPUTS["ffd-attention/logits"])
+    close(out.attention, OUTPUTS["ffd-attention/mask"][..., 0])
+
+
+def test_attention_training():
+    training = Training("ffd-attention")
+    targets = jnp.asarray(weights.masks(2, 19))
+
+    def label_loss(out):
+        return losses.image_cross_entropy(out.image_logits, LABELS)
+
+    def mask_loss(out):
+        return losses.attention_map_weak(out.attention, LABELS)
+
+    close(label_loss(training.outputs), OUTPUTS["ffd-attention/train_loss_label"])
+    close(mask_loss(training.outputs), OUTPUTS["ffd-attention/train_loss_mask"])
+    full = losses.attention_full(training.outputs.attention, targets)
+    close(full, OUTPUTS["ffd-attention/train_loss_full"])
+    norms = training.gradient_norms(lambda out: label_loss(out) + mask_loss(out))
+    check_norms(norms, GRADIENT_NORMS["attention_weak"])
+
+
+def test_grad_cam_weak():
+    model = network("timm-xception")
+    model.eval()
+
+    @nnx.jit
+    def explain(model, images):
+        return grad_cam(model.upper, model.lower(images))
+
+    logits, maps = explain(model, IMAGES)
+    close(logits, OUTPUTS["timm-xception/logits"])
+    close(maps, OUTPUTS["timm-xception/cam"])
+
+
+def test_grad_cam_weak_training():
+    training = Training("timm-xception")
+
+    def loss(out):
+        return losses.image_cross_entropy(out.image_logits, LABELS)
+
+    close(loss(training.outputs), OUTPUTS["timm-xception/train_loss"])
+    check_norms(training.gradient_norms(loss), GRADIENT_NORMS["grad_cam_weak"])
+
+
+def test_grad_cam_full():
+    layout = "dolos-grad-cam-full"
+    close(outputs(network(layout)).map_logits, OUTPUTS[f"{layout}/logits"])
+
+
+@pytest.mark.parametrize("size", [37, 19])
+def test_localization_figures(size):
+    masks = weights.full_masks().astype(np.uint8)
+    figures = [metrics.localization(m, t) for m, t in zip(weights.maps(6, size), masks, strict=True)]
+    names = ["iou_lg", "iou_sm", "pbca_lg", "pbca_sm"]
+    actual = np.array([[figure[name] for name in names] for figure in figures])
+    np.testing.assert_allclose(actual, OUTPUTS[f"evaluation/{size}"], rtol=TOLERANCE)
+
+
+def test_average_precision():
+    real, fake = weights.scores()
+    labels = np.r_[np.zeros(len(real)), np.ones(len(fake))]
+    every = average_precision_score(labels, np.r_[real, fake])
+    np.testing.assert_allclose(every, OUTPUTS["evaluation/ap_all"], rtol=TOLERANCE)
+    # Balanced sides: subsamples of 90 of 850 scatter around the balanced figure of all, in which
+    # each real image counts 850 / 90 times.
+    sample_weight = np.where(labels == 1, 1.0, len(fake) / len(real))
+    balanced = average_precision_score(labels, np.r_[real, fake], sample_weight=sample_weight)
+    figures = metrics.detection(real, fake)
+    assert abs(figures["ap"] - balanced) < 2 * figures["ap_2sd"]
+    assert every - figures["ap"] > 0.1  # what not balancing would give

@@ -1,0 +1,57 @@
+"""What the commands share: flags, logging, one-line errors and exit codes."""
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from wsdl_data.build import BuildError
+from wsdl_jax.errors import UserError
+
+FAILED, USAGE = 1, 2  # exit codes; 128 + n after a signal n
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
+
+
+def _fail(error: BaseException, code: int) -> None:
+    if "--debug" in sys.argv:
+        raise error
+    message = " ".join(str(error).split())
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = app.parse_flags_with_usage(list(argv))
+    # A config file raises what it likes: UserError of ours, AttributeError and KeyError of
+    # ml_collections for a misspelt override, TypeError for a value of another type.
+    except (UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(error, USAGE)
+    if len(rest) > 1:
+        _fail(UserError(f"unexpected argument {rest[1]!r}; see --help"), USAGE)
+    return rest
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Parses the flags and runs a command.
+
+    Errors that are the user's to mend end it with one line and code 1, or 2 while flags and config
+    are read; Ctrl-C with code 130, unless `main` handles it. `--debug` shows tracebacks instead.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        # absl's own handler writes to stderr with a prefix that says nothing to a user.
+        absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        logging.getLogger("wsdl_jax").setLevel(logging.INFO)
+        try:
+            main(argv)
+        except (UserError, BuildError) as error:
+            _fail(error, FAILED)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+
+    app.run(guarded, flags_parser=_parse)

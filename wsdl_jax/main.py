@@ -1,0 +1,51 @@
+"""Trains and evaluates one config.
+
+    python -m wsdl_jax.main --config configs/attention.py
+    python -m wsdl_jax.main --config configs/patches.py:setup=b --config.train.epochs=4
+
+The same command again continues where the run has stopped. Exit codes: 0 done, 1 failed, 2 wrong
+flags or config, 130 and 143 stopped by SIGINT (Ctrl-C) and SIGTERM with everything saved.
+"""
+
+import logging
+import sys
+
+import jax
+import ml_collections
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from wsdl_jax import command, configuration, pipeline
+from wsdl_jax.evaluate import evaluate
+from wsdl_jax.train import Interrupted, train
+
+log = logging.getLogger("wsdl_jax")
+
+
+def default_workdir(config: ml_collections.ConfigDict) -> str:
+    """runs/METHOD-SETUP-FAKE, by what is trained on."""
+    fakes = "+".join(name.replace("/", "-") for name in config.data.fake)
+    return f"runs/{config.method}-{config.setup}-{fakes}"
+
+
+def main(_: list[str]) -> None:
+    """The command."""
+    jax.config.parse_flags_with_absl()
+    config = _CONFIG.value
+    configuration.validate(config)
+    run = epath.Path(_WORKDIR.value or default_workdir(config))
+    pipeline.prepare(config)
+    try:
+        train(config, run)
+    except Interrupted as stop:
+        log.info("%s: %s; the same command continues it", run, stop)
+        sys.exit(128 + stop.signal_number)
+    evaluate(run)
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default: a name under runs/.")
+    flags.mark_flag_as_required("config")
+    command.run(main)

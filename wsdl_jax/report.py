@@ -1,0 +1,81 @@
+"""Results → tables and pictures for people."""
+
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from wsdl_jax import metrics
+
+# Anchors of a colour scale from 0 to 1 whose lightness rises evenly, readable without colour too.
+_SCALE = np.array([(8, 8, 24), (84, 20, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
+_CELL, _MARGIN, _HEADER = 128, 6, 20  # pixels
+
+
+class Example(NamedTuple):
+    """One image of the sheet.
+
+    Attributes:
+      key: the image's name.
+      image: pixels.
+      mask: 1 = manipulated; None for a real image.
+      localization_map: in [0, 1].
+    """
+
+    key: str
+    image: UInt8[np.ndarray, "h w 3"]
+    mask: UInt8[np.ndarray, "h w"] | None
+    localization_map: Float[np.ndarray, "h2 w2"]
+
+
+def colour(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Values in [0, 1] on the colour scale, dark = 0."""
+    stops = np.linspace(0, 1, len(_SCALE))
+    channels = [np.interp(values, stops, _SCALE[:, c]) for c in range(3)]
+    return np.stack(channels, -1).round().astype(np.uint8)
+
+
+def save_sheet(examples: list[Example], path: epath.Path) -> None:
+    """Writes a PNG with a row an image: image, true mask, localization map, thresholded map."""
+    titles = ("image", "true mask", "map", f"map > {metrics.THRESHOLD}")
+    pitch = _CELL + _MARGIN
+    size = (len(titles) * pitch + _MARGIN, _HEADER + len(examples) * pitch + _MARGIN)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for column, title in enumerate(titles):
+        draw.text((_MARGIN + column * pitch, 3), title, fill="black", font=font)
+    for row, example in enumerate(examples):
+        height, width = example.image.shape[:2]
+        mask = np.zeros((height, width)) if example.mask is None else example.mask
+        large = metrics.resize_map(example.localization_map, height, width)
+        panels = (
+            example.image,
+            np.repeat((255 * mask).astype(np.uint8)[..., None], 3, -1),
+            colour(large.clip(0, 1)),
+            np.repeat((255 * (large > metrics.THRESHOLD)).astype(np.uint8)[..., None], 3, -1),
+        )
+        for column, panel in enumerate(panels):
+            image = Image.fromarray(panel).resize((_CELL, _CELL), Image.Resampling.LANCZOS)
+            sheet.paste(image, (_MARGIN + column * pitch, _HEADER + row * pitch))
+    with path.open("wb") as file:
+        sheet.save(file, "PNG", optimize=True)
+
+
+def text_table(results: dict, title: str) -> str:
+    """The results as a table of fixed-width text; figures × 100."""
+    columns = ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1")
+    lines = [
+        f"{title}: {results['fake_images']} images of {results['test_fake']}, "
+        f"{results['manipulated_share']:.1f}% manipulated",
+        f"{'localization':<14}" + "".join(f"{name:>9}" for name in columns),
+    ]
+    for name, figures in {"this run": results, **results["trivial"]}.items():
+        lines.append(f"{name:<14}" + "".join(f"{figures[column]:9.1f}" for column in columns))
+    lines += [
+        f"detection, against {results['real_images']} images of {results['test_real']}: "
+        f"ap {results['ap']:.1f} ± {results['ap_2sd']:.1f}, auc {results['auc']:.1f}",
+    ]
+    return "\n".join(lines) + "\n"
