@@ -9,6 +9,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from wsdl_data.build import BuildError
+from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
 
 FAILED, USAGE = 1, 2  # exit codes; 128 + n after a signal n
@@ -18,17 +19,29 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
 def _fail(error: BaseException, code: int) -> None:
     if "--debug" in sys.argv:
         raise error
-    message = " ".join(str(error).split())
+    # The text of a KeyError is a literal, with quotes and escapes.
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    message = " ".join(str(text).split())
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    if "--help" in argv:
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl's own exits with 1
     try:
-        rest = app.parse_flags_with_usage(list(argv))
+        rest = flags.FLAGS(list(argv))
     # A config file raises what it likes: UserError of ours, AttributeError and KeyError of
     # ml_collections for a misspelt override, TypeError for a value of another type.
-    except (UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (
+        flags.Error,
+        UserError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:
         _fail(error, USAGE)
     if len(rest) > 1:
         _fail(UserError(f"unexpected argument {rest[1]!r}; see --help"), USAGE)
@@ -38,8 +51,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags and runs a command.
 
-    Errors that are the user's to mend end it with one line and code 1, or 2 while flags and config
-    are read; Ctrl-C with code 130, unless `main` handles it. `--debug` shows tracebacks instead.
+    Errors that are the user's to mend end it with one line and code 1, or 2 where flags or config
+    are wrong; Ctrl-C with code 130, unless `main` handles it. `--debug` shows tracebacks instead.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -50,7 +63,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         try:
             main(argv)
         except (UserError, BuildError) as error:
-            _fail(error, FAILED)
+            _fail(error, USAGE if isinstance(error, ConfigError) else FAILED)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
 

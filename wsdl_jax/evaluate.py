@@ -150,7 +150,8 @@ def _localize(
         _, localized = step(state, parallel.shard({"image": batch["image"]}))
         scores, maps = parallel.gather(localized)
         if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
-            raise UserError(f"the checkpoint gives scores or maps that are not finite at {batch}")
+            first = source[int(batch["index"][0])]["key"].decode()
+            raise UserError(f"scores or maps are not finite in the batch that begins with {first}")
         for row in np.flatnonzero(batch["weight"]):
             yield int(batch["index"][row]), float(scores[row]), maps[row]
 

@@ -78,11 +78,13 @@ def patches_full(
 
 
 def _binary_cross_entropy(probability: Array, target: Array) -> Array:
-    # PyTorch's binary cross-entropy bounds both logarithms at -100.
-    def bounded_log(p: Array) -> Array:
-        return jnp.maximum(jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny)), -100)
-
-    return -(target * bounded_log(probability) + (1 - target) * bounded_log(1 - probability))
+    # PyTorch's binary cross-entropy bounds both logarithms at -100, which saturated sigmoids reach.
+    # The inner bounds keep infinite slopes out of the gradient.
+    tiny = jnp.finfo(probability.dtype).tiny
+    log_true = jnp.where(probability < tiny, -100, jnp.log(jnp.maximum(probability, tiny)))
+    certain = probability == 1
+    log_false = jnp.where(certain, -100, jnp.log1p(-jnp.where(certain, 0, probability)))
+    return -(target * log_true + (1 - target) * log_false)
 
 
 def attention_map_weak(

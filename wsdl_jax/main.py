@@ -32,6 +32,9 @@ def default_workdir(config: ml_collections.ConfigDict) -> str:
 def main(_: list[str]) -> None:
     """The command."""
     jax.config.parse_flags_with_absl()
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not epath.Path(config_file).is_file():
+        raise configuration.ConfigError(f"no config file {config_file}")
     config = _CONFIG.value
     configuration.validate(config)
     run = epath.Path(_WORKDIR.value or default_workdir(config))

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from wsdl_jax.configuration import ConfigError
+
 AXIS = "data"
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -24,9 +26,9 @@ class Parallel:
         self.mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
     def check_batch(self, batch: int, field: str) -> None:
-        """Raises ValueError if a global batch does not divide over the devices."""
+        """Raises ConfigError if a global batch does not divide over the devices."""
         if batch % self.mesh.size:
-            raise ValueError(
+            raise ConfigError(
                 f"config.{field} = {batch} does not divide over {self.mesh.size} devices"
             )
 

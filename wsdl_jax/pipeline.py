@@ -20,6 +20,7 @@ from PIL import Image
 
 from wsdl_data import build
 from wsdl_jax.configuration import ConfigError
+from wsdl_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 REAL, FAKE = 0, 1
@@ -40,6 +41,7 @@ class Examples:
 
     def __init__(self, names: Sequence[str], split: str, data_dir: str | None):
         """Raises ConfigError for a subset that is unknown, not prepared, or lacks the split."""
+        self._arguments = (tuple(names), split, data_dir)
         self._sources = []
         for name in names:
             builder = _builder(name, data_dir)
@@ -60,6 +62,11 @@ class Examples:
             }
             self._sources.append(builder.as_data_source(split, decoders=decoders))
         self._ends = np.cumsum([len(source) for source in self._sources])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes open the files anew: TFDS refuses to unpickle a builder whose config is
+        # equal, but not identical, to one of its own.
+        return Examples, self._arguments
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -105,7 +112,7 @@ def _open(record: dict[str, Any], feature: str) -> Image.Image:
         image.load()
     except (OSError, SyntaxError) as error:
         key = record["key"].decode(errors="replace")
-        raise ValueError(f"the {feature} of {key} cannot be read: {error}") from error
+        raise UserError(f"the {feature} of {key} cannot be read: {error}") from error
     return image
 
 
@@ -191,17 +198,23 @@ def eval_batches(
     so that all batches, on all hosts, have one shape.
     """
     batch = config.eval.batch
-    decode = _Decode(config.data, flip=False, mask_size=mask_size)
-    last = len(examples) - 1
     padded = -(-len(examples) // batch) * batch
-
-    def load(index: int) -> dict[str, Any]:
-        example = decode.random_map(examples[min(index, last)], _UNUSED)
-        weight = np.float32(index <= last)
-        return {**example, "index": np.int32(min(index, last)), "weight": weight}
-
+    load = _Load(examples, _Decode(config.data, flip=False, mask_size=mask_size))
     dataset = grain.MapDataset.range(padded)[process::processes].map(load)
     return _iterate(dataset.batch(batch // processes), config.data.workers)
+
+
+class _Load(grain.transforms.Map):
+    """A place in `examples` → network input; past the end, the last example with weight 0."""
+
+    def __init__(self, examples: Examples, decode: _Decode):
+        self._examples, self._decode = examples, decode
+        self._last = len(examples) - 1
+
+    def map(self, place: int) -> dict[str, Any]:
+        index = min(place, self._last)
+        example = self._decode.random_map(self._examples[index], _UNUSED)
+        return {**example, "index": np.int32(index), "weight": np.float32(place <= self._last)}
 
 
 _UNUSED = np.random.default_rng(0)  # evaluation never draws from it

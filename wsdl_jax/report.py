@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from wsdl_jax import metrics
 
 # Anchors of a colour scale from 0 to 1 whose lightness rises evenly, readable without colour too.
 _SCALE = np.array([(8, 8, 24), (84, 20, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
-_CELL, _MARGIN, _HEADER = 128, 6, 20  # pixels
+_CELL, _MARGIN, _LABEL = 128, 6, 70  # pixels
 
 
 class Example(NamedTuple):
@@ -38,30 +38,34 @@ def colour(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def save_sheet(examples: list[Example], path: epath.Path) -> None:
-    """Writes a PNG with a row an image: image, true mask, localization map, thresholded map."""
+    """Writes a PNG with a column an image: image, true mask, localization map, thresholded map."""
     titles = ("image", "true mask", "map", f"map > {metrics.THRESHOLD}")
     pitch = _CELL + _MARGIN
-    size = (len(titles) * pitch + _MARGIN, _HEADER + len(examples) * pitch + _MARGIN)
+    size = (_LABEL + len(examples) * pitch, _MARGIN + len(titles) * pitch)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(12)
-    for column, title in enumerate(titles):
-        draw.text((_MARGIN + column * pitch, 3), title, fill="black", font=font)
-    for row, example in enumerate(examples):
+    for row, title in enumerate(titles):
+        place = (_MARGIN, _MARGIN + row * pitch + _CELL // 2)
+        draw.text(place, title, fill="black", font=ImageFont.load_default(12), anchor="lm")
+    for column, example in enumerate(examples):
         height, width = example.image.shape[:2]
-        mask = np.zeros((height, width)) if example.mask is None else example.mask
+        mask = np.zeros((height, width), bool) if example.mask is None else example.mask > 0
         large = metrics.resize_map(example.localization_map, height, width)
         panels = (
             example.image,
-            np.repeat((255 * mask).astype(np.uint8)[..., None], 3, -1),
+            _black_and_white(mask),
             colour(large.clip(0, 1)),
-            np.repeat((255 * (large > metrics.THRESHOLD)).astype(np.uint8)[..., None], 3, -1),
+            _black_and_white(large > metrics.THRESHOLD),
         )
-        for column, panel in enumerate(panels):
+        for row, panel in enumerate(panels):
             image = Image.fromarray(panel).resize((_CELL, _CELL), Image.Resampling.LANCZOS)
-            sheet.paste(image, (_MARGIN + column * pitch, _HEADER + row * pitch))
+            sheet.paste(image, (_LABEL + column * pitch, _MARGIN + row * pitch))
     with path.open("wb") as file:
         sheet.save(file, "PNG", optimize=True)
+
+
+def _black_and_white(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def text_table(results: dict, title: str) -> str:

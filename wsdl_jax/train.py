@@ -118,6 +118,8 @@ def claim_run(run: epath.Path, config: ml_collections.ConfigDict) -> None:
                 f"{run} is a run of another config ({'; '.join(different)}): choose another "
                 "--workdir, or the same config to continue it"
             )
+    elif run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file: choose another --workdir")
     elif run.exists() and any(run.iterdir()):
         raise UserError(f"{run} is not empty and holds no run: choose another --workdir")
     else:
@@ -133,10 +135,10 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     a loss that is not finite.
     """
     # ----- What to run on, and what to run ------------------------------------------------------
-    claim_run(run, config)
     parallel = Parallel(config.parallel.backend)
     parallel.check_batch(config.train.batch, "train.batch")
     parallel.check_batch(config.eval.batch, "eval.batch")
+    claim_run(run, config)
     method = methods.from_config(config)
     model = methods.build(config, AXIS)
     mask_size = methods.map_size(config) if config.supervision == "full" else None
@@ -193,8 +195,9 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
             pending.append(metrics)
             images += config.train.batch
             epoch_ends = step % config.train.steps_per_epoch == 0
+            stop = bool(signals)  # read once: a later signal waits for the next step
 
-            if step % config.train.log_every == 0 or epoch_ends or signals:
+            if step % config.train.log_every == 0 or epoch_ends or stop:
                 values = [parallel.one(metrics) for metrics in pending]
                 _check_finite([v["loss"] for v in values], step - len(values) + 1, checkpoints)
                 elapsed = time.monotonic() - since
@@ -204,7 +207,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
                 run_log.progress(step, mean["loss"], speed["images_per_second"])
                 pending, since, waited, images = [], time.monotonic(), 0.0, 0
 
-            if signals and not epoch_ends:
+            if stop and not epoch_ends:
                 checkpoints.save(step, parallel.one(state), math.inf)  # not validated: ranks last
                 raise Interrupted(signals[0], step)
 

@@ -198,7 +198,7 @@ def _any_color(rng: np.random.Generator, low: float, high: float) -> Color:
 
 
 def _draw_pose(rng: np.random.Generator) -> Pose:
-    x, y = rng.uniform(-0.05, 0.05), rng.uniform(-0.1, 0.0)
+    x, y = rng.uniform(-0.25, 0.25), rng.uniform(-0.25, 0.1)
     return Pose(
         shift=(x, y),
         scale=rng.uniform(1.16, 1.32),
