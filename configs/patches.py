@@ -30,6 +30,7 @@ def _laptop(config):
     config.train.batch = 16
     config.train.epochs = 5
     config.train.steps_per_epoch = 100
+    config.train.schedule = "cosine"  # a short run has to settle
     config.eval.batch = 50
 
 

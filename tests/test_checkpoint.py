@@ -1,6 +1,7 @@
 """Checkpoints come back to the bit, the right ones are kept, and damage is named."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,11 @@ from flax import nnx
 
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
+
+
+# When one array of a damaged checkpoint cannot be read, orbax closes the event loop in which it was
+# reading the others; each of them then complains to nobody.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture
@@ -78,7 +84,7 @@ def test_what_is_saved_is_a_snapshot(run: epath.Path):
     checkpoints = reopen(run)
     checkpoints.save(1, state, 0.0)
     for leaf in jax.tree.leaves(state):
-        leaf *= 0
+        leaf[...] = 0
     checkpoints.close()
     checkpoints = reopen(run)
     assert_same_bits(checkpoints.restore(1, make_state(0)), make_state(1))
@@ -123,24 +129,24 @@ def test_a_run_that_only_has_an_unvalidated_checkpoint(run: epath.Path):
     checkpoints.close()
 
 
-def truncate(path: epath.Path) -> None:
+def truncate(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
 
 
-def flip(path: epath.Path) -> None:
+def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, epath.Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 def test_damage_is_named_and_never_loaded(run: epath.Path, damage):
     write(run, [0.5, 0.4])
     data = [
         path
-        for path in (run / "checkpoints/20").rglob("*")
-        if path.is_file() and path.stat().st_size > 200 and "ocdbt.process" in str(path)
+        for path in Path(run / "checkpoints/20").rglob("*")
+        if path.is_file() and path.stat().st_size > 200 and path.parent.name == "d"
     ]
     assert data
     for path in data:

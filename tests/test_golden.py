@@ -194,7 +194,9 @@ def test_grad_cam_full():
 @pytest.mark.parametrize("size", [37, 19])
 def test_localization_figures(size):
     masks = weights.full_masks().astype(np.uint8)
-    figures = [metrics.localization(m, t) for m, t in zip(weights.maps(6, size), masks, strict=True)]
+    figures = [
+        metrics.localization(m, t) for m, t in zip(weights.maps(6, size), masks, strict=True)
+    ]
     names = ["iou_lg", "iou_sm", "pbca_lg", "pbca_sm"]
     actual = np.array([[figure[name] for name in names] for figure in figures])
     np.testing.assert_allclose(actual, OUTPUTS[f"evaluation/{size}"], rtol=TOLERANCE)

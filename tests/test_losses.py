@@ -19,7 +19,9 @@ WEIGHT = np.array([1, 0, 1, 1, 0], np.float32)
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """-log p(target), elementwise."""
-    return -np.take_along_axis(log_softmax(logits.astype(float), -1), targets[..., None], -1)[..., 0]
+    return -np.take_along_axis(log_softmax(logits.astype(float), -1), targets[..., None], -1)[
+        ..., 0
+    ]
 
 
 def binary_cross_entropy(p: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -196,10 +196,13 @@ def load(text: str) -> ml_collections.ConfigDict:
     config = base()
     try:
         stored = json.loads(text)
+        if not isinstance(stored, dict):
+            raise ValueError("not a JSON object")
         for path, value in _leaves(stored):
-            with config.ignore_type():
-                _set(config, path, tuple(value) if isinstance(value, list) else value)
-    except (ValueError, KeyError, AttributeError) as error:
+            if value is None and _get(config, path) is not None:
+                raise TypeError(f"{path} is null")
+            _set(config, path, tuple(value) if isinstance(value, list) else value)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"not a config of this version: {error}") from error
     validate(config)
     return config

@@ -31,7 +31,7 @@ def make_localize_step(method: methods.Method, model: nnx.Module) -> Step:
     """The step of one device: (state, its images) → (None, Localization of them)."""
     graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
 
-    def step(state: train.State, batch: pipeline.Batch):
+    def step(state: train.State, batch: methods.Batch):
         network = nnx.merge(graphdef, state["params"], state["stats"], rest)
         network.eval()
         return None, method.localize(network, batch["image"])

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from wsdl_jax import command, configuration, pipeline
 from wsdl_jax.evaluate import evaluate
-from wsdl_jax.train import Interrupted, train
+from wsdl_jax.train import Interrupted, check_run, train
 
 log = logging.getLogger("wsdl_jax")
 
@@ -32,12 +32,13 @@ def default_workdir(config: ml_collections.ConfigDict) -> str:
 def main(_: list[str]) -> None:
     """The command."""
     jax.config.parse_flags_with_absl()
-    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    config_file, *_ = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")
     if not epath.Path(config_file).is_file():
         raise configuration.ConfigError(f"no config file {config_file}")
     config = _CONFIG.value
     configuration.validate(config)
     run = epath.Path(_WORKDIR.value or default_workdir(config))
+    check_run(run, config)  # before the minutes that a dataset can take
     pipeline.prepare(config)
     try:
         train(config, run)

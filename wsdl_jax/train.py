@@ -53,8 +53,8 @@ def make_train_step(
     """
     graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
 
-    def step(state: State, batch: pipeline.Batch):
-        def objective(params: nnx.State):
+    def step(state: State, batch: methods.Batch):
+        def objective(params: Any):
             # A copy: inside a gradient, statistics of shared variables cannot be updated.
             network = nnx.merge(graphdef, params, state["stats"], rest, copy=True)
             key = jax.random.fold_in(jax.random.key(seed), state["step"])
@@ -71,7 +71,7 @@ def make_train_step(
             "stats": stats,
             "optimizer": opt_state,
         }
-        return (state, {**metrics, "gradient_norm": optax.global_norm(gradients)}), None
+        return (state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}), None
 
     return step
 
@@ -83,7 +83,7 @@ def make_loss_step(method: methods.Method, model: nnx.Module) -> Step:
     """
     graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
 
-    def step(state: State, batch: pipeline.Batch):
+    def step(state: State, batch: methods.Batch):
         network = nnx.merge(graphdef, state["params"], state["stats"], rest)
         network.eval()
         loss, metrics = method.loss(network, batch)
@@ -105,10 +105,10 @@ def initial_state(model: nnx.Module, optimizer: optax.GradientTransformation) ->
     }
 
 
-def claim_run(run: epath.Path, config: ml_collections.ConfigDict) -> None:
-    """Writes the config into a run directory, or checks that it is the one already there.
+def check_run(run: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Raises UserError unless a run directory is new, empty, or of this config.
 
-    Raises UserError with the differences otherwise: a run is never continued under another config.
+    A run is never continued under another config; the message shows the differences.
     """
     path = run / "config.json"
     if path.exists():
@@ -122,9 +122,6 @@ def claim_run(run: epath.Path, config: ml_collections.ConfigDict) -> None:
         raise UserError(f"{run} is a file: choose another --workdir")
     elif run.exists() and any(run.iterdir()):
         raise UserError(f"{run} is not empty and holds no run: choose another --workdir")
-    else:
-        run.mkdir(parents=True, exist_ok=True)
-    path.write_text(configuration.save(config))
 
 
 def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
@@ -138,7 +135,9 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     parallel = Parallel(config.parallel.backend)
     parallel.check_batch(config.train.batch, "train.batch")
     parallel.check_batch(config.eval.batch, "eval.batch")
-    claim_run(run, config)
+    check_run(run, config)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(configuration.save(config))
     method = methods.from_config(config)
     model = methods.build(config, AXIS)
     mask_size = methods.map_size(config) if config.supervision == "full" else None

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from wsdl_jax.models import layers
 
-SIZES = [(7, 7), (8, 8), (9, 6), (1, 2), (3, 4)]
+SIZES = [(7, 7), (9, 6), (1, 2)]
 FORMS = ["cpu", "default"]
 
 
@@ -71,9 +71,7 @@ def test_depthwise(form, size, dtype):
     rng = np.random.default_rng(0)
     x = small_integers(rng, (2, *size, 5))
     kernel, gradient = small_integers(rng, (3, 3, 1, 5)), small_integers(rng, x.shape)
-    value, dx, dkernel = value_and_pull_back(
-        layers.depthwise_3x3, gradient, x, kernel, dtype=dtype
-    )
+    value, dx, dkernel = value_and_pull_back(layers.depthwise_3x3, gradient, x, kernel, dtype=dtype)
     windows = taps(x, 1, 1)
     # Sums in bfloat16 are rounded to 8 bits; the kernel's gradient sums over all locations.
     tolerance = {"rtol": 1e-6} if dtype == "float32" else {"rtol": 0.02, "atol": 1}
@@ -106,28 +104,36 @@ def test_max_pool(form, values, size, dtype):
     np.testing.assert_array_equal(dx, scatter(routed.reshape(windows.shape), x.shape, 2, 1))
 
 
-def test_max_pool_gradient_of_a_fused_producer():
-    """Every window passes its gradient on, however the compiler splits and fuses the passes.
+@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_max_pool_loses_no_gradient_between_programs(size, dtype):
+    """Every window passes its gradient on, also where forward and backward are two programs.
 
-    What a producer gives may differ in its last bit between two programs that compute it anew.
+    The compiler may then compute what is pooled a second time, with another last bit: a backward
+    pass that looks for the largest element again finds none, or another one.
     """
     rng = np.random.default_rng(2)
-    x = jnp.array(rng.normal(size=(2, 147, 147, 16)), jnp.float32)
-    norm = layers.BatchNorm(16, axis_name=None)
-    graphdef, params, rest = nnx.split(norm, nnx.Param, ...)
+    x = jnp.array(rng.normal(size=(2, size, size, 8)), dtype)
+    producer = nnx.List(
+        [
+            layers.Pointwise(8, 8, dtype=dtype, rngs=nnx.Rngs(0)),
+            layers.BatchNorm(8, axis_name=None),
+        ]
+    )
+    graphdef, params, rest = nnx.split(producer, nnx.Param, ...)
 
     def forward(params):
-        norm = nnx.merge(graphdef, params, rest, copy=True)
-        return layers.max_pool_3x3(norm(norm(jnp.sin(3 * x))))
+        pointwise, norm = nnx.merge(graphdef, params, rest, copy=True)
+        return layers.max_pool_3x3(norm(pointwise(x)))
 
     out, pull_back = jax.vjp(jax.jit(forward), params)
-    gradient = jnp.array(rng.normal(size=out.shape), jnp.float32)
-    # The shift moves every element alike, so it receives all of the gradient.
+    gradient = jnp.array(small_integers(rng, out.shape), dtype)
     (apart,) = pull_back(gradient)
     together = jax.jit(lambda p, g: jax.vjp(forward, p)[1](g)[0])(params, gradient)
+    # BatchNorm's shift moves all elements alike, so it receives every window's gradient.
     expected = np.asarray(gradient, float).sum((0, 1, 2))
-    np.testing.assert_allclose(together["bias"][...], expected, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(apart["bias"][...], expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(together[1]["bias"][...], expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(apart[1]["bias"][...], expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("operator", ["depthwise", "max_pool"])
@@ -151,7 +157,7 @@ def test_programs_of_other_platforms_have_native_operators(operator):
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding"), [(3, 2, 0), (3, 1, 0), (3, 1, 1)], ids=str
 )
-@pytest.mark.parametrize("size", [(7, 8), (8, 7)])
+@pytest.mark.parametrize("size", [(7, 8)])
 def test_conv(form, size, kernel, stride, padding):
     rng = np.random.default_rng(0)
     conv = layers.Conv(
@@ -176,14 +182,12 @@ def test_conv(form, size, kernel, stride, padding):
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_pointwise(stride, use_bias, dtype):
-    layer = layers.Pointwise(
-        4, 3, stride=stride, use_bias=use_bias, dtype=dtype, rngs=nnx.Rngs(0)
-    )
+    layer = layers.Pointwise(4, 3, stride=stride, use_bias=use_bias, dtype=dtype, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(2, 5, 6, 4)).astype(np.float32)
     expected = x[:, ::stride, ::stride] @ np.asarray(layer.kernel[...])
     if use_bias:
         layer.bias[...] = jnp.array([1.0, 2.0, 3.0])
-        expected = expected + [1, 2, 3]
+        expected += np.array([1, 2, 3])
     out = layer(jnp.array(x))
     assert out.dtype == dtype
     assert layer.kernel[...].dtype == jnp.float32

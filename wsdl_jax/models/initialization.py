@@ -24,6 +24,7 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
             std = {"torch": 0.0, "xavier": 0.02, "normal": 0.01}[scheme]
             shape = module.scale.shape
             module.scale[...] = 1 + std * jax.random.normal(rngs.params(), shape)
+            module.bias[...] = jnp.zeros(shape)
         elif isinstance(kernel := getattr(module, "kernel", None), nnx.Param):
             bias = getattr(module, "bias", None)
             receptive = math.prod(kernel.shape[:-2])

@@ -89,15 +89,15 @@ class Trunk(nnx.Module):
         entry = [scaled(c, width) for c in _ENTRY_WIDTHS]
         middle = entry[-1]
         last = scaled(1024, width)
-        blocks = [
-            Block((before, after, after), pool=True, leading_relu=index > 0, **kwargs)
-            for index, (before, after) in enumerate(zip([stem[1], *entry], entry, strict=False))
-        ]
-        blocks += [Block((middle,) * 4, pool=False, **kwargs) for _ in range(8)]
-        # Block 12 grows at its second convolution, the entry blocks at their first.
-        blocks += [Block((middle, middle, last), pool=True, **kwargs)]
-        self.blocks = nnx.List(blocks[:depth])
-        self.features = [*entry, *[middle] * 8, last][depth - 1]
+        # Channels into a block, and behind each of its convolutions. Block 12 grows at its second
+        # convolution, the entry blocks at their first.
+        widths = [(a, b, b) for a, b in itertools.pairwise([stem[1], *entry])]
+        widths += [(middle,) * 4] * 8 + [(middle, middle, last)]
+        self.blocks = nnx.List(
+            Block(channels, pool=number in (1, 2, 3, 12), leading_relu=number > 1, **kwargs)
+            for number, channels in enumerate(widths[:depth], start=1)
+        )
+        self.features = widths[depth - 1][-1]
 
     def stem(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
         """Two convolutions with BatchNorm and ReLU."""

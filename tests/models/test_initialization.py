@@ -1,0 +1,125 @@
+"""Starting weights: their distributions, by PyTorch's fan-in and fan-out."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy import stats
+
+from wsdl_jax.models.initialization import initialize
+from wsdl_jax.models.layers import BatchNorm, Conv, Pointwise, SeparableConv
+
+SEED = 3
+WIDTH = 32
+
+
+class Network(nnx.Module):
+    """One of each layer that has weights."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = Conv(WIDTH, 2 * WIDTH, 3, dtype=jnp.float32, rngs=rngs)
+        self.separable = SeparableConv(8 * WIDTH, WIDTH, dtype=jnp.float32, rngs=rngs)
+        self.norms = nnx.List([BatchNorm(30 * WIDTH, axis_name=None) for _ in range(2)])
+        self.classifier = Pointwise(WIDTH, 8 * WIDTH, use_bias=True, dtype=jnp.float32, rngs=rngs)
+
+
+# Kernels as PyTorch counts their fans: inputs of a group × 9, outputs × 9.
+FANS = {
+    "conv": (9 * WIDTH, 9 * 2 * WIDTH),
+    "depthwise": (9, 9 * 8 * WIDTH),
+    "pointwise": (8 * WIDTH, WIDTH),
+    "classifier": (WIDTH, 8 * WIDTH),
+}
+
+
+def initialized(scheme: str, seed: int = SEED) -> Network:
+    network = Network()
+    for variable in _variables(network):  # what a network has learned must not survive
+        variable[...] = jnp.full(variable.shape, 7.0)
+    initialize(network, scheme, seed)
+    return network
+
+
+def _variables(network: Network) -> list[nnx.Param]:
+    return [v for _, v in nnx.iter_graph(network) if isinstance(v, nnx.Param)]
+
+
+def kernels(network: Network) -> dict[str, np.ndarray]:
+    return {
+        "conv": np.asarray(network.conv.kernel[...]),
+        "depthwise": np.asarray(network.separable.kernel[...]),
+        "pointwise": np.asarray(network.separable.pointwise.kernel[...]),
+        "classifier": np.asarray(network.classifier.kernel[...]),
+    }
+
+
+def drawn_from(values: np.ndarray, distribution) -> None:
+    assert stats.kstest(values.ravel(), distribution.cdf).pvalue > 1e-3
+
+
+def uniform(bound: float):
+    return stats.uniform(-bound, 2 * bound)
+
+
+def test_torch():
+    network = initialized("torch")
+    for name, kernel in kernels(network).items():
+        bound = FANS[name][0] ** -0.5
+        assert np.abs(kernel).max() <= bound
+        drawn_from(kernel, uniform(bound))
+    bias = np.asarray(network.classifier.bias[...])
+    assert np.abs(bias).max() <= WIDTH**-0.5
+    drawn_from(bias, uniform(WIDTH**-0.5))
+    for norm in network.norms:
+        np.testing.assert_array_equal(norm.scale[...], 1)
+        np.testing.assert_array_equal(norm.bias[...], 0)
+
+
+@pytest.mark.parametrize(("scheme", "scale_std"), [("xavier", 0.02), ("normal", 0.01)])
+def test_normal_schemes(scheme, scale_std):
+    network = initialized(scheme)
+    for name, kernel in kernels(network).items():
+        std = 0.01 if scheme == "normal" else 0.02 * (2 / sum(FANS[name])) ** 0.5
+        drawn_from(kernel, stats.norm(0, std))
+    np.testing.assert_array_equal(network.classifier.bias[...], 0)
+    for norm in network.norms:
+        drawn_from(np.asarray(norm.scale[...]), stats.norm(1, scale_std))
+        np.testing.assert_array_equal(norm.bias[...], 0)
+
+
+@pytest.mark.parametrize("scheme", ["torch", "xavier", "normal"])
+def test_seed(scheme):
+    first, again, other = (_variables(initialized(scheme, seed)) for seed in (SEED, SEED, 4))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a[...], b[...])
+    changed = [(a[...] != b[...]).any() for a, b in zip(first, other, strict=True)]
+    assert sum(changed) >= 4  # the kernels, at least
+    # Layers of one shape do not repeat each other.
+    network = initialized("xavier")
+    assert (network.norms[0].scale[...] != network.norms[1].scale[...]).any()
+
+
+def test_statistics_are_left_alone():
+    network = Network()
+    network.norms[0].mean[...] = jnp.full(network.norms[0].mean.shape, 5.0)
+    initialize(network, "xavier", SEED)
+    np.testing.assert_array_equal(network.norms[0].mean[...], 5)
+    np.testing.assert_array_equal(network.norms[0].var[...], 1)
+
+
+def test_bounds_are_pytorchs():
+    torch = pytest.importorskip("torch")
+    theirs = {
+        "conv": torch.nn.Conv2d(WIDTH, 2 * WIDTH, 3, bias=False),
+        "depthwise": torch.nn.Conv2d(8 * WIDTH, 8 * WIDTH, 3, groups=8 * WIDTH, bias=False),
+        "pointwise": torch.nn.Conv2d(8 * WIDTH, WIDTH, 1, bias=False),
+        "classifier": torch.nn.Conv2d(WIDTH, 8 * WIDTH, 1),
+    }
+    for name, kernel in kernels(initialized("torch")).items():
+        other = theirs[name].weight.detach().numpy()
+        np.testing.assert_allclose(np.abs(kernel).max(), np.abs(other).max(), rtol=0.01)
+    torch.manual_seed(0)
+    for name, kernel in kernels(initialized("xavier")).items():
+        other = torch.nn.init.xavier_normal_(theirs[name].weight, gain=0.02).detach().numpy()
+        np.testing.assert_allclose(kernel.std(), other.std(), rtol=0.06)
