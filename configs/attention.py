@@ -28,7 +28,6 @@ def _laptop(config):
     config.train.batch = 16
     config.train.epochs = 5
     config.train.steps_per_epoch = 120
-    config.train.schedule = "cosine"  # a short run has to settle
     config.eval.batch = 50
 
 

@@ -15,7 +15,6 @@ from flax import nnx
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
 
-
 # When one array of a damaged checkpoint cannot be read, orbax closes the event loop in which it was
 # reading the others; each of them then complains to nobody.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

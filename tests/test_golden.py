@@ -91,14 +91,19 @@ class Training:
         }
 
 
-def check_norms(actual: dict[str, float], expected: dict[str, float]) -> None:
+def check_norms(
+    actual: dict[str, float], expected: dict[str, float], each: float, median: float
+) -> None:
     assert actual.keys() == expected.keys()
-    wrong = {
-        name: (norm, expected[name])
-        for name, norm in actual.items()
-        if not abs(norm - expected[name]) <= TOLERANCE * expected[name]
-    }
-    assert not wrong
+    errors = {name: abs(norm / expected[name] - 1) for name, norm in actual.items()}
+    assert not {name: error for name, error in errors.items() if not error < each}
+    assert np.median(list(errors.values())) < median
+
+
+# Behind twelve blocks, gradients in float32 depend on which of the near-zero activations a ReLU
+# lets through: computed in float64, they differ from the published numbers by up to 1.0e-3 (median
+# 5e-5), and those of this project in float32 by up to 2.1e-3 (median 1.2e-4).
+WHOLE_NETWORK = {"each": 5e-3, "median": 3e-4}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -136,7 +141,9 @@ def test_patches_training():
 
     for name, loss in {"weak": weak, "full": full}.items():
         close(loss(training.outputs), OUTPUTS[f"dolos-patches-block2/train_loss_{name}"])
-        check_norms(training.gradient_norms(loss), GRADIENT_NORMS[f"patches_{name}"])
+        check_norms(
+            training.gradient_norms(loss), GRADIENT_NORMS[f"patches_{name}"], TOLERANCE, 1e-5
+        )
 
 
 def test_attention():
@@ -160,7 +167,7 @@ def test_attention_training():
     full = losses.attention_full(training.outputs.attention, targets)
     close(full, OUTPUTS["ffd-attention/train_loss_full"])
     norms = training.gradient_norms(lambda out: label_loss(out) + mask_loss(out))
-    check_norms(norms, GRADIENT_NORMS["attention_weak"])
+    check_norms(norms, GRADIENT_NORMS["attention_weak"], **WHOLE_NETWORK)
 
 
 def test_grad_cam_weak():
@@ -183,7 +190,7 @@ def test_grad_cam_weak_training():
         return losses.image_cross_entropy(out.image_logits, LABELS)
 
     close(loss(training.outputs), OUTPUTS["timm-xception/train_loss"])
-    check_norms(training.gradient_norms(loss), GRADIENT_NORMS["grad_cam_weak"])
+    check_norms(training.gradient_norms(loss), GRADIENT_NORMS["grad_cam_weak"], **WHOLE_NETWORK)
 
 
 def test_grad_cam_full():

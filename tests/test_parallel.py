@@ -27,6 +27,14 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    """What is compared are programs, not their speed."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def get_config(case: str) -> ml_collections.ConfigDict:
     config = configuration.base()
     config.method, config.supervision, config.loss.location = CASES[case]
@@ -37,13 +45,15 @@ def get_config(case: str) -> ml_collections.ConfigDict:
 
 
 def get_model(config: ml_collections.ConfigDict) -> nnx.Module:
-    """The network of a config, with fewer of the like middle blocks, which only cost compilation.
+    """The network of a config without some of its many like layers, which only cost compilation.
 
-    Without its convolutions such a block adds its input to itself.
+    Blocks 1 to 4 keep their first convolution. Blocks 5 to 11 keep none: they double their input.
     """
     model = methods.build(config, AXIS)
-    for block in model.trunk.blocks[4:11]:
-        block.convs, block.norms = nnx.List([]), nnx.List([])
+    for index, block in enumerate(model.trunk.blocks[:11]):
+        block.convs, block.norms = (
+            nnx.List(list(layers)[: int(index < 4)]) for layers in (block.convs, block.norms)
+        )
     return model
 
 

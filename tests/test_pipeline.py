@@ -114,8 +114,11 @@ def test_each_pass_is_another_permutation_of_real_and_fake(config):
     passes = []
     batches = take(15, config)
     for start in (0, 5, 10):
-        rows = {k: np.concatenate([b[k] for b in batches[start : start + 5]]) for k in known if k in
-                batches[0]}
+        rows = {
+            k: np.concatenate([b[k] for b in batches[start : start + 5]])
+            for k in known
+            if k in batches[0]
+        }
         order = identify(rows["image"], known["image"])
         np.testing.assert_array_equal(np.sort(order), np.arange(2 * TRAIN))
         np.testing.assert_array_equal(rows["label"], order >= TRAIN)

@@ -78,8 +78,10 @@ def test_sheet_of_one(tmp_path):
 
 def test_text_table_has_every_figure():
     names = ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1")
-    figures = {row: {name: 10.0 * r + c for c, name in enumerate(names)}
-               for r, row in enumerate(("this run", "all real", "all fake", "random"))}
+    figures = {
+        row: {name: 10.0 * r + c for c, name in enumerate(names)}
+        for r, row in enumerate(("this run", "all real", "all fake", "random"))
+    }
     results = {
         **figures["this run"],
         "trivial": {name: figures[name] for name in ("all real", "all fake", "random")},

@@ -109,7 +109,8 @@ def test_plain_lines_now_and_then(tmp_path: Path, monkeypatch, caplog):
     said = [record.getMessage() for record in caplog.records]
     assert said[-1] == "epoch 1: valid_loss 0.4"
     assert said[:-1] == [
-        f"step {step}/100  loss 0.500  16 images/s  {100 - step} s left" for step in (21, 31, 41, 51)
+        f"step {step}/100  loss 0.500  16 images/s  {100 - step} s left"
+        for step in (21, 31, 41, 51)
     ]
 
 

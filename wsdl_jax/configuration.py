@@ -161,7 +161,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if not _get(config, path) > 0:
             raise ConfigError(f"config.{path} = {_get(config, path)}: must be positive")
     for path in ("train.clip_norm", "data.workers", "loss.mask_weight"):
-        if _get(config, path) < 0:
+        if not _get(config, path) >= 0:
             raise ConfigError(f"config.{path} = {_get(config, path)}: must not be negative")
     if config.data.image_size < 64:
         raise ConfigError(
@@ -172,6 +172,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if not config.data.fake or not config.data.test_fake or not config.data.test_real:
         raise ConfigError(
             "config.data: fake, test_fake and test_real name the subsets; one is empty"
+        )
+    if (config.setup == "c") != (config.supervision == "full"):
+        raise ConfigError(
+            f"config.setup = {config.setup!r} with config.supervision = {config.supervision!r}: "
+            "setup c is full supervision, a and b are weak"
         )
     if config.supervision == "weak" and not config.data.real:
         raise ConfigError("config.data.real is empty: weak supervision needs real images")

@@ -71,6 +71,8 @@ def evaluate(run: epath.Path, *, fake: str | None = None, real: str | None = Non
     }
     if "mask" not in sides["fake"][0]:
         raise UserError(f"{names['fake']} has no masks to compare a localization map with")
+    if sides["real"][0]["label"] != pipeline.REAL:
+        raise UserError(f"{names['real']} holds fake images, where real ones are needed")
     parallel = Parallel(config.parallel.backend)
     parallel.check_batch(config.eval.batch, "eval.batch")
     method = methods.from_config(config)

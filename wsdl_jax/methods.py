@@ -146,7 +146,9 @@ def from_config(config: ml_collections.ConfigDict) -> Method:
 
 def build(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Module:
     """The network of a config with its starting weights, in training mode."""
-    model = from_config(config).network(axis_name, nnx.Rngs(config.seed))
+    model = from_config(config).network(
+        axis_name, nnx.Rngs(params=config.seed, dropout=config.seed)
+    )
     initialize(model, config.init.scheme, config.seed)
     model.train()
     return model

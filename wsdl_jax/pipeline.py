@@ -169,6 +169,8 @@ def train_batches(
     """
     data, batch = config.data, config.train.batch
     examples = Examples((*data.real, *data.fake), "train", data.dir)
+    if mask_size is not None and "mask" not in examples[0]:
+        raise ConfigError(f"{', '.join(data.fake)} has no masks: full supervision needs them")
     whole = len(examples) // batch * batch
     if not whole:
         raise ConfigError(f"train.batch = {batch}, but there are {len(examples)} training images")

@@ -129,7 +129,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
 
     On SIGINT and SIGTERM the current step is finished and saved, and Interrupted is raised. Raises
     UserError for a directory of another config, a batch that does not divide over the devices, and
-    a loss that is not finite.
+    a loss or gradient that is not finite.
     """
     # ----- What to run on, and what to run ------------------------------------------------------
     parallel = Parallel(config.parallel.backend)
@@ -198,7 +198,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
 
             if step % config.train.log_every == 0 or epoch_ends or stop:
                 values = [parallel.one(metrics) for metrics in pending]
-                _check_finite([v["loss"] for v in values], step - len(values) + 1, checkpoints)
+                _check_finite(values, step - len(values) + 1, checkpoints)
                 elapsed = time.monotonic() - since
                 mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
                 speed = {"images_per_second": images / elapsed, "data_wait": waited / elapsed}
@@ -226,14 +226,17 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
         checkpoints.close()
 
 
-def _check_finite(losses: list[float], first_step: int, checkpoints: Checkpoints) -> None:
-    for offset, loss in enumerate(losses):
-        if not math.isfinite(loss):
-            good = checkpoints.latest()
-            kept = f"{checkpoints.directory / str(good)}" if good else "none yet"
-            raise UserError(
-                f"the loss is {loss} at step {first_step + offset}; last good checkpoint: {kept}"
-            )
+def _check_finite(values: list[dict[str, Any]], first_step: int, checkpoints: Checkpoints) -> None:
+    # A loss that is finite with a gradient that is not leaves parameters that are not.
+    for offset, metrics in enumerate(values):
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(metrics[name]):
+                good = checkpoints.latest()
+                kept = f"{checkpoints.directory / str(good)}" if good else "none yet"
+                raise UserError(
+                    f"the {name.replace('_', ' ')} is {metrics[name]} at step "
+                    f"{first_step + offset}; last good checkpoint: {kept}"
+                )
 
 
 def _validate(

@@ -28,17 +28,17 @@ KINDS = ("real", "full", "partial")
 # What is redrawn in a partial fake, and how often; the last but one is the face without its hair.
 # Parts all over the frame, so that no fixed map does well: see the README.
 REGIONS: dict[tuple[str, ...], float] = {
-    ("mouth",): 0.18,
-    ("nose",): 0.15,
-    ("brows",): 0.12,
-    ("eyes",): 0.15,
-    ("eyes", "brows"): 0.08,
-    ("nose", "mouth"): 0.13,
-    ("hair",): 0.05,
+    ("mouth",): 0.1,
+    ("nose",): 0.12,
+    ("brows",): 0.08,
+    ("eyes",): 0.14,
+    ("eyes", "brows"): 0.1,
+    ("nose", "mouth"): 0.14,
+    ("hair",): 0.1,
     ("clothes",): 0.12,
-    ("skin",): 0.005,
-    ("skin", "brows", "eyes", "nose", "mouth"): 0.005,
-    ("background",): 0.01,
+    ("skin",): 0.03,
+    ("skin", "brows", "eyes", "nose", "mouth"): 0.04,
+    ("background",): 0.03,
 }
 # The manipulated share of a partial fake's pixels; what falls outside is drawn again.
 MIN_SHARE, MAX_SHARE = 0.02, 0.6

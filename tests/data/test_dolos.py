@@ -275,7 +275,8 @@ def test_another_count_than_the_papers_is_a_warning(
     with caplog.at_level(logging.WARNING):
         prepare("ffhq_p2", folder, tmp_path)
     assert caplog.messages == [
-        f"{folder}/ffhq/fake/p2: 6 train, 4 valid images, where the paper has 9000 train, 1000 valid"
+        f"{folder}/ffhq/fake/p2: 6 train, 4 valid images, "
+        "where the paper has 9000 train, 1000 valid"
     ]
 
 

@@ -81,11 +81,14 @@ def depthwise_3x3(
     return _depthwise(x, kernel)
 
 
-def _pool_slices(x: Array) -> Array:
+def _pool_slices(x: Array) -> tuple[Array, Array]:
+    """The maxima, and the place of each in its window (the first, in row-major order)."""
     out, *rest = _shifts(x, stride=2, fill=-jnp.inf)
-    for view in rest:
+    winner = jnp.zeros(out.shape, jnp.int8)
+    for place, view in enumerate(rest, start=1):
+        winner = jnp.where(view > out, jnp.int8(place), winner)
         out = jnp.maximum(out, view)
-    return out
+    return out, winner
 
 
 def _pool_native(x: Array) -> Array:
@@ -99,20 +102,15 @@ def max_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b (h+1)//2 (w+1)//
     The gradient goes to the first largest element of a window in row-major order, as it does in
     PyTorch and in XLA's own operator.
     """
-    return jax.lax.platform_dependent(x, cpu=_pool_slices, default=_pool_native)
+    return jax.lax.platform_dependent(x, cpu=lambda x: _pool_slices(x)[0], default=_pool_native)
 
 
-def _pool_gradient_slices(x: Array, out: Array, gradient: Array) -> Array:
-    # A window's winner is the first view that equals the maximum. The gradient image is assembled
-    # from its four parities of (row, column): each pixel lies in at most four windows.
+def _pool_gradient_slices(x: Array, winner: Array, gradient: Array) -> Array:
+    # The gradient image is assembled from its four parities of (row, column): each pixel lies in at
+    # most four windows.
     batch, height, width, channels = x.shape
-    rows, columns = out.shape[1:3]
-    taken = jnp.zeros(out.shape, bool)
-    taps = []
-    for view in _shifts(x, stride=2, fill=-jnp.inf):
-        wins = (view == out) & ~taken
-        taken |= wins
-        taps.append(jnp.where(wins, gradient, 0))
+    rows, columns = winner.shape[1:3]
+    taps = [jnp.where(winner == place, gradient, 0) for place in range(9)]
 
     def tap(i: int, j: int, down: int, right: int) -> Array:
         """Tap (i, j) of the windows `down` rows below and `right` columns to the right."""
@@ -132,17 +130,23 @@ def _pool_gradient_slices(x: Array, out: Array, gradient: Array) -> Array:
 
 
 def _pool_forward(x: Array):
-    out = max_pool_3x3(x)
-    return out, (x, out)
+    # The winners are kept rather than found again from x and the maxima: the compiler may compute x
+    # a second time for the backward pass, with another last bit, and no element would be largest.
+    def native(x: Array) -> tuple[Array, Array]:
+        out = _pool_native(x)
+        return out, jnp.zeros(out.shape, jnp.int8)  # its gradient takes x alone
+
+    out, winner = jax.lax.platform_dependent(x, cpu=_pool_slices, default=native)
+    return out, (x, winner)
 
 
 def _pool_backward(residuals: tuple[Array, Array], gradient: Array):
-    def native(x: Array, out: Array, gradient: Array) -> Array:
+    def native(x: Array, winner: Array, gradient: Array) -> Array:
         return jax.vjp(_pool_native, x)[1](gradient)[0]
 
-    x, out = residuals
+    x, winner = residuals
     return (
-        jax.lax.platform_dependent(x, out, gradient, cpu=_pool_gradient_slices, default=native),
+        jax.lax.platform_dependent(x, winner, gradient, cpu=_pool_gradient_slices, default=native),
     )
 
 

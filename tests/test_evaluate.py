@@ -1,0 +1,300 @@
+"""results.json against the maps themselves, by NumPy, Pillow and scikit-learn alone."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from flax import nnx
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+from wsdl_jax import configuration, methods, pipeline, train
+from wsdl_jax.checkpoint import Checkpoints
+from wsdl_jax.errors import UserError
+from wsdl_jax.evaluate import evaluate
+
+FAKE, REAL = "dolos/celebahq_repaint_p2", "dolos/celebahq_real"
+FOLDERS = {
+    FAKE: "celebahq/fake/repaint-p2/images/test",
+    "dolos/celebahq_repaint_p2_9k": "celebahq/fake/repaint-p2-9k/images/test",
+    REAL: "celebahq/real/test",
+}
+
+
+def images(folder: Path) -> jax.Array:
+    """Network input, as the recipe has it, of all images of a folder."""
+    resized = [
+        Image.open(path).resize((64, 64), Image.Resampling.LANCZOS)
+        for path in sorted(folder.iterdir())
+    ]
+    return jnp.asarray(np.stack(resized).astype(np.float32) / 127.5 - 1)
+
+
+def load(run: epath.Path, step: int | None = None) -> tuple[methods.Method, Any, Any]:
+    """Method, network and state of a checkpoint, the best one by default; no mesh."""
+    config = configuration.load((run / "config.json").read_text())
+    model = methods.build(config, None)
+    checkpoints = Checkpoints(run, keep_best=config.train.keep_best)
+    like = train.initial_state(model, train.make_optimizer(config.train))
+    state = checkpoints.restore(checkpoints.best() if step is None else step, like)
+    checkpoints.close()
+    nnx.update(model, *jax.tree.map(jnp.asarray, (state["params"], state["stats"])))
+    model.eval()
+    return methods.from_config(config), model, state
+
+
+@pytest.fixture(scope="module")
+def run(
+    trained: epath.Path, dolos_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> epath.Path:
+    """A trained run, evaluated on its own test subsets.
+
+    Four steps leave all of its maps on one side of the threshold. Its last checkpoint is one whose
+    bias was moved to the middle.
+    """
+    run = epath.Path(shutil.copytree(trained, tmp_path_factory.mktemp("evaluate") / "run"))
+    _, model, state = load(run, 4)
+    logits = np.asarray(model(images(dolos_folder / FOLDERS[FAKE])).map_logits)
+    bias = state["params"]["classifier"]["bias"]
+    middle = np.median(logits[..., 1] - logits[..., 0])
+    bias.set_value(bias.get_value() - jnp.asarray([0, middle], jnp.float32))
+    checkpoints = Checkpoints(run, keep_best=5)
+    checkpoints.save(5, jax.device_get(state), valid_loss=0.0)
+    checkpoints.close()
+    evaluate(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def predicted(run: epath.Path, dolos_folder: Path) -> dict[str, tuple[list, list, list]]:
+    """Of each subset its test files, and their scores and maps, without pipeline and mesh."""
+    method, model, _ = load(run)
+    out = {}
+    for name, folder in FOLDERS.items():
+        scores, maps = method.localize(model, images(dolos_folder / folder))
+        files = sorted((dolos_folder / folder).iterdir())
+        out[name] = files, list(np.asarray(scores)), list(np.asarray(maps))
+    return out
+
+
+def true_mask(image: Path) -> Image.Image:
+    """1 = manipulated."""
+    disk = np.asarray(Image.open(str(image).replace("/images/", "/masks/")))[..., 0]
+    return Image.fromarray((disk != 255).astype(np.uint8))
+
+
+def figures(localization_map: np.ndarray, mask: Image.Image) -> dict[str, float]:
+    """By the definitions, from counts."""
+    out = {}
+    small = Image.fromarray(localization_map)
+    large = np.asarray(small.resize(mask.size, Image.Resampling.BICUBIC)) > 0.5
+    small_mask = mask.resize(small.size, Image.Resampling.NEAREST)
+    for size, got, want in (("lg", large, mask), ("sm", localization_map > 0.5, small_mask)):
+        want = np.asarray(want) == 1
+        hits, wrong = int((got & want).sum()), int((got != want).sum())
+        out[f"iou_{size}"] = hits / (hits + wrong) if hits + wrong else 1.0
+        out[f"pbca_{size}"] = 1 - wrong / want.size
+        if size == "lg":
+            out["f1"] = 2 * hits / (2 * hits + wrong)
+    return out
+
+
+def rows(folder: epath.Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def results(folder: epath.Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_maps_are_worth_the_test(predicted):
+    # Not one map above or below the threshold throughout, or the figures would say nothing.
+    shares = (np.stack(predicted[FAKE][2]) > 0.5).mean((1, 2))
+    assert 0.3 < shares.mean() < 0.7
+
+
+def test_localization(run, predicted):
+    files, _, maps = predicted[FAKE]
+    each = [figures(m, true_mask(f)) for m, f in zip(maps, files, strict=True)]
+    stored = results(run)
+    for name in ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1"):
+        # One pixel of one image may fall on the other side of the threshold by rounding.
+        assert stored[name] == pytest.approx(100 * np.mean([x[name] for x in each]), abs=0.2)
+
+
+def test_trivial_maps(run, predicted):
+    masks = [true_mask(f) for f in predicted[FAKE][0]]
+    share = 100 * np.mean([np.asarray(m).mean() for m in masks])
+    stored = results(run)
+    assert stored["manipulated_share"] == pytest.approx(share)
+    trivial = stored["trivial"]
+    assert trivial["all fake"]["iou_lg"] == pytest.approx(share)
+    assert trivial["all fake"]["pbca_lg"] == pytest.approx(share)
+    assert trivial["all real"]["iou_lg"] == trivial["all real"]["f1"] == 0
+    assert trivial["all real"]["pbca_lg"] == pytest.approx(100 - share)
+    size = predicted[FAKE][2][0].shape
+    for name, value in (("all real", 0.0), ("all fake", 1.0)):
+        expected = [figures(np.full(size, value, np.float32), m) for m in masks]
+        for figure, stored_value in trivial[name].items():
+            assert stored_value == pytest.approx(100 * np.mean([x[figure] for x in expected]))
+    assert 40 < trivial["random"]["pbca_sm"] < 60
+    assert 0 < trivial["random"]["iou_sm"] < trivial["all fake"]["iou_sm"] + 10
+
+
+def test_detection(run, predicted):
+    fake, real = np.array(predicted[FAKE][1]), np.array(predicted[REAL][1])
+    assert (len(fake), len(real)) == (11, 8)
+    stored = results(run)
+    wins = np.mean(fake[:, None] > real) + np.mean(fake[:, None] == real) / 2
+    assert stored["auc"] == pytest.approx(100 * wins, abs=1e-6)
+    draws = []
+    for seed in range(5):  # the larger side is subsampled with fixed seeds
+        chosen = np.random.default_rng(seed).choice(fake, len(real), replace=False)
+        draws.append(
+            average_precision_score([0] * len(real) + [1] * len(real), np.r_[real, chosen])
+        )
+    assert stored["ap"] == pytest.approx(100 * np.mean(draws))
+    assert stored["ap_2sd"] == pytest.approx(200 * np.std(draws))
+    assert stored["ap_2sd"] > 0
+
+
+def test_counts_names_and_checkpoint(run):
+    stored = results(run)
+    assert (stored["test_fake"], stored["test_real"]) == (FAKE, REAL)
+    assert (stored["fake_images"], stored["real_images"]) == (11, 8)
+    assert stored["checkpoint"] == 5
+
+
+def test_a_row_for_every_image(run, predicted):
+    table = rows(run)
+    expected: Iterator = (
+        (side, path, score, localization_map)
+        for side, name in (("fake", FAKE), ("real", REAL))
+        for path, score, localization_map in zip(*predicted[name], strict=True)
+    )
+    for row, (side, path, score, localization_map) in zip(table, expected, strict=True):
+        assert (row["key"], row["label"]) == (path.name, side)
+        assert float(row["score"]) == pytest.approx(float(score), rel=1e-4)
+        if side == "real":
+            assert not any(value for key, value in row.items() if key[:3] in ("iou", "pbc", "man"))
+            continue
+        mask = true_mask(path)
+        assert float(row["manipulated_share"]) == pytest.approx(np.asarray(mask).mean())
+        for name, value in figures(localization_map, mask).items():
+            assert float(row[name]) == pytest.approx(value, abs=0.02)
+
+
+def test_text_and_pictures(run):
+    text = (run / "results.txt").read_text()
+    assert f"{results(run)['iou_lg']:.1f}" in text and FAKE in text
+    with Image.open(run / "examples.png") as sheet:
+        sheet.verify()
+        assert sheet.width > 8 * 128 and sheet.height > 4 * 128
+
+
+def test_again_gives_the_same(run):
+    names = ("results.json", "results.txt", "predictions.csv", "examples.png")
+    before = {name: (run / name).read_bytes() for name in names}
+    assert evaluate(run) == results(run)
+    assert {name: (run / name).read_bytes() for name in names} == before
+
+
+def test_another_dataset_goes_beside(run, predicted):
+    other = "dolos/celebahq_repaint_p2_9k"
+    before = results(run)
+    returned = evaluate(run, fake=other)
+    assert results(run) == before
+    folder = run / "evaluations" / "dolos-celebahq_repaint_p2_9k+dolos-celebahq_real"
+    assert {path.name for path in folder.iterdir()} == {
+        "results.json",
+        "results.txt",
+        "predictions.csv",
+        "examples.png",
+    }
+    stored = results(folder)
+    assert stored == returned
+    assert (stored["test_fake"], stored["test_real"]) == (other, REAL)
+    assert stored["checkpoint"] == before["checkpoint"]
+    files, _, maps = predicted[other]
+    expected = [figures(m, true_mask(f))["iou_lg"] for m, f in zip(maps, files, strict=True)]
+    assert stored["iou_lg"] == pytest.approx(100 * np.mean(expected), abs=0.2)
+
+
+def contents(folder: Path) -> set[str]:
+    return {str(path) for path in Path(folder).rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fake": "dolos/celebahq_p2"}, r"dolos/celebahq_p2 has no split 'test'"),
+        ({"fake": REAL}, r"dolos/celebahq_real has no masks"),
+        ({"real": FAKE}, r"dolos/celebahq_repaint_p2 .*fake"),
+        ({"fake": "dolos/nobody"}, r"nobody.*choose from .*celebahq_ldm"),
+        ({"fake": "dolos/celebahq_ldm"}, r"dolos/celebahq_ldm is not prepared in"),
+        ({"real": "paintings/real"}, r"paintings.*choose from dolos, portraits"),
+    ],
+)
+def test_subsets_that_cannot_be_tested_on(run, arguments, message):
+    before = contents(run)
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate(run, **arguments)
+    assert "\n" not in str(caught.value)
+    assert contents(run) == before
+
+
+def test_not_a_run(tmp_path: Path):
+    (tmp_path / "notes").mkdir()
+    for path in (tmp_path / "nowhere", tmp_path / "notes"):
+        with pytest.raises(UserError, match=f"{path} is not a run directory") as caught:
+            evaluate(epath.Path(path))
+        assert "\n" not in str(caught.value)
+    assert contents(tmp_path) == {str(tmp_path / "notes")}
+
+
+def test_a_run_without_a_checkpoint(run, tmp_path: Path):
+    unfinished = epath.Path(tmp_path)
+    (unfinished / "config.json").write_text((run / "config.json").read_text())
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        evaluate(unfinished)
+
+
+def test_a_damaged_image_is_named(run, monkeypatch):
+    read = pipeline.Examples.__getitem__
+
+    def damaged(self, index):
+        record = read(self, index)
+        if record["key"] == b"00004.png":
+            record["image"] = record["image"][:100]
+        return record
+
+    before = contents(run)
+    monkeypatch.setattr(pipeline.Examples, "__getitem__", damaged)
+    with pytest.raises(UserError, match=r"the image of 00004\.png cannot be read"):
+        evaluate(run)
+    assert contents(run) == before
+
+
+def test_maps_that_are_not_finite(run, monkeypatch):
+    restore = Checkpoints.restore
+
+    def broken(self, step, like):
+        state = restore(self, step, like)
+        state["params"] = jax.tree.map(lambda x: x * np.float32(np.nan), state["params"])
+        return state
+
+    before = contents(run)
+    monkeypatch.setattr(Checkpoints, "restore", broken)
+    with pytest.raises(UserError, match=r"not finite .*00000\.png") as caught:
+        evaluate(run)
+    assert len(str(caught.value)) < 200
+    assert contents(run) == before
