@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,30 @@ def test_broken_image_names_its_source(masked, monkeypatch, feature):
     )
     with pytest.raises(UserError, match=f"the {feature} of 000"):
         take(1, masked, mask_size=16)
+
+
+def truncate(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return (
+        content[:middle]
+        + bytes(255 - b for b in content[middle : middle + 64])
+        + content[middle + 64 :]
+    )
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_damaged_records_name_their_folder(config, tmp_path: Path, damage):
+    subset = tmp_path / "dolos/celebahq_repaint_p2"
+    shutil.copytree(Path(config.data.dir) / "dolos/celebahq_repaint_p2", subset)
+    (path,) = subset.glob("1.0.0/*-train.array_record*")
+    path.write_bytes(damage(path.read_bytes()))
+    config.data.dir = str(tmp_path)
+    with pytest.raises(UserError) as caught:
+        in_order(config, "train", MASKED)
+    message = one_line(caught.value)
+    assert message.startswith(f"{subset}/1.0.0 is damaged (")
+    assert message.endswith("; delete this folder and build again")

@@ -42,7 +42,7 @@ class Examples:
     def __init__(self, names: Sequence[str], split: str, data_dir: str | None):
         """Raises ConfigError for a subset that is unknown, not prepared, or lacks the split."""
         self._arguments = (tuple(names), split, data_dir)
-        self._sources = []
+        self._sources, self._folders = [], []
         for name in names:
             builder = _builder(name, data_dir)
             if not build.is_prepared(builder):
@@ -61,6 +61,7 @@ class Examples:
                 if feature in builder.info.features
             }
             self._sources.append(builder.as_data_source(split, decoders=decoders))
+            self._folders.append(builder.data_dir)
         self._ends = np.cumsum([len(source) for source in self._sources])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -72,9 +73,16 @@ class Examples:
         return int(self._ends[-1])
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Raises UserError naming the folder of a file that is damaged."""
         which = int(np.searchsorted(self._ends, index, side="right"))
         start = self._ends[which - 1] if which else 0
-        return self._sources[which][int(index) - int(start)]
+        try:
+            return self._sources[which][int(index) - int(start)]
+        except RuntimeError as error:  # of array_record: truncated, or a checksum is wrong
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self._folders[which]} is damaged ({reason}); delete this folder and build again"
+            ) from error
 
     def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
         """The full-size mask of an example, 0 = untouched, 1 = manipulated."""
@@ -223,12 +231,19 @@ _UNUSED = np.random.default_rng(0)  # evaluation never draws from it
 
 
 def _iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
-    read = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
-    if not workers:
-        return iter(dataset.to_iter_dataset(read))
-    processes = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-    iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-    return iter(iterable.mp_prefetch(processes, worker_init_fn=_worker_started))
+    if workers:
+        processes = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+        read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        iterable = dataset.to_iter_dataset(read)
+        iterator = iter(iterable.mp_prefetch(processes, worker_init_fn=_worker_started))
+    else:
+        iterator = iter(
+            dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16))
+        )
+    try:
+        yield from iterator
+    finally:
+        iterator.close()  # ends the workers and frees the memory that is shared with them
 
 
 def _worker_started(worker: int, count: int) -> None:

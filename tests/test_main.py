@@ -1,0 +1,220 @@
+"""The command, as a user runs it: the real configs, shrunk, from a folder of files to results."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+# Every setup once, each with another method.
+VARIANTS = {
+    "attention": "source=celebahq",
+    "patches": "setup=b,source=celebahq",
+    "grad_cam": "setup=c,source=celebahq",
+}
+REPOSITORY = Path(__file__).parent.parent
+PYTHON = (sys.executable, "-W", "error", "-W", "ignore:the load_module")  # of ml_collections
+
+
+def command(name: str, run: Path, shrunk: dict[str, Any], **overrides: Any) -> list[str]:
+    fields = {**shrunk, **{key.replace("__", "."): value for key, value in overrides.items()}}
+    return [
+        *PYTHON,
+        *("-m", "wsdl_jax.main"),
+        *("--config", f"configs/{name}.py:{VARIANTS[name]}"),
+        *("--workdir", str(run)),
+        *(f"--config.{field}={value}" for field, value in fields.items()),
+    ]
+
+
+def execute(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    # Compilation takes most of the time of such short runs.
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.run(
+        arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def finished(request, shrunk, dolos_folder, tmp_path_factory):
+    """Method, run directory and what was said of a run that has built its datasets itself."""
+    root = tmp_path_factory.mktemp(request.param)
+    overrides = {"data__dir": root / "data", "data__manual_dir": dolos_folder}
+    done = execute(command(request.param, root / "run", shrunk, **overrides))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return request.param, root / "run", done
+
+
+def test_everything_is_there(finished):
+    method, run, done = finished
+    assert {path.name for path in run.iterdir()} == {
+        *("config.json", "checkpoints", "events", "metrics.jsonl"),
+        *("predictions.csv", "results.json", "results.txt", "examples.png"),
+    }
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "4"}
+    config = json.loads((run / "config.json").read_text())
+    assert (config["method"], config["model"]["width"]) == (method, 0.05)
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in entries if "loss" in e] == [1, 2, 3, 4]
+    assert [e["step"] for e in entries if "valid_loss" in e] == [2, 4]
+    if method == "attention":
+        for e in entries:
+            prefix = "valid_" if "valid_loss" in e else ""
+            parts = e[f"{prefix}label_loss"] + e[f"{prefix}mask_loss"]
+            assert e[f"{prefix}loss"] == pytest.approx(parts, rel=1e-5)
+    with Image.open(run / "examples.png") as sheet:
+        sheet.verify()
+    # What was measured is also said, and nothing goes to standard output.
+    assert (run / "results.txt").read_text() in done.stderr
+    assert done.stdout == ""
+
+
+def test_results_are_figures_of_the_test_images(finished):
+    _, run, _ = finished
+    results = json.loads((run / "results.json").read_text())
+    assert results["test_fake"] == "dolos/celebahq_repaint_p2"
+    assert results["test_real"] == "dolos/celebahq_real"
+    assert (results["fake_images"], results["real_images"]) == (11, 8)
+    assert results["checkpoint"] in (2, 4)
+    for name in ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1", "ap", "auc"):
+        assert 0 <= results[name] <= 100
+    assert set(results["trivial"]) == {"all real", "all fake", "random"}
+    assert len((run / "predictions.csv").read_text().splitlines()) == 1 + 11 + 8
+
+
+def test_the_same_command_elsewhere_gives_the_same_results(finished, shrunk, tmp_path):
+    method, run, _ = finished
+    done = execute(command(method, tmp_path / "run", shrunk))  # another folder of the same data
+    assert done.returncode == 0, done.stderr
+    for name in ("results.json", "predictions.csv", "examples.png"):
+        assert (tmp_path / "run" / name).read_bytes() == (run / name).read_bytes()
+
+
+@pytest.mark.parametrize("finished", ["patches"], indirect=True)
+def test_the_same_command_again_only_evaluates(finished, shrunk, dolos_folder):
+    method, run, _ = finished
+    kept = [run / "metrics.jsonl", *sorted((run / "checkpoints").rglob("*"))]
+    before = [path.stat().st_mtime_ns for path in kept]
+    results = (run / "results.json").read_bytes()
+    (run / "results.json").unlink()
+    overrides = {"data__dir": run.parent / "data", "data__manual_dir": dolos_folder}
+    done = execute(command(method, run, shrunk, **overrides))
+    assert done.returncode == 0, done.stderr
+    assert (run / "results.json").read_bytes() == results
+    assert [path.stat().st_mtime_ns for path in kept] == before
+
+
+# Imports take seconds: one process imports the commands, and a fork of it runs each command line.
+FORKS = """
+import json, os, runpy, sys, traceback
+import wsdl_jax.evaluate, wsdl_jax.train, wsdl_jax.command  # noqa
+del sys.modules["wsdl_jax.evaluate"]
+for number, (module, *arguments) in enumerate(json.load(sys.stdin)):
+    child = os.fork()
+    if not child:
+        for stream in (1, 2):
+            os.dup2(os.open(f"{number}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
+        sys.argv = [module, *arguments]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 99
+        sys.stdout.flush()
+        os._exit(code)
+    with open(f"{number}.code", "w") as file:
+        file.write(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+"""
+PATCHES = ("wsdl_jax.main", "--config", str(REPOSITORY / "configs/patches.py"))
+BAD = {  # command line: exit code, and what the line on stderr has
+    (*PATCHES, "--config.train.bacth=3"): (2, ["bacth", "batch"]),
+    (*PATCHES, "--config.trian.batch=3"): (2, ["trian", "train"]),
+    (*PATCHES, "--config.train.batch=many"): (2, ["train.batch", "many"]),
+    (*PATCHES, "--config.train.batch=2.5"): (2, ["train.batch", "2.5"]),
+    (*PATCHES, "--config.data.resize=cubic"): (2, ["data.resize", "cubic", "lanczos"]),
+    (*PATCHES, "--config.data.image_size=32"): (2, ["image_size", "32", "64"]),
+    (*PATCHES, "--config.data.test_fake=portraits/nobody"): (2, ["nobody", "regrain"]),
+    (*PATCHES, "--nonsense=1"): (2, ["nonsense"]),
+    (*PATCHES, "more"): (2, ["more"]),
+    (*PATCHES[:2], f"{PATCHES[2]}:setup=z"): (2, ["setup=z", "a|b|c"]),
+    (*PATCHES[:2], f"{PATCHES[2]}:colour=red"): (2, ["colour=red", "source=", "generator="]),
+    (*PATCHES[:2], f"{PATCHES[2]}:source=ffhq,generator=lama,setup=b"): (2, ["lama", "ffhq"]),
+    (*PATCHES[:2], "configs/none.py"): (2, ["configs/none.py"]),
+    (*PATCHES[:2], "configs/none.py", "--config.seed=1"): (2, ["configs/none.py"]),
+    ("wsdl_jax.main",): (2, ["--config"]),
+    ("wsdl_jax.evaluate",): (2, ["--run"]),
+    ("wsdl_jax.evaluate", "--run", "nowhere"): (1, ["nowhere", "not a run"]),
+    ("wsdl_jax.evaluate", "--run", "nowhere", "--fakes=x"): (2, ["fakes"]),
+}
+HELP = (("wsdl_jax.main", "--help"), ("wsdl_jax.evaluate", "--help"))
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> dict[tuple[str, ...], tuple[int, str, str]]:
+    """Exit code, standard output and standard error of each command line."""
+    folder = tmp_path_factory.mktemp("said")
+    lines = [*BAD, *HELP]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(
+        [*PYTHON, "-W", "ignore:.*fork", "-c", FORKS],
+        input=json.dumps(lines),
+        cwd=folder,
+        env=environment,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    answers = {}
+    for number, line in enumerate(lines):
+        out, err, code = ((folder / f"{number}.{end}").read_text() for end in ("1", "2", "code"))
+        answers[line] = int(code), out, err
+        for end in ("1", "2", "code"):
+            (folder / f"{number}.{end}").unlink()
+    answers[()] = 0, " ".join(path.name for path in folder.iterdir()), ""
+    return answers
+
+
+@pytest.mark.parametrize("line", BAD, ids=lambda line: " ".join(line[-2:])[-60:])
+def test_bad_command_line(said, line):
+    expected, parts = BAD[line]
+    code, out, err = said[line]
+    assert code == expected, err
+    assert out == ""
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
+    for part in parts:
+        assert part in err
+
+
+def test_bad_command_lines_write_nothing(said):
+    assert said[()] == (0, "", "")
+
+
+@pytest.mark.parametrize("line", HELP, ids=lambda line: line[0])
+def test_help(said, line):
+    code, out, err = said[line]
+    assert (code, err) == (0, "")
+    assert f"python -m {line[0]} " in out
+    names = {
+        "wsdl_jax.main": ("--config", "--workdir", "configs/patches.py"),
+        "wsdl_jax.evaluate": ("--run", "--fake", "--real"),
+    }
+    assert all(name in out for name in names[line[0]])
+
+
+@pytest.mark.parametrize("finished", ["patches"], indirect=True)
+def test_another_config_is_refused_before_anything_is_built(finished, shrunk, tmp_path):
+    method, run, _ = finished
+    overrides = {"data__dir": tmp_path, "train__learning_rate": 0.5}
+    done = execute(command(method, run, shrunk, **overrides))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "train.learning_rate: 0.001 → 0.5" in done.stderr
+    assert not list(tmp_path.iterdir())
