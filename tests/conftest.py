@@ -1,6 +1,95 @@
 """Tests run on eight simulated CPU devices; set here, before anything imports jax."""
 
+import atexit
 import os
+import runpy
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# A program is compiled once a session, by whichever test or subprocess comes first.
+_CACHE = tempfile.mkdtemp(prefix="wsdl-jax-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import ml_collections  # noqa: E402
+import pytest  # noqa: E402
+from dolos_folder import make_dolos_folder  # noqa: E402
+from etils import epath  # noqa: E402
+
+# The project itself is imported in the fixtures: jaxtyping has to see it first.
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+SUBSETS = ("celebahq_real", "celebahq_p2", "celebahq_repaint_p2", "celebahq_repaint_p2_9k")
+
+
+@pytest.fixture(scope="session")
+def dolos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Dolos in its authors' layout: 80 px, with fewer real than fake test images."""
+    root = make_dolos_folder(
+        tmp_path_factory.mktemp("dolos"), {"train": 40, "valid": 9, "test": 11}, size=80
+    )
+    for name in ("00002.png", "00005.png", "00007.png"):
+        (root / "celebahq/real/test" / name).unlink()
+    return root
+
+
+@pytest.fixture(scope="session")
+def data_dir(dolos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`SUBSETS` of the small Dolos, prepared."""
+    from wsdl_data import build
+
+    root = tmp_path_factory.mktemp("prepared")
+    for subset in SUBSETS:
+        build.prepare(build.make_builder(f"dolos/{subset}", str(root)), str(dolos_folder))
+    return root
+
+
+@pytest.fixture(scope="session")
+def shrunk(data_dir: Path) -> dict[str, Any]:
+    """Overrides that make a run of a config of `configs/` small: 2 epochs of 2 steps."""
+    return {
+        "data.dir": str(data_dir),
+        "data.image_size": 64,
+        "model.width": 0.05,
+        "train.batch": 16,
+        "train.epochs": 2,
+        "train.steps_per_epoch": 2,
+        "train.log_every": 1,
+        "eval.batch": 8,
+    }
+
+
+@pytest.fixture(scope="session")
+def real_config(shrunk: dict[str, Any]) -> Callable[..., ml_collections.ConfigDict]:
+    """(name, variant, overrides) → a config of `configs/`, shrunk."""
+
+    from wsdl_jax import configuration
+
+    def get(name: str, variant: str, overrides: dict[str, Any]) -> ml_collections.ConfigDict:
+        config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](variant)
+        config.update_from_flattened_dict({**shrunk, **overrides})
+        configuration.validate(config)
+        return config
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def trained(
+    real_config: Callable[..., ml_collections.ConfigDict],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> epath.Path:
+    """The run directory of a finished Patches, setup A. To be read only."""
+    from wsdl_jax import train
+
+    run = epath.Path(tmp_path_factory.mktemp("trained") / "run")
+    overrides = {"model.depth": 1, "train.learning_rate": 0.01}
+    train.train(real_config("patches", "source=celebahq", overrides), run)
+    return run

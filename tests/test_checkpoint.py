@@ -167,3 +167,11 @@ def test_a_state_of_another_shape(run: epath.Path):
     with pytest.raises(UserError, match="checkpoints/10"):
         checkpoints.restore(10, other)
     checkpoints.close()
+
+
+def test_a_relative_directory(run: epath.Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(run)
+    write(epath.Path("runs/relative"), [0.5])
+    checkpoints = reopen(run / "runs" / "relative")
+    assert_same_bits(checkpoints.restore(10, make_state(0)), make_state(1))
+    checkpoints.close()

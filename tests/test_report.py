@@ -38,7 +38,8 @@ def example(size: int, *, fake: bool) -> report.Example:
 
 def panels(path: epath.Path, count: int) -> np.ndarray:
     """The cells of a sheet, [titles, images, 128, 128, 3], found from its far corner."""
-    sheet = np.asarray(Image.open(path))
+    with Image.open(path) as image:
+        sheet = np.asarray(image)
     pitch_y = (sheet.shape[0] - 6) // TITLES
     pitch_x = 134
     out = np.zeros((TITLES, count, CELL, CELL, 3), np.uint8)
@@ -54,7 +55,8 @@ def test_sheet_shows_image_mask_map_and_threshold(tmp_path):
     examples = [example(256, fake=True), example(64, fake=True), example(100, fake=False)]
     path = epath.Path(tmp_path) / "examples.png"
     report.save_sheet(examples, path)
-    assert Image.open(path).format == "PNG" and Image.open(path).mode == "RGB"
+    with Image.open(path) as sheet:
+        assert (sheet.format, sheet.mode) == ("PNG", "RGB")
     cells = panels(path, len(examples))
     inner = slice(8, -8)  # away from the resampling of edges
     for column, shown in enumerate(examples):

@@ -95,10 +95,8 @@ def test_starting_over_drops_everything(tmp_path: Path):
 
 
 def test_plain_lines_now_and_then(tmp_path: Path, monkeypatch, caplog):
-    clock = iter([0.0, *range(1000, 1100)])
     now = [1000.0]
     monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
-    del clock
     log = open_log(tmp_path, start=20, total=100)
     with caplog.at_level(logging.INFO, "wsdl_jax"):
         for step in range(21, 61):

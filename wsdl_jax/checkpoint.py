@@ -19,7 +19,8 @@ class Checkpoints:
     """The checkpoints of one run directory: the latest, and the best by validation loss."""
 
     def __init__(self, run: epath.Path, *, keep_best: int):
-        self.directory = epath.Path(run) / "checkpoints"
+        # orbax refuses relative paths, and only in the thread that writes.
+        self.directory = epath.Path(run).resolve() / "checkpoints"
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC], reverse=True, n=keep_best
         )
