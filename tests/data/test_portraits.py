@@ -77,7 +77,7 @@ def test_share_of_the_mask():
     )
     assert shares.min() >= samples.MIN_SHARE and shares.max() <= samples.MAX_SHARE
     assert shares.min() < 0.05 and shares.max() > 0.4
-    assert 0.12 < shares.mean() < 0.17
+    assert 0.14 < shares.mean() < 0.22
 
 
 def test_dilation_is_a_square_and_its_most_is_dolos():
