@@ -1,9 +1,10 @@
 """Attention: a learned mask that gates the features of an image classifier.
 
     python -m wsdl_jax.main --config configs/attention.py
-    python -m wsdl_jax.main --config configs/attention.py:setup=b,source=celebahq
+    python -m wsdl_jax.main --config configs/attention.py:setup=b,source=celebahq \\
+        --config.init.path=xcp_reg.tar
 
-Variants: setup=a|b|c, source=portraits|celebahq|ffhq, generator=… (see `set_data`).
+Variants: setup=a|b|c, source=portraits|celebahq|ffhq, generator=…, leave_out=… (see `set_data`).
 
 The default (portraits, setup a) takes 3:51 min on two CPU cores, dataset and compilation included,
 and reaches AP 93.4, iou_lg 17.1 (the all-fake map: 17.6).
@@ -35,7 +36,8 @@ def _laptop(config):
 
 
 def _paper(config, source):
-    config.init.scheme = "normal"
+    config.init.layout = "ffd-attention"  # FFD's xcp_reg, given by config.init.path
+    config.init.scheme = "normal"  # where it is not
     config.train.batch = 16
     if config.supervision == "weak":
         config.train.learning_rate = 1e-4

@@ -1,9 +1,10 @@
 """Grad-CAM: an explanation of an image classifier; an FCN on the same backbone in setup C.
 
     python -m wsdl_jax.main --config configs/grad_cam.py
-    python -m wsdl_jax.main --config configs/grad_cam.py:setup=b,source=celebahq
+    python -m wsdl_jax.main --config configs/grad_cam.py:setup=b,source=celebahq \\
+        --config.init.path=legacy_xception.tf_in1k.safetensors
 
-Variants: setup=a|b|c, source=portraits|celebahq|ffhq, generator=… (see `set_data`).
+Variants: setup=a|b|c, source=portraits|celebahq|ffhq, generator=…, leave_out=… (see `set_data`).
 
 The default (portraits, setup a) takes 4:09 min on two CPU cores, dataset and compilation included,
 and reaches AP 91.7, iou_lg 27.4 (the all-fake map: 17.6).
@@ -39,6 +40,7 @@ def _laptop(config):
 
 
 def _paper_weak(config):
+    config.init.layout = "timm-xception"  # ImageNet's weights, given by config.init.path
     config.data.resize = "lanczos"
     config.data.flip = True
     config.train.batch = 32
@@ -46,5 +48,6 @@ def _paper_weak(config):
 
 
 def _paper_full(config):
+    config.init.layout = "timm-xception"
     config.train.batch = 16
     config.train.epochs = 50

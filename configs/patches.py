@@ -2,8 +2,9 @@
 
     python -m wsdl_jax.main --config configs/patches.py
     python -m wsdl_jax.main --config configs/patches.py:setup=c,source=celebahq
+    python -m wsdl_jax.main --config configs/patches.py:setup=c,source=celebahq,leave_out=lama
 
-Variants: setup=a|b|c, source=portraits|celebahq|ffhq, generator=… (see `set_data`).
+Variants: setup=a|b|c, source=portraits|celebahq|ffhq, generator=…, leave_out=… (see `set_data`).
 
 The default (portraits, setup a) takes 2:46 min on two CPU cores, dataset and compilation included,
 and reaches AP 99.2, iou_lg 70.2 (the all-fake map: 17.6).
@@ -25,7 +26,7 @@ def get_config(arg: str | None = None):
     elif config.supervision == "weak":
         _paper_weak(config)
     else:
-        _paper_full(config)
+        _paper_full(config, leave_one_out="leave_out" in variant)
     return config
 
 
@@ -47,6 +48,6 @@ def _paper_weak(config):
     config.train.epochs = 100
 
 
-def _paper_full(config):
+def _paper_full(config, leave_one_out):
     config.train.batch = 16
-    config.train.epochs = 50
+    config.train.epochs = 150 if leave_one_out else 50

@@ -29,6 +29,18 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 SUBSETS = ("celebahq_real", "celebahq_p2", "celebahq_repaint_p2", "celebahq_repaint_p2_9k")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "torch" in getattr(item, "fixturenames", ()):
+            item.add_marker("torch")
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """PyTorch, where it is installed."""
+    return pytest.importorskip("torch")
+
+
 @pytest.fixture(scope="session")
 def dolos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Dolos in its authors' layout: 80 px, with fewer real than fake test images."""

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import pathlib
+import re
 import runpy
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from wsdl_jax import configuration
+from wsdl_jax import configuration, methods
 from wsdl_jax.configuration import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -105,40 +106,111 @@ def test_a_generator_is_tested_on_its_own_images():
     assert data(config) == ((), "dolos/celebahq_lama", "dolos/celebahq_real", "dolos/celebahq_lama")
 
 
-# Learning rate, batch, epochs, starting weights, resize, flip, mask resize.
-RECIPES = {
-    ("patches", "a"): (1e-3, 64, 100, "xavier", "lanczos", True, "nearest"),
-    ("patches", "b"): (1e-3, 64, 100, "xavier", "lanczos", True, "nearest"),
-    ("patches", "c"): (1e-3, 16, 50, "torch", "bilinear", False, "nearest"),
-    ("grad_cam", "a"): (1e-3, 32, 100, "torch", "lanczos", True, "nearest"),
-    ("grad_cam", "b"): (1e-3, 32, 100, "torch", "lanczos", True, "nearest"),
-    ("grad_cam", "c"): (1e-3, 16, 50, "torch", "bilinear", False, "nearest"),
-    ("attention", "a"): (1e-4, 16, 15, "normal", "bilinear", False, "nearest"),
-    ("attention", "b"): (1e-4, 16, 15, "normal", "bilinear", False, "nearest"),
-    ("attention", "c"): (3e-4, 16, 15, "normal", "bilinear", False, "bilinear"),
-}
+def recipes() -> dict[tuple[str, str], dict[str, str]]:
+    """The table of recipes in the README, by method and setup."""
+    lines = (CONFIGS.parent / "README.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| recipe |"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:]]
+    head, _, *body = itertools.takewhile(lambda row: len(row) > 1, rows)
+    out = {}
+    for name, *cells in body:
+        method, setups = name.split(" ", 1)
+        for setup in setups.split(", "):
+            key = method.lower().replace("-", "_"), setup.lower()
+            out[key] = dict(zip(head[1:], cells, strict=True))
+    return out
 
 
-@pytest.mark.parametrize("source", ["celebahq", "ffhq"])
-@pytest.mark.parametrize(("variant", "expected"), RECIPES.items(), ids=str)
-def test_published_recipes(variant, expected, source):
-    method, setup = variant
-    config = GET_CONFIG[method](f"setup={setup},source={source}")
-    rate, batch, epochs, *rest = expected
-    if (method, setup, source) == ("attention", "c", "ffhq"):
-        epochs = 30
-    assert (config.train.learning_rate, config.train.batch, config.train.epochs) == (
-        rate,
-        batch,
-        epochs,
+def test_the_recipes_are_those_of_the_paper():
+    """The README's table, against the facts that it states."""
+    columns = "learning rate", "batch", "epochs", "image resize", "flip", "mask target"
+    stated = {key: tuple(row[c] for c in columns) for key, row in recipes().items()}
+    weak = {"a": "–", "b": "–"}
+    assert stated == {
+        **{("patches", s): ("1e-3", "64", "100", "Lanczos", "yes", m) for s, m in weak.items()},
+        ("patches", "c"): ("1e-3", "16", "50; `leave_out`: 150", "bilinear", "no", "nearest 37"),
+        **{("grad_cam", s): ("1e-3", "32", "100", "Lanczos", "yes", m) for s, m in weak.items()},
+        ("grad_cam", "c"): ("1e-3", "16", "50", "bilinear", "no", "nearest 19"),
+        **{("attention", s): ("1e-4", "16", "15", "bilinear", "no", m) for s, m in weak.items()},
+        ("attention", "c"): ("3e-4", "16", "15; `ffhq`: 30", "bilinear", "no", "bilinear 19"),
+    }
+    assert [row["starting weights"] for row in recipes().values()] == [
+        *["`xavier`"] * 2,
+        "`torch`",
+        *["`timm-xception`, else `torch`"] * 3,
+        *["`ffd-attention`, else `normal`"] * 3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "setup", "source"),
+    [
+        (*variant, source)
+        for variant in recipes()
+        for source in ("celebahq", "ffhq", "leave_out")
+        if (variant[1], source) != ("a", "leave_out")  # P2 alone generates whole images
+    ],
+)
+def test_configs_are_the_recipes(method, setup, source):
+    arg = "source=celebahq,leave_out=ldm" if source == "leave_out" else f"source={source}"
+    config, recipe = GET_CONFIG[method](f"setup={setup},{arg}"), recipes()[method, setup]
+    configuration.validate(config)
+    epochs, _, exception = recipe["epochs"].partition("; ")
+    if exception.startswith(f"`{source}`: "):
+        epochs = exception.split(" ")[1]
+    *layout, scheme = re.findall("`(.*?)`", recipe["starting weights"])
+    assert [config.init.layout] == (layout or [None])
+    assert config.init.scheme == scheme
+    assert config.init.path is None
+    train, data = config.train, config.data
+    assert (train.learning_rate, train.batch, train.epochs) == (
+        float(recipe["learning rate"]),
+        int(recipe["batch"]),
+        int(epochs),
     )
-    fields = config.init.scheme, config.data.resize, config.data.flip, config.data.mask_resize
-    assert [*fields] == rest
-    assert (config.data.image_size, config.model.width, config.model.depth) == (299, 1, 2)
-    assert (config.train.steps_per_epoch, config.train.keep_best) == (500, 5)
-    assert (config.train.schedule, config.train.clip_norm) == ("constant", 0)
+    assert data.resize == recipe["image resize"].lower()
+    assert data.flip == (recipe["flip"] == "yes")
+    assert (config.supervision == "full") == (recipe["mask target"] != "–")
+    if config.supervision == "full":
+        resize, size = recipe["mask target"].split(" ")
+        assert data.mask_resize == resize
+        assert methods.map_size(config) == int(size)
+    assert (data.image_size, config.model.width, config.model.depth) == (299, 1, 2)
+    assert (train.steps_per_epoch, train.keep_best) == (500, 5)
+    assert (train.schedule, train.clip_norm) == ("constant", 0)
     assert config.loss.mask_weight == 1
     assert config.loss.location == "every"
+
+
+@pytest.mark.parametrize("setup", ["b", "c"])
+def test_one_generator_left_out(setup):
+    compared = ("repaint_p2_9k", "ldm", "lama", "pluralistic")
+    for left in compared:
+        config = GET_CONFIG["patches"](f"setup={setup},source=celebahq,leave_out={left}")
+        configuration.validate(config)
+        assert config.data.fake == tuple(dolos(f"celebahq_{g}") for g in compared if g != left)
+        assert config.data.test_fake == dolos(f"celebahq_{left}")
+        assert config.data.test_real == dolos("celebahq_real")
+        assert config.data.real == ((dolos("celebahq_real"),) if setup == "b" else ())
+    config = GET_CONFIG["patches"](f"setup={setup},leave_out=regrain")
+    assert (config.data.fake, config.data.test_fake) == (
+        ("portraits/upsample",),
+        "portraits/regrain",
+    )
+
+
+@pytest.mark.parametrize(
+    "arg",
+    [
+        "setup=a,source=celebahq,leave_out=ldm",
+        "setup=c,source=celebahq,leave_out=regrain",
+        "setup=c,source=ffhq,leave_out=ldm",
+        "setup=c,source=celebahq,generator=ldm,leave_out=lama",
+    ],
+)
+def test_what_cannot_be_left_out(arg):
+    with pytest.raises(ConfigError, match=r"leave_out=\w+ .*source=celebahq: repaint_p2_9k, ldm,"):
+        GET_CONFIG["patches"](arg)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +318,7 @@ def test_refusals_name_field_and_value(path, value):
         ("data.test_fake", None, "patches", None, "test_fake"),
         ("data.test_real", None, "patches", None, "test_real"),
         ("loss.location", "max", "patches", "setup=c", "loss.location"),
+        ("init.layout", "xception", "grad_cam", None, "choose from dolos-patches, ffd-attention"),
         ("loss.location", "average", "attention", None, "loss.location"),
         ("method", None, "patches", None, "config.method"),
     ],

@@ -1,8 +1,11 @@
 """results.json against the maps themselves, by NumPy, Pillow and scikit-learn alone."""
 
+import collections
 import csv
 import json
 import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,13 @@ import pytest
 from etils import epath
 from flax import nnx
 from PIL import Image
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
-from wsdl_jax import configuration, methods, pipeline, train
+from wsdl_jax import configuration, methods, pipeline, runs
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
 from wsdl_jax.evaluate import evaluate
+from wsdl_jax.parallel import Parallel
 
 FAKE, REAL = "dolos/celebahq_repaint_p2", "dolos/celebahq_real"
 FOLDERS = {
@@ -43,7 +47,7 @@ def load(run: epath.Path, step: int | None = None) -> tuple[methods.Method, Any,
     config = configuration.load((run / "config.json").read_text())
     model = methods.build(config, None)
     checkpoints = Checkpoints(run, keep_best=config.train.keep_best)
-    like = train.initial_state(model, train.make_optimizer(config.train))
+    like = runs.initial_state(model, config.train)
     state = checkpoints.restore(checkpoints.best() if step is None else step, like)
     checkpoints.close()
     nnx.update(model, *jax.tree.map(jnp.asarray, (state["params"], state["stats"])))
@@ -79,9 +83,9 @@ def predicted(run: epath.Path, dolos_folder: Path) -> dict[str, tuple[list, list
     method, model, _ = load(run)
     out = {}
     for name, folder in FOLDERS.items():
-        scores, maps = method.localize(model, images(dolos_folder / folder))
+        localized = method.localize(model, images(dolos_folder / folder))
         files = sorted((dolos_folder / folder).iterdir())
-        out[name] = files, list(np.asarray(scores)), list(np.asarray(maps))
+        out[name] = files, list(np.asarray(localized.scores)), list(np.asarray(localized.maps))
     return out
 
 
@@ -92,10 +96,11 @@ def true_mask(image: Path) -> Image.Image:
 
 
 def figures(localization_map: np.ndarray, mask: Image.Image) -> dict[str, float]:
-    """By the definitions, from counts."""
+    """By the definitions, from counts, and by scikit-learn."""
     out = {}
     small = Image.fromarray(localization_map)
-    large = np.asarray(small.resize(mask.size, Image.Resampling.BICUBIC)) > 0.5
+    values = np.asarray(small.resize(mask.size, Image.Resampling.BICUBIC))
+    large = values > 0.5
     small_mask = mask.resize(small.size, Image.Resampling.NEAREST)
     for size, got, want in (("lg", large, mask), ("sm", localization_map > 0.5, small_mask)):
         want = np.asarray(want) == 1
@@ -104,6 +109,8 @@ def figures(localization_map: np.ndarray, mask: Image.Image) -> dict[str, float]
         out[f"pbca_{size}"] = 1 - wrong / want.size
         if size == "lg":
             out["f1"] = 2 * hits / (2 * hits + wrong)
+            out["pixel_auc"] = roc_auc_score(want.ravel(), values.ravel())
+            out["pixel_ap"] = average_precision_score(want.ravel(), values.ravel())
     return out
 
 
@@ -126,7 +133,7 @@ def test_localization(run, predicted):
     files, _, maps = predicted[FAKE]
     each = [figures(m, true_mask(f)) for m, f in zip(maps, files, strict=True)]
     stored = results(run)
-    for name in ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1"):
+    for name in each[0]:
         # One pixel of one image may fall on the other side of the threshold by rounding.
         assert stored[name] == pytest.approx(100 * np.mean([x[name] for x in each]), abs=0.2)
 
@@ -141,6 +148,8 @@ def test_trivial_maps(run, predicted):
     assert trivial["all fake"]["pbca_lg"] == pytest.approx(share)
     assert trivial["all real"]["iou_lg"] == trivial["all real"]["f1"] == 0
     assert trivial["all real"]["pbca_lg"] == pytest.approx(100 - share)
+    assert trivial["all real"]["pixel_ap"] == pytest.approx(share)
+    assert trivial["all real"]["pixel_auc"] == trivial["all fake"]["pixel_auc"] == 50
     size = predicted[FAKE][2][0].shape
     for name, value in (("all real", 0.0), ("all fake", 1.0)):
         expected = [figures(np.full(size, value, np.float32), m) for m in masks]
@@ -148,6 +157,7 @@ def test_trivial_maps(run, predicted):
             assert stored_value == pytest.approx(100 * np.mean([x[figure] for x in expected]))
     assert 40 < trivial["random"]["pbca_sm"] < 60
     assert 0 < trivial["random"]["iou_sm"] < trivial["all fake"]["iou_sm"] + 10
+    assert 45 < trivial["random"]["pixel_auc"] < 55
 
 
 def test_detection(run, predicted):
@@ -165,12 +175,16 @@ def test_detection(run, predicted):
     assert stored["ap"] == pytest.approx(100 * np.mean(draws))
     assert stored["ap_2sd"] == pytest.approx(200 * np.std(draws))
     assert stored["ap_2sd"] > 0
+    verdicts = np.r_[real, fake] > 0.5  # the scores of Patches are probabilities
+    true = np.repeat([0, 1], [len(real), len(fake)])
+    expected = 100 * balanced_accuracy_score(true, verdicts)
+    assert stored["balanced_accuracy"] == pytest.approx(expected)
 
 
 def test_counts_names_and_checkpoint(run):
     stored = results(run)
     assert (stored["test_fake"], stored["test_real"]) == (FAKE, REAL)
-    assert (stored["fake_images"], stored["real_images"]) == (11, 8)
+    assert (stored["fake_images"], stored["real_images"], stored["pixel_images"]) == (11, 8, 11)
     assert stored["checkpoint"] == 5
 
 
@@ -184,8 +198,10 @@ def test_a_row_for_every_image(run, predicted):
     for row, (side, path, score, localization_map) in zip(table, expected, strict=True):
         assert (row["key"], row["label"]) == (path.name, side)
         assert float(row["score"]) == pytest.approx(float(score), rel=1e-4)
+        assert row["probability"] == row["score"]
         if side == "real":
-            assert not any(value for key, value in row.items() if key[:3] in ("iou", "pbc", "man"))
+            figures_of_masks = ("iou", "pbc", "f1", "pix", "man")
+            assert not any(v for name, v in row.items() if name.startswith(figures_of_masks))
             continue
         mask = true_mask(path)
         assert float(row["manipulated_share"]) == pytest.approx(np.asarray(mask).mean())
@@ -227,6 +243,69 @@ def test_another_dataset_goes_beside(run, predicted):
     files, _, maps = predicted[other]
     expected = [figures(m, true_mask(f))["iou_lg"] for m, f in zip(maps, files, strict=True)]
     assert stored["iou_lg"] == pytest.approx(100 * np.mean(expected), abs=0.2)
+
+
+def test_masks_of_one_class(run, monkeypatch):
+    """They have no pixel AUC and AP: the means are over the other images."""
+    read = pipeline.full_mask
+
+    def masks(record):
+        untouched = record["key"] in (b"00003.png", b"00007.png")
+        return read(record) * np.uint8(not untouched)
+
+    before, other = results(run), "dolos/celebahq_repaint_p2_9k"
+    monkeypatch.setattr(pipeline, "full_mask", masks)
+    stored = evaluate(run, fake=other)
+    folder = run / "evaluations" / "dolos-celebahq_repaint_p2_9k+dolos-celebahq_real"
+    fakes = [row for row in rows(folder) if row["label"] == "fake"]
+    defined = [row for row in fakes if row["pixel_auc"] != "nan"]
+    assert (stored["fake_images"], stored["pixel_images"]) == (11, 9)
+    assert {row["key"] for row in fakes} - {row["key"] for row in defined} == {
+        *("00003.png", "00007.png")
+    }
+    for name in ("pixel_auc", "pixel_ap"):
+        mean = np.mean([float(row[name]) for row in defined])
+        assert stored[name] == pytest.approx(100 * mean)
+    assert stored["f1"] == pytest.approx(100 * np.mean([float(row["f1"]) for row in fakes]))
+    assert "over the 9 images" in (folder / "results.txt").read_text()
+
+    monkeypatch.setattr(pipeline, "full_mask", lambda record: read(record) * np.uint8(0))
+    assert evaluate(run, fake=other)["pixel_images"] == 0
+    text = (folder / "results.json").read_text()
+    assert "NaN" not in text  # it would not be JSON
+    stored = json.loads(text)
+    assert stored["pixel_auc"] is stored["trivial"]["random"]["pixel_ap"] is None
+    assert results(run) == before
+
+
+def test_memory_and_reading_do_not_grow_with_the_test_set(run, monkeypatch):
+    """Maps are let go once measured; a record is read for the network and for the measuring."""
+    gather, read = Parallel.gather, pipeline.Examples.__getitem__
+    maps: list[weakref.ref] = []
+    reads: collections.Counter = collections.Counter()
+
+    def gathered(self, tree):
+        assert not any(reference() is not None for reference in maps[:-1])
+        out = gather(self, tree)
+        maps.append(weakref.ref(out.maps))
+        return out
+
+    def counted(self, index):
+        record = read(self, index)
+        reads[record["label"], record["key"]] += 1
+        return record
+
+    monkeypatch.setattr(Parallel, "gather", gathered)
+    monkeypatch.setattr(pipeline.Examples, "__getitem__", counted)
+    evaluate(run)
+    assert len(maps) == 3  # batches of 8: two of fake images, one of real
+    assert not any(reference() is not None for reference in maps)
+    assert len(reads) == 11 + 8
+    first, last = (1, b"00000.png"), (1, b"00010.png")
+    assert reads.pop(first) == 3  # also to see what the subset holds
+    assert reads.pop(last) == 2 + 5  # also to fill up the last batch
+    assert reads.pop((0, b"00000.png")) == 3
+    assert set(reads.values()) == {2}
 
 
 def contents(folder: Path) -> set[str]:
@@ -282,6 +361,28 @@ def test_a_damaged_image_is_named(run, monkeypatch):
     with pytest.raises(UserError, match=r"the image of 00004\.png cannot be read"):
         evaluate(run)
     assert contents(run) == before
+
+
+def test_an_interrupted_evaluation_leaves_no_trace(run, monkeypatch, tmp_path: Path):
+    gather, calls = Parallel.gather, []
+
+    def interrupted(self, tree):
+        calls.append(1)
+        if len(calls) == 3:  # fake images have been measured and written
+            raise KeyboardInterrupt
+        return gather(self, tree)
+
+    before = {path: path.read_bytes() for path in map(Path, contents(run)) if path.is_file()}
+    folders = contents(run)
+    monkeypatch.setattr(Parallel, "gather", interrupted)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for arguments in ({}, {"fake": "dolos/celebahq_repaint_p2_9k", "real": REAL}):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run, **arguments)
+        assert len(calls) == 3
+        assert contents(run) == folders and not contents(tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_maps_that_are_not_finite(run, monkeypatch):

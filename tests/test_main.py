@@ -113,7 +113,7 @@ def test_the_same_command_again_only_evaluates(finished, shrunk, dolos_folder):
 FORKS = """
 import json, os, runpy, sys, traceback
 import wsdl_jax.evaluate, wsdl_jax.train, wsdl_jax.command  # noqa
-del sys.modules["wsdl_jax.evaluate"]
+del sys.modules["wsdl_jax.evaluate"], sys.modules["wsdl_jax.convert"]
 for number, (module, *arguments) in enumerate(json.load(sys.stdin)):
     child = os.fork()
     if not child:
@@ -133,6 +133,7 @@ for number, (module, *arguments) in enumerate(json.load(sys.stdin)):
     with open(f"{number}.code", "w") as file:
         file.write(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
 """
+CONVERT = ("wsdl_jax.convert", "--layout=ffd-attention", "--out=x")
 PATCHES = ("wsdl_jax.main", "--config", str(REPOSITORY / "configs/patches.py"))
 BAD = {  # command line: exit code, and what the line on stderr has
     (*PATCHES, "--config.train.bacth=3"): (2, ["bacth", "batch"]),
@@ -153,8 +154,19 @@ BAD = {  # command line: exit code, and what the line on stderr has
     ("wsdl_jax.evaluate",): (2, ["--run"]),
     ("wsdl_jax.evaluate", "--run", "nowhere"): (1, ["nowhere", "not a run"]),
     ("wsdl_jax.evaluate", "--run", "nowhere", "--fakes=x"): (2, ["fakes"]),
+    (*PATCHES, "--config.init.path=nowhere.pth"): (1, ["nowhere.pth is not there"]),
+    (*PATCHES, "--config.init.path=."): (1, [". is not a run directory"]),
+    (*PATCHES, "--config.init.layout=xception"): (2, ["xception", "choose from dolos-patches"]),
+    (*CONVERT,): (2, ["FILE is missing; see --help"]),
+    (*CONVERT, "a", "b"): (2, ["unexpected argument 'b'"]),
+    (*CONVERT, "a.pth"): (1, ["a.pth is not there"]),
+    (*CONVERT, "."): (1, [". is not a run directory"]),
+    (*CONVERT, ".", "--setup=a"): (1, ["--setup goes with a weight file"]),
+    (*CONVERT, "a", "--layout=xception"): (2, ["xception", "dolos-patches|ffd-attention|"]),
+    (*CONVERT[:2], "a"): (2, ["--out"]),
+    ("wsdl_jax.convert", "a", "--out=x"): (2, ["--layout"]),
 }
-HELP = (("wsdl_jax.main", "--help"), ("wsdl_jax.evaluate", "--help"))
+HELP = (*((f"wsdl_jax.{name}", "--help") for name in ("main", "evaluate", "convert")),)
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +217,7 @@ def test_help(said, line):
     names = {
         "wsdl_jax.main": ("--config", "--workdir", "configs/patches.py"),
         "wsdl_jax.evaluate": ("--run", "--fake", "--real"),
+        "wsdl_jax.convert": ("--layout", "--out", "--setup", "xcp_reg.tar"),
     }
     assert all(name in out for name in names[line[0]])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wsdl_jax import configuration, methods, train
+from wsdl_jax import configuration, methods, runs, train
 from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel
 
@@ -75,8 +75,8 @@ def batches(config: ml_collections.ConfigDict) -> list[dict[str, np.ndarray]]:
 def pieces(case: str):
     config = get_config(case)
     model = get_model(config)
-    optimizer = train.make_optimizer(config.train)
-    state = jax.device_get(train.initial_state(model, optimizer))
+    optimizer = runs.make_optimizer(config.train)
+    state = jax.device_get(runs.initial_state(model, config.train))
     step = train.make_train_step(methods.from_config(config), model, optimizer, config.seed)
     return step, state, batches(config)
 
@@ -137,7 +137,7 @@ def test_validation_sums_weigh_images_not_devices(backend: str):
     method = methods.from_config(config)
     parallel = Parallel(backend)
     step = parallel.map(train.make_loss_step(method, model))
-    state = train.initial_state(model, train.make_optimizer(config.train))
+    state = runs.initial_state(model, config.train)
     batch = {**batches(config)[0], "weight": (np.arange(BATCH) < 11).astype(np.float32)}
     sums, _ = step(parallel.replicate(jax.device_get(state)), parallel.shard(batch))
     sums = parallel.one(sums)

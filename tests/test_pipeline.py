@@ -98,9 +98,11 @@ def test_full_size_image_and_mask_are_the_files(config, dolos_folder: Path):
     assert len(source) == len(images) == len(masks) == 11
     for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
         assert source[index]["key"] == image.name.encode()
-        np.testing.assert_array_equal(source.image(index), np.asarray(Image.open(image)))
+        np.testing.assert_array_equal(
+            pipeline.full_image(source[index]), np.asarray(Image.open(image))
+        )
         white = np.asarray(Image.open(mask))[..., 0] == 255
-        np.testing.assert_array_equal(source.mask(index), np.where(white, 0, 1))
+        np.testing.assert_array_equal(pipeline.full_mask(source[index]), np.where(white, 0, 1))
 
 
 def test_several_subsets_follow_one_another(config):

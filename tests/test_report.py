@@ -79,7 +79,7 @@ def test_sheet_of_one(tmp_path):
 
 
 def test_text_table_has_every_figure():
-    names = ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1")
+    names = ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1", "pixel_auc", "pixel_ap")
     figures = {
         row: {name: 10.0 * r + c for c, name in enumerate(names)}
         for r, row in enumerate(("this run", "all real", "all fake", "random"))
@@ -90,6 +90,8 @@ def test_text_table_has_every_figure():
         "ap": 91.26,
         "ap_2sd": 1.04,
         "auc": 87.5,
+        "balanced_accuracy": 77.77,
+        "pixel_images": 8500,
         "manipulated_share": 12.34,
         "test_fake": "dolos/fakes",
         "test_real": "dolos/reals",
@@ -100,8 +102,10 @@ def test_text_table_has_every_figure():
     assert text.endswith("\n") and max(map(len, text.splitlines())) <= 100
     lines = text.splitlines()
     assert "patches, setup a" in text
-    for part in ("8500", "dolos/fakes", "12.3%", "900", "dolos/reals", "91.3", "1.0", "87.5"):
+    for part in ("8500", "dolos/fakes", "12.3%", "900", "dolos/reals"):
         assert part in text
+    assert "ap 91.3 ± 1.0, auc 87.5, balanced_accuracy 77.8" in text
+    assert "both classes" not in text
     header = next(line for line in lines if "iou_lg" in line)
     for row, values in figures.items():
         line = next(line for line in lines if line.startswith(row))
@@ -109,3 +113,11 @@ def test_text_table_has_every_figure():
         for name, value in values.items():
             end = header.index(name) + len(name)
             assert float(line[end - 9 : end]) == pytest.approx(value)
+
+    for figure in (results, *results["trivial"].values()):
+        figure["pixel_auc"] = None
+    text = report.text_table({**results, "pixel_images": 8321}, title="patches, setup a")
+    assert "over the 8321 images whose mask has both classes" in text
+    assert max(map(len, text.splitlines())) <= 100
+    line = next(line for line in text.splitlines() if line.startswith("this run"))
+    assert line.split()[2:][names.index("pixel_auc")] == "–"

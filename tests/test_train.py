@@ -19,7 +19,7 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from wsdl_jax import configuration, methods, pipeline, train
+from wsdl_jax import configuration, methods, pipeline, runs, train
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
@@ -69,7 +69,7 @@ def test_three_steps_of_adam(schedule: str, clip: float):
         3e-3 * (1 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * t / total)))
         for t in range(3)
     ]
-    optimizer = train.make_optimizer(config)
+    optimizer = runs.make_optimizer(config)
     values = [jnp.asarray(x) for x in parameters]
     state = optimizer.init(values)
     for step in gradients:
@@ -101,8 +101,8 @@ def test_dropout_differs_by_step_and_by_device_and_not_otherwise():
         block.convs, block.norms = (
             nnx.List(list(layers)[: int(index < 3)]) for layers in (block.convs, block.norms)
         )
-    optimizer = train.make_optimizer(config.train)
-    state = train.initial_state(model, optimizer)
+    optimizer = runs.make_optimizer(config.train)
+    state = runs.initial_state(model, config.train)
     step = train.make_train_step(methods.from_config(config), model, optimizer, config.seed)
 
     @jax.jit
@@ -157,7 +157,7 @@ def saved(run: Path) -> set[int]:
 
 def restored(config: ml_collections.ConfigDict, run: Path, step: int) -> list[np.ndarray]:
     model = methods.build(config, AXIS)
-    like = train.initial_state(model, train.make_optimizer(config.train))
+    like = runs.initial_state(model, config.train)
     checkpoints = Checkpoints(epath.Path(run), keep_best=config.train.keep_best)
     state = checkpoints.restore(step, like)
     checkpoints.close()
@@ -183,7 +183,7 @@ def test_validation_loss_is_the_mean_over_the_split(trained: epath.Path):
     config = configuration.load((trained / "config.json").read_text())
     leaves = restored(config, trained, 4)
     model = methods.build(config, None)
-    like = train.initial_state(model, train.make_optimizer(config.train))
+    like = runs.initial_state(model, config.train)
     state = jax.tree.unflatten(jax.tree.structure(like), map(jnp.asarray, leaves))
     nnx.update(model, state["params"], state["stats"])
     model.eval()
@@ -258,7 +258,7 @@ def test_another_config_is_refused_with_the_difference(trained: epath.Path, real
     before = snapshot(trained)
     overrides = {**SMALL, "train.learning_rate": 0.02, "train.clip_norm": 1.0}
     other = real_config("patches", "source=celebahq", overrides)
-    for attempt in (train.train, lambda config, run: train.check_run(run, config)):
+    for attempt in (train.train, lambda config, run: runs.check(run, config)):
         with pytest.raises(UserError) as caught:
             attempt(other, trained)
         message = str(caught.value)

@@ -1,5 +1,6 @@
 """What the commands share: flags, logging, one-line errors and exit codes."""
 
+import functools
 import logging
 import signal
 import sys
@@ -26,7 +27,7 @@ def _fail(error: BaseException, code: int) -> None:
     sys.exit(code)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], operands: Sequence[str]) -> list[str]:
     if "--help" in argv:
         app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)  # absl's own exits with 1
     try:
@@ -43,13 +44,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
         OSError,
     ) as error:
         _fail(error, USAGE)
-    if len(rest) > 1:
-        _fail(UserError(f"unexpected argument {rest[1]!r}; see --help"), USAGE)
+    given = rest[1:]
+    if len(given) < len(operands):
+        _fail(UserError(f"{operands[len(given)]} is missing; see --help"), USAGE)
+    if len(given) > len(operands):
+        _fail(UserError(f"unexpected argument {given[len(operands)]!r}; see --help"), USAGE)
     return rest
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None:
     """Parses the flags and runs a command.
+
+    `main` gets the program's name and its operands, the arguments without a flag: one for each name
+    in `operands`.
 
     Errors that are the user's to mend end it with one line and code 1, or 2 where flags or config
     are wrong; Ctrl-C with code 130, unless `main` handles it. `--debug` shows tracebacks instead.
@@ -67,4 +74,4 @@ def run(main: Callable[[list[str]], None]) -> None:
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=functools.partial(_parse, operands=operands))

@@ -14,6 +14,7 @@ from wsdl_jax.errors import UserError
 
 METHODS = ("patches", "grad_cam", "attention")
 SETUPS = ("a", "b", "c")
+LAYOUTS = ("dolos-patches", "ffd-attention", "timm-xception", "dolos-grad-cam-full")
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "setup": SETUPS,
@@ -40,6 +41,11 @@ _GENERATORS: dict[str, dict[str, tuple[str, ...]]] = {
     "ffhq": {"full": ("p2",), "partial": ("repaint_p2",)},
 }
 SOURCES = tuple(_GENERATORS)
+# Generators whose sets have one size, 9,000: what is compared across generators, one left out.
+_COMPARED = {
+    "portraits": ("regrain", "upsample"),
+    "celebahq": ("repaint_p2_9k", "ldm", "lama", "pluralistic"),
+}
 
 
 class ConfigError(UserError):
@@ -72,8 +78,11 @@ def base() -> ml_collections.ConfigDict:
     model.depth = 2  # Patches: the block after which Xception is cut, 1 to 12
     model.dtype = "float32"  # of the computation; parameters and statistics stay float32
 
-    config.init = ml_collections.ConfigDict()
-    config.init.scheme = "torch"  # see wsdl_jax.models.initialization
+    config.init = init = ml_collections.ConfigDict()
+    init.scheme = "torch"  # of the random weights, see wsdl_jax.models.initialization
+    init.path = config_dict.placeholder(str)  # pretrained: a PyTorch file, or a run directory
+    # Layout of the file that the recipe starts from, see wsdl_jax.convert; None: no file, or any.
+    init.layout = config_dict.placeholder(str)
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.location = "every"  # Patches, weak: which locations are trained
@@ -103,8 +112,14 @@ def variant(arg: str | None) -> dict[str, Any]:
     Raises ConfigError for another key or value, listing what is valid.
     """
     generators = {g for kinds in _GENERATORS.values() for valid in kinds.values() for g in valid}
-    choices = {"setup": SETUPS, "source": SOURCES, "generator": tuple(sorted(generators))}
-    values: dict[str, Any] = {"setup": "a", "source": "portraits", "generator": None}
+    compared = {g for names in _COMPARED.values() for g in names}
+    choices = {
+        "setup": SETUPS,
+        "source": SOURCES,
+        "generator": tuple(sorted(generators)),
+        "leave_out": tuple(sorted(compared)),
+    }
+    values: dict[str, Any] = {"setup": "a", "source": "portraits"}
     for part in filter(None, (arg or "").split(",")):
         key, _, value = part.partition("=")
         if value not in choices.get(key, ()):
@@ -115,15 +130,32 @@ def variant(arg: str | None) -> dict[str, Any]:
 
 
 def set_data(
-    config: ml_collections.ConfigDict, *, setup: str, source: str, generator: str | None = None
+    config: ml_collections.ConfigDict,
+    *,
+    setup: str,
+    source: str,
+    generator: str | None = None,
+    leave_out: str | None = None,
 ) -> None:
     """Sets what is trained and tested on, by the paper's three setups.
 
     Without a generator the paper's choice is taken: setup a trains on P2's fully generated images,
     b and c on its inpainting, and all are tested on CelebA-HQ inpainted by RePaint-P2. With one, a
-    run is trained and tested on that generator's images. Raises ConfigError where a source has no
-    such images.
+    run is trained and tested on that generator's images. `leave_out` trains on the union of all
+    generators but one and tests on that one. Raises ConfigError where a source has no such images.
     """
+    if leave_out is not None:
+        compared = _COMPARED.get(source, ())
+        if setup == "a" or generator is not None or leave_out not in compared:
+            raise ConfigError(
+                f"leave_out={leave_out} (setup={setup}, source={source}): goes with setup=b|c and "
+                "without generator=; generators are compared in "
+                + "; ".join(f"source={s}: {', '.join(names)}" for s, names in _COMPARED.items())
+            )
+        set_data(config, setup=setup, source=source, generator=leave_out)
+        prefix = config.data.test_fake.removesuffix(leave_out)
+        config.data.fake = tuple(prefix + name for name in compared if name != leave_out)
+        return
     kind = "full" if setup == "a" else "partial"
     valid = _GENERATORS[source][kind]
     if generator is not None and generator not in valid:
@@ -163,6 +195,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for path in ("train.clip_norm", "data.workers", "loss.mask_weight"):
         if not _get(config, path) >= 0:
             raise ConfigError(f"config.{path} = {_get(config, path)}: must not be negative")
+    if config.init.layout is not None and config.init.layout not in LAYOUTS:
+        raise ConfigError(
+            f"config.init.layout = {config.init.layout!r}: choose from {', '.join(LAYOUTS)}"
+        )
     if config.data.image_size < 64:
         raise ConfigError(
             f"config.data.image_size = {config.data.image_size}: Xception takes 64 pixels and more"

@@ -16,9 +16,9 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from wsdl_jax import command, configuration, pipeline
+from wsdl_jax import command, configuration, convert, methods, pipeline, runs
 from wsdl_jax.evaluate import evaluate
-from wsdl_jax.train import Interrupted, check_run, train
+from wsdl_jax.train import Interrupted, train
 
 log = logging.getLogger("wsdl_jax")
 
@@ -38,7 +38,11 @@ def main(_: list[str]) -> None:
     config = _CONFIG.value
     configuration.validate(config)
     run = epath.Path(_WORKDIR.value or default_workdir(config))
-    check_run(run, config)  # before the minutes that a dataset can take
+    # What cannot work fails before the minutes that a dataset can take.
+    runs.check(run, config)
+    if config.init.path and not (run / "config.json").exists():
+        path = epath.Path(config.init.path)
+        convert.start(methods.blank(config, None), path, config.init.layout)
     pipeline.prepare(config)
     try:
         train(config, run)

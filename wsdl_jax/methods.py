@@ -31,10 +31,12 @@ class Localization(NamedTuple):
 
     Attributes:
       scores: higher = more likely fake; a probability or a logit, by method.
+      probabilities: of being fake, the score as such or the softmax of the image logits.
       maps: probability of having been manipulated, in [0, 1].
     """
 
     scores: Float[Array, " b"]
+    probabilities: Float[Array, " b"]
     maps: Float[Array, "b h w"]
 
 
@@ -56,9 +58,17 @@ class Method:
     localize: Callable[[Any, Float[Array, "b h w 3"]], Localization]
 
 
+def _from_maps(maps: Float[Array, "b h w"]) -> Localization:
+    scores = maps.mean((1, 2))
+    return Localization(scores, scores, maps)
+
+
 def _from_map_logits(model: Any, images: Array) -> Localization:
-    maps = jax.nn.softmax(model(images).map_logits)[..., FAKE]
-    return Localization(maps.mean((1, 2)), maps)
+    return _from_maps(jax.nn.softmax(model(images).map_logits)[..., FAKE])
+
+
+def _from_image_logits(logits: Float[Array, "b 2"], maps: Float[Array, "b h w"]) -> Localization:
+    return Localization(logits[:, FAKE], jax.nn.softmax(logits)[:, FAKE], maps)
 
 
 def _map_loss(objective: Callable[..., Array], target: str):
@@ -102,7 +112,7 @@ def _grad_cam(config: ml_collections.ConfigDict, kwargs: dict[str, Any]) -> Meth
 
     def localize(model: ImageClassifier, images: Array) -> Localization:
         logits, maps = grad_cam(model.upper, model.lower(images))
-        return Localization(logits[:, FAKE], to_image_size(maps, *images.shape[1:3]))
+        return _from_image_logits(logits, to_image_size(maps, *images.shape[1:3]))
 
     return Method(
         network=lambda axis_name, rngs: ImageClassifier(axis_name=axis_name, rngs=rngs, **kwargs),
@@ -125,7 +135,9 @@ def _attention(config: ml_collections.ConfigDict, kwargs: dict[str, Any]) -> Met
 
     def localize(model: Attention, images: Array) -> Localization:
         outputs = model(images)
-        return Localization(outputs.image_logits[:, FAKE], outputs.attention)
+        if config.supervision == "full":  # its objective does not train the image classifier
+            return _from_maps(outputs.attention)
+        return _from_image_logits(outputs.image_logits, outputs.attention)
 
     return Method(
         network=lambda axis_name, rngs: Attention(axis_name=axis_name, rngs=rngs, **kwargs),
@@ -140,15 +152,18 @@ _METHODS = {"patches": _patches, "grad_cam": _grad_cam, "attention": _attention}
 def from_config(config: ml_collections.ConfigDict) -> Method:
     """The method that a valid config describes."""
     kwargs = {"width": config.model.width, "dtype": jnp.dtype(config.model.dtype)}
-    method = _METHODS[config.method](config, kwargs)
-    return method
+    return _METHODS[config.method](config, kwargs)
+
+
+def blank(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Module:
+    """The network of a config with kernels of zeros, to be filled."""
+    rngs = nnx.Rngs(params=config.seed, dropout=config.seed)
+    return from_config(config).network(axis_name, rngs)
 
 
 def build(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Module:
     """The network of a config with its starting weights, in training mode."""
-    model = from_config(config).network(
-        axis_name, nnx.Rngs(params=config.seed, dropout=config.seed)
-    )
+    model = blank(config, axis_name)
     initialize(model, config.init.scheme, config.seed)
     model.train()
     return model

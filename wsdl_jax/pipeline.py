@@ -84,14 +84,6 @@ class Examples:
                 f"{self._folders[which]} is damaged ({reason}); delete this folder and build again"
             ) from error
 
-    def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
-        """The full-size mask of an example, 0 = untouched, 1 = manipulated."""
-        return (np.asarray(_open(self[index], "mask")) > 0).astype(np.uint8)
-
-    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The full-size image of an example."""
-        return np.asarray(_open(self[index], "image").convert("RGB"))
-
 
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     try:
@@ -122,6 +114,16 @@ def _open(record: dict[str, Any], feature: str) -> Image.Image:
         key = record["key"].decode(errors="replace")
         raise UserError(f"the {feature} of {key} cannot be read: {error}") from error
     return image
+
+
+def full_mask(record: dict[str, Any]) -> UInt8[np.ndarray, "h w"]:
+    """The mask of a record of `Examples` at its own size, 0 = untouched, 1 = manipulated."""
+    return (np.asarray(_open(record, "mask")) > 0).astype(np.uint8)
+
+
+def full_image(record: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image of a record of `Examples` at its own size."""
+    return np.asarray(_open(record, "image").convert("RGB"))
 
 
 class _Decode(grain.transforms.RandomMap):

@@ -69,17 +69,25 @@ def _black_and_white(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"
 
 
 def text_table(results: dict, title: str) -> str:
-    """The results as a table of fixed-width text; figures × 100."""
-    columns = ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1")
+    """The results as a table of fixed-width text; figures × 100, "–" where there is none."""
+    columns = metrics.LOCALIZATION
+    width = 2 + max(map(len, columns))
     lines = [
         f"{title}: {results['fake_images']} images of {results['test_fake']}, "
         f"{results['manipulated_share']:.1f}% manipulated",
-        f"{'localization':<14}" + "".join(f"{name:>9}" for name in columns),
+        f"{'localization':<14}" + "".join(f"{name:>{width}}" for name in columns),
     ]
     for name, figures in {"this run": results, **results["trivial"]}.items():
-        lines.append(f"{name:<14}" + "".join(f"{figures[column]:9.1f}" for column in columns))
+        cells = ("–" if figures[c] is None else f"{figures[c]:.1f}" for c in columns)
+        lines.append(f"{name:<14}" + "".join(f"{cell:>{width}}" for cell in cells))
+    if results["pixel_images"] < results["fake_images"]:
+        lines.append(
+            f"pixel_auc and pixel_ap: over the {results['pixel_images']} images whose mask has "
+            "both classes"
+        )
     lines += [
-        f"detection, against {results['real_images']} images of {results['test_real']}: "
-        f"ap {results['ap']:.1f} ± {results['ap_2sd']:.1f}, auc {results['auc']:.1f}",
+        f"detection, against {results['real_images']} images of {results['test_real']}:",
+        f"  ap {results['ap']:.1f} ± {results['ap_2sd']:.1f}, auc {results['auc']:.1f}, "
+        f"balanced_accuracy {results['balanced_accuracy']:.1f}",
     ]
     return "\n".join(lines) + "\n"

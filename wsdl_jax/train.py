@@ -7,21 +7,20 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 from etils import epath
 from flax import nnx
 
-from wsdl_jax import configuration, methods, pipeline
+from wsdl_jax import configuration, convert, methods, pipeline, runs
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
 from wsdl_jax.run_log import RunLog
+from wsdl_jax.runs import State
 
 log = logging.getLogger("wsdl_jax")
-State = dict[str, Any]  # step, params, stats (of BatchNorm), optimizer
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -30,17 +29,6 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
     def __init__(self, signal_number: int, step: int):
         super().__init__(f"stopped at step {step}")
         self.signal_number = signal_number
-
-
-def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam with PyTorch's defaults; clipping and a cosine schedule where the config has them."""
-    rate: Any = train.learning_rate
-    if train.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(rate, train.epochs * train.steps_per_epoch)
-    adam = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
-    return (
-        optax.chain(optax.clip_by_global_norm(train.clip_norm), adam) if train.clip_norm else adam
-    )
 
 
 def make_train_step(
@@ -94,34 +82,28 @@ def make_loss_step(method: methods.Method, model: nnx.Module) -> Step:
     return step
 
 
-def initial_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step."""
-    params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
-    return {
-        "step": jnp.zeros((), jnp.int32),
-        "params": params,
-        "stats": stats,
-        "optimizer": optimizer.init(params),
-    }
+def start_network(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
+    """Takes the config's pretrained weights, if it has any, into a network; the log says which.
 
-
-def check_run(run: epath.Path, config: ml_collections.ConfigDict) -> None:
-    """Raises UserError unless a run directory is new, empty, or of this config.
-
-    A run is never continued under another config; the message shows the differences.
+    Raises UserError for weights that do not fit.
     """
-    path = run / "config.json"
-    if path.exists():
-        different = configuration.differences(configuration.load(path.read_text()), config)
-        if different:
-            raise UserError(
-                f"{run} is a run of another config ({'; '.join(different)}): choose another "
-                "--workdir, or the same config to continue it"
-            )
-    elif run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file: choose another --workdir")
-    elif run.exists() and any(run.iterdir()):
-        raise UserError(f"{run} is not empty and holds no run: choose another --workdir")
+    init = config.init
+    if init.path:
+        new = convert.start(model, epath.Path(init.path), init.layout)
+        log.info(
+            "weights start from %s%s",
+            init.path,
+            f", those of {', '.join(new)} from scheme {init.scheme!r}" if new else "",
+        )
+    elif init.layout:
+        log.warning(
+            "the recipe starts from published weights (%s): config.init.path is not given, so all "
+            "weights start from scheme %r",
+            init.layout,
+            init.scheme,
+        )
+    else:
+        log.info("weights start from scheme %r", init.scheme)
 
 
 def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
@@ -135,21 +117,19 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     parallel = Parallel(config.parallel.backend)
     parallel.check_batch(config.train.batch, "train.batch")
     parallel.check_batch(config.eval.batch, "eval.batch")
-    check_run(run, config)
+    runs.check(run, config)
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(configuration.save(config))
     method = methods.from_config(config)
     model = methods.build(config, AXIS)
     mask_size = methods.map_size(config) if config.supervision == "full" else None
-    optimizer = make_optimizer(config.train)
-    state = initial_state(model, optimizer)
-    parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
+    optimizer = runs.make_optimizer(config.train)
+    parameters = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
     log.info(
-        "%s, %s supervision: %s parameters, started from scheme %r, on %d × %s",
+        "%s, %s supervision: %s parameters, on %d × %s",
         config.method,
         config.supervision,
         f"{parameters:,}",
-        config.init.scheme,
         parallel.mesh.size,
         jax.devices()[0].device_kind,
     )
@@ -157,9 +137,13 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     # ----- Where the run has stopped -------------------------------------------------------------
     checkpoints = Checkpoints(run, keep_best=config.train.keep_best)
     total = config.train.epochs * config.train.steps_per_epoch
-    start = checkpoints.latest() or 0
-    if start:
-        state = checkpoints.restore(start, state)
+    latest = checkpoints.latest()
+    start = latest or 0
+    if latest is None:
+        start_network(model, config)
+    state = runs.initial_state(model, config.train)
+    if latest is not None:
+        state = checkpoints.restore(latest, state)
         log.info("%s: continuing at step %d of %d", run, start, total)
     if start >= total:
         checkpoints.close()

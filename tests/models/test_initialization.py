@@ -108,8 +108,7 @@ def test_statistics_are_left_alone():
     np.testing.assert_array_equal(network.norms[0].var[...], 1)
 
 
-def test_bounds_are_pytorchs():
-    torch = pytest.importorskip("torch")
+def test_bounds_are_pytorchs(torch):
     theirs = {
         "conv": torch.nn.Conv2d(WIDTH, 2 * WIDTH, 3, bias=False),
         "depthwise": torch.nn.Conv2d(8 * WIDTH, 8 * WIDTH, 3, groups=8 * WIDTH, bias=False),

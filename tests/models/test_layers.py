@@ -353,8 +353,7 @@ def test_batch_norm_over_eight_devices_is_that_of_the_whole_batch():
 # ----- The same as PyTorch ---------------------------------------------------------------------
 
 
-def test_layers_are_pytorchs():
-    torch = pytest.importorskip("torch")
+def test_layers_are_pytorchs(torch):
     rng = np.random.default_rng(7)
     x = small_integers(rng, (2, 9, 8, 4))
     channels_first = torch.tensor(x.transpose(0, 3, 1, 2)).requires_grad_()

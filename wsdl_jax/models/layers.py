@@ -174,6 +174,7 @@ class Conv(nnx.Conv):
             strides=stride,
             padding=padding,
             use_bias=False,
+            kernel_init=nnx.initializers.zeros_init(),
             dtype=dtype,
             rngs=rngs,
         )
@@ -192,7 +193,14 @@ class Pointwise(nnx.Linear):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        super().__init__(inputs, outputs, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        super().__init__(
+            inputs,
+            outputs,
+            use_bias=use_bias,
+            kernel_init=nnx.initializers.zeros_init(),
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.stride = stride
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
@@ -203,8 +211,7 @@ class SeparableConv(nnx.Module):
     """A depthwise 3×3 convolution (padding 1), then a pointwise one; no bias, nothing between."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        initializer = nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
-        self.kernel = nnx.Param(initializer(rngs.params(), (3, 3, 1, inputs), jnp.float32))
+        self.kernel = nnx.Param(jnp.zeros((3, 3, 1, inputs)))
         self.pointwise = Pointwise(inputs, outputs, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 

@@ -81,6 +81,7 @@ class Trunk(nnx.Module):
         if not 1 <= depth <= 12:
             raise ValueError(f"Xception has blocks 1 to 12, not {depth}")
         kwargs: dict[str, Any] = {"dtype": dtype, "axis_name": axis_name, "rngs": rngs}
+        self.width = width
         stem = scaled(32, width), scaled(64, width)
         self.conv1 = Conv(3, stem[0], 3, stride=2, dtype=dtype, rngs=rngs)
         self.norm1 = BatchNorm(stem[0], axis_name=axis_name)
@@ -134,7 +135,7 @@ class Top(nnx.Module):
         self.norm3 = BatchNorm(widths[0], axis_name=axis_name)
         self.conv4 = SeparableConv(widths[0], widths[1], dtype=dtype, rngs=rngs)
         self.norm4 = BatchNorm(widths[1], axis_name=axis_name)
-        self.linear = nnx.Linear(widths[1], 2, rngs=rngs)
+        self.linear = nnx.Linear(widths[1], 2, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2"]:
         x = nnx.relu(self.norm3(self.conv3(x)))
