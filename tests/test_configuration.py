@@ -291,6 +291,9 @@ def test_refusals_list_the_choices(path):
         ("train.steps_per_epoch", 0),
         ("train.log_every", 0),
         ("train.keep_best", 0),
+        ("train.microbatches", 0),
+        ("train.per_device_batch", -1),
+        ("train.warmup", -1),
         ("train.learning_rate", 0.0),
         ("train.learning_rate", float("nan")),
         ("train.clip_norm", -1.0),
@@ -332,6 +335,44 @@ def test_impossible_combinations(path, value, method, arg, named):
 def test_a_config_without_a_method_is_refused():
     with pytest.raises(ConfigError, match=r"config\.method = None: choose from patches, "):
         configuration.validate(configuration.base())
+
+
+@pytest.mark.parametrize("text", ["", "5", "a:b", "0:3", "3:3", "5:2", "1:2:3"])
+def test_steps_that_cannot_be_traced(text):
+    with pytest.raises(ConfigError, match=rf"^config\.profile = '{text}': not two steps"):
+        configuration.validate(invalid("profile", text))
+
+
+def test_steps_to_trace():
+    assert list(configuration.profiled_steps(invalid("profile", "3:5"))) == [3, 4]
+    assert not configuration.profiled_steps(GET_CONFIG["patches"]())
+
+
+# ----- Carried to other devices -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scaling", "rate"), [("none", 1e-3), ("linear", 1e-3 * 32 * 256 / 64)])
+def test_a_batch_per_device(scaling, rate):
+    config = GET_CONFIG["patches"]("source=celebahq")
+    config.train.per_device_batch, config.train.scaling = 32, scaling
+    configuration.validate(config)
+    pod = configuration.for_devices(config, 256)
+    assert (pod.train.batch, pod.train.learning_rate) == (32 * 256, pytest.approx(rate))
+    assert (config.train.batch, config.train.learning_rate) == (64, 1e-3)
+    assert configuration.for_devices(pod, 256) == pod
+    assert "train.batch: 8192 → 4096" in configuration.differences(
+        pod, configuration.for_devices(config, 128)
+    )
+
+
+def test_recipes_do_not_change_by_themselves():
+    config = GET_CONFIG["patches"]("source=celebahq")
+    assert configuration.for_devices(config, 256) == config
+
+
+def test_scaling_without_a_batch_per_device():
+    with pytest.raises(ConfigError, match=r"'linear': goes with train\.per_device_batch"):
+        configuration.validate(invalid("train.scaling", "linear"))
 
 
 # ----- On disk -----------------------------------------------------------------------------------

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from wsdl_jax import configuration, methods, runs, train
-from wsdl_jax.errors import UserError
+from wsdl_jax.configuration import ConfigError
 from wsdl_jax.parallel import AXIS, Parallel
 
 BACKENDS = ("shard_map", "pmap")
-BATCH, SIZE, STEPS = 16, 64, 3
+BATCH, SIZE, STEPS = 16, 64, 5
 CASES = {
     "patches": ("patches", "weak", "every"),
     "patches-max": ("patches", "weak", "max"),
@@ -72,12 +73,15 @@ def batches(config: ml_collections.ConfigDict) -> list[dict[str, np.ndarray]]:
     return out
 
 
-def pieces(case: str):
+def pieces(case: str, **fields: Any):
     config = get_config(case)
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     model = get_model(config)
     optimizer = runs.make_optimizer(config.train)
     state = jax.device_get(runs.initial_state(model, config.train))
-    step = train.make_train_step(methods.from_config(config), model, optimizer, config.seed)
+    step = train.make_train_step(
+        methods.from_config(config), model, optimizer, config.seed, config.train.microbatches
+    )
     return step, state, batches(config)
 
 
@@ -122,7 +126,7 @@ def test_eight_devices_train_as_one(case: str, backend: str):
             np.testing.assert_allclose(
                 got, want, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path)
             )
-    # Three steps have moved the parameters by far more than the tolerance, on all devices alike.
+    # The steps have moved the parameters by far more than the tolerance, on all devices alike.
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), final["params"], start["params"])
     assert np.mean(jax.tree.leaves(moved)) > 1e-3
     for leaf in jax.tree.leaves(state["params"]):
@@ -188,11 +192,104 @@ def test_shard_and_gather_keep_the_order(backend: str):
     np.testing.assert_array_equal(rows["device"], np.repeat(np.arange(8), 3))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_refused_batch(backend: str):
-    parallel = Parallel(backend)
-    for batch in (8, 64):
-        parallel.check_batch(batch, "train.batch")
-    for batch in (1, 12, 63):
-        with pytest.raises(UserError, match=rf"config\.eval\.batch = {batch} .* 8 devices"):
-            parallel.check_batch(batch, "eval.batch")
+def test_refused_batch():
+    parallel = Parallel("shard_map")
+    for batch, microbatches in ((8, 1), (64, 1), (64, 4), (24, 3)):
+        parallel.check_batch(batch, microbatches)
+    for batch, choices in ((1, "8"), (12, "8 or 16"), (63, "56 or 64")):
+        with pytest.raises(ConfigError) as raised:
+            parallel.check_batch(batch, 1)
+        assert str(raised.value) == (
+            f"config.train.batch = {batch} does not divide over 8 devices: choose {choices}, or "
+            "set config.train.per_device_batch"
+        )
+    with pytest.raises(ConfigError, match=r"microbatches = 3 does not divide the 8 images of each"):
+        parallel.check_batch(64, 3)
+
+
+def test_padded_batches_divide():
+    parallel = Parallel("shard_map")
+    assert [parallel.rounded_up(batch) for batch in (1, 8, 50, 64)] == [8, 8, 56, 64]
+
+
+# ----- Less memory --------------------------------------------------------------------------------
+
+
+def stepped(step: Any, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, Any]:
+    """State and metrics after a step on one device."""
+    one = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name=AXIS, axis_size=1))
+    (state, metrics), _ = one(state, {k: v[None] for k, v in batch.items()})
+    return jax.device_get(jax.tree.map(lambda x: x[0], (state, metrics)))
+
+
+@pytest.mark.parametrize("case", ["patches", "patches-max", "patches-full"])
+def test_microbatches_are_the_parts_one_by_one(case: str):
+    """The gradient is the mean of those of the parts; statistics move from part to part."""
+    config = get_config(case)
+    model, method = get_model(config), methods.from_config(config)
+    descent = optax.sgd(1.0)  # the change of a parameter is its gradient
+    state = {**runs.initial_state(model, config.train)}
+    state["optimizer"] = descent.init(state["params"])
+    state = jax.device_get(state)
+    batch = batches(config)[0]
+    whole = train.make_train_step(method, model, descent, config.seed)
+    in_parts = train.make_train_step(method, model, descent, config.seed, microbatches=2)
+
+    # Eight devices have two images each; the first part has the first of each.
+    parallel = Parallel("shard_map")
+    mapped = parallel.map(in_parts)
+    (final, metrics), _ = mapped(parallel.replicate(state), parallel.shard(batch))
+    final, metrics = parallel.one(final), parallel.one(metrics)
+
+    changes, losses, moved = [], [], state
+    for part in (0, 1):
+        rows = {name: value[part::2] for name, value in batch.items()}
+        after, told = stepped(whole, moved, rows)
+        changes.append(jax.tree.map(np.subtract, after["params"], state["params"]))
+        losses.append(told["loss"])
+        moved = {**state, "stats": after["stats"]}
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *changes)
+    change = jax.tree.map(np.subtract, final["params"], state["params"])
+    for got, want in zip(*map(jax.tree.leaves, (change, expected)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+    for got, want in zip(*map(jax.tree.leaves, (final["stats"], moved["stats"])), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), *changes)
+    assert np.mean(jax.tree.leaves(apart)) > 1e-3  # one part alone would not do
+
+
+@pytest.mark.parametrize("case", ["patches", "attention"])
+def test_rematerialization_changes_nothing(case: str):
+    step, state, data = pieces(case)
+    again, *_ = pieces(case, model__remat=True)
+    text = [
+        str(
+            jax.make_jaxpr(jax.vmap(s, in_axes=(None, 0), axis_name=AXIS))(
+                state, {k: v[None] for k, v in data[0].items()}
+            )
+        )
+        for s in (step, again)
+    ]
+    assert "remat" not in text[0] and "remat" in text[1]
+    (one, metrics), (other, others) = (stepped(s, state, data[0]) for s in (step, again))
+    for name, value in metrics.items():
+        assert others[name] == pytest.approx(value, rel=1e-4)
+    for part in ("params", "stats"):
+        for got, want in zip(*map(jax.tree.leaves, (other[part], one[part])), strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+
+
+def test_bfloat16_trains_alike():
+    """Losses of five steps within 3 %; parameters and statistics stay float32."""
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        step, state, data = pieces("patches", model__dtype=dtype)
+        losses[dtype] = []
+        for batch in data:
+            state, metrics = stepped(step, state, batch)
+            losses[dtype].append(float(metrics["loss"]))
+        assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {np.dtype("float32")}
+        assert {leaf.dtype for leaf in jax.tree.leaves(state["stats"])} == {np.dtype("float32")}
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
+    assert losses["bfloat16"] != losses["float32"]

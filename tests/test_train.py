@@ -52,10 +52,11 @@ def adam(parameters, gradients, rates, *, clip: float = math.inf) -> list[np.nda
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-@pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_three_steps_of_adam(schedule: str, clip: float):
+@pytest.mark.parametrize(("clip", "warmup"), [(0.0, 0), (0.5, 0), (0.0, 2)])
+def test_three_steps_of_adam(schedule: str, clip: float, warmup: int):
     config = configuration.base().train
     config.learning_rate, config.clip_norm, config.schedule = 3e-3, clip, schedule
+    config.warmup = warmup
     config.epochs, config.steps_per_epoch = 2, 2
     rng = np.random.default_rng(0)
     parameters = [rng.normal(size=shape).astype(np.float32) for shape in ((4, 3), (5,))]
@@ -69,6 +70,7 @@ def test_three_steps_of_adam(schedule: str, clip: float):
         3e-3 * (1 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * t / total)))
         for t in range(3)
     ]
+    rates = [rate * min(1, (t + 1) / (warmup or 1)) for t, rate in enumerate(rates)]
     optimizer = runs.make_optimizer(config)
     values = [jnp.asarray(x) for x in parameters]
     state = optimizer.init(values)
@@ -386,3 +388,18 @@ def test_interrupted_runs_continue_to_the_same_bits(uninterrupted, shrunk, tmp_p
         assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
     assert json.loads((run / "results.json").read_text()) == results
     assert (run / "predictions.csv").read_text() == (straight / "predictions.csv").read_text()
+
+
+def test_steps_are_traced(trained: epath.Path, real_config: GetConfig, tmp_path: Path):
+    config = real_config("patches", "source=celebahq", {"model.depth": 1, "profile": "2:4"})
+    run = epath.Path(tmp_path / "run")
+    train.train(config, run)
+    (trace,) = (run / "profile").glob("plugins/profile/*/*.xplane.pb")
+    names = {
+        line.name
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+    }
+    assert names
+    # Tracing is no part of what a run computes.
+    train.train(real_config("patches", "source=celebahq", {"model.depth": 1}), run)

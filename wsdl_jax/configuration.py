@@ -25,10 +25,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "init.scheme": ("torch", "xavier", "normal"),
     "loss.location": ("every", "max", "average"),
     "train.schedule": ("constant", "cosine"),
+    "train.scaling": ("none", "linear"),
     "parallel.backend": ("shard_map", "pmap"),
 }
 # Where and how fast the data is read: a run may be continued with other values.
-CIRCUMSTANCES = ("data.dir", "data.manual_dir", "data.workers")
+CIRCUMSTANCES = ("data.dir", "data.manual_dir", "data.workers", "profile")
 
 # Fake subsets of each source: those of fully generated images, and those with masks. All masked
 # subsets of Dolos are tested on CelebA-HQ, the only part with test images.
@@ -59,6 +60,7 @@ def base() -> ml_collections.ConfigDict:
     config.setup = "a"  # a: fully generated fakes, b: partial fakes, c: partial fakes with masks
     config.supervision = "weak"  # "weak": image labels, "full": masks
     config.seed = 0
+    config.profile = config_dict.placeholder(str)  # "START:STOP": traces these steps
 
     config.data = data = ml_collections.ConfigDict()
     data.dir = config_dict.placeholder(str)  # prepared datasets; None: ~/tensorflow_datasets
@@ -77,6 +79,7 @@ def base() -> ml_collections.ConfigDict:
     model.width = 1.0  # multiplies every channel count of Xception
     model.depth = 2  # Patches: the block after which Xception is cut, 1 to 12
     model.dtype = "float32"  # of the computation; parameters and statistics stay float32
+    model.remat = False  # keep each block's input alone for the backward pass: less memory, slower
 
     config.init = init = ml_collections.ConfigDict()
     init.scheme = "torch"  # of the random weights, see wsdl_jax.models.initialization
@@ -90,6 +93,10 @@ def base() -> ml_collections.ConfigDict:
 
     config.train = train = ml_collections.ConfigDict()
     train.batch = 16  # images a step, over all devices
+    train.per_device_batch = 0  # if set, what a device takes; `batch` follows from it
+    train.scaling = "none"  # "linear": the learning rate grows with the batch, if per device
+    train.warmup = 0  # steps over which the learning rate rises from near zero
+    train.microbatches = 1  # parts of a device's batch, one after the other; gradients averaged
     train.epochs = 50
     train.steps_per_epoch = 500  # then validation and a checkpoint
     train.learning_rate = 1e-3
@@ -182,6 +189,37 @@ def set_data(
     config.data.test_real, config.data.test_fake = test_real, test_fake
 
 
+def for_devices(config: ml_collections.ConfigDict, devices: int) -> ml_collections.ConfigDict:
+    """The config with `train.batch` and `train.learning_rate` as they are on so many devices.
+
+    They change only where `train.per_device_batch` is set: the batch is that times the devices, and
+    under linear scaling (Goyal et al., 2017) the learning rate grows in proportion.
+    """
+    config = config.copy_and_resolve_references()
+    train = config.train
+    if train.per_device_batch:
+        batch = train.per_device_batch * devices
+        if train.scaling == "linear":
+            train.learning_rate *= batch / train.batch
+        train.batch = batch
+    return config
+
+
+def profiled_steps(config: ml_collections.ConfigDict) -> range:
+    """The steps that are traced, counted from 1. Raises ConfigError for what is not START:STOP."""
+    if config.profile is None:
+        return range(0)
+    try:
+        first, last = map(int, config.profile.split(":"))
+    except ValueError:
+        first = last = 0
+    if not 1 <= first < last:
+        raise ConfigError(
+            f"config.profile = {config.profile!r}: not two steps START:STOP with 1 ≤ START < STOP"
+        )
+    return range(first, last)
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, in one line, for a config that cannot be run."""
     for path, valid in CHOICES.items():
@@ -189,12 +227,25 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if value not in valid:
             raise ConfigError(f"config.{path} = {value!r}: choose from {', '.join(valid)}")
     positive = ("train.batch", "train.epochs", "train.steps_per_epoch", "train.log_every")
-    for path in (*positive, "train.keep_best", "eval.batch", "model.width", "train.learning_rate"):
+    for path in (
+        *positive,
+        "train.microbatches",
+        "train.keep_best",
+        "eval.batch",
+        "model.width",
+        "train.learning_rate",
+    ):
         if not _get(config, path) > 0:
             raise ConfigError(f"config.{path} = {_get(config, path)}: must be positive")
-    for path in ("train.clip_norm", "data.workers", "loss.mask_weight"):
+    not_negative = ("train.clip_norm", "train.per_device_batch", "train.warmup", "data.workers")
+    for path in (*not_negative, "loss.mask_weight"):
         if not _get(config, path) >= 0:
             raise ConfigError(f"config.{path} = {_get(config, path)}: must not be negative")
+    profiled_steps(config)
+    if config.train.scaling != "none" and not config.train.per_device_batch:
+        raise ConfigError(
+            f"config.train.scaling = {config.train.scaling!r}: goes with train.per_device_batch"
+        )
     if config.init.layout is not None and config.init.layout not in LAYOUTS:
         raise ConfigError(
             f"config.init.layout = {config.init.layout!r}: choose from {', '.join(LAYOUTS)}"
@@ -249,13 +300,19 @@ def load(text: str) -> ml_collections.ConfigDict:
     return config
 
 
+def essence(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
+    """Every field that changes what a run computes, with its value, by name."""
+    leaves = _leaves(config.to_dict())
+    return sorted((path, value) for path, value in leaves if path not in CIRCUMSTANCES)
+
+
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
     """Lines "field: old → new" for every field that changes what a run computes."""
-    before, after = dict(_leaves(old.to_dict())), dict(_leaves(new.to_dict()))
+    before, after = dict(essence(old)), dict(essence(new))
     return [
         f"{path}: {before.get(path)} → {after.get(path)}"
         for path in sorted(before.keys() | after.keys())
-        if path not in CIRCUMSTANCES and before.get(path) != after.get(path)
+        if before.get(path) != after.get(path)
     ]
 
 

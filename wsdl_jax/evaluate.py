@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Float
 from tqdm import tqdm
 
-from wsdl_jax import command, methods, metrics, pipeline, report, runs
+from wsdl_jax import command, hosts, methods, metrics, pipeline, report, runs
 from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
 from wsdl_jax.runs import State
@@ -34,20 +34,13 @@ SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
 FIGURES = (*metrics.LOCALIZATION, "manipulated_share")  # of a fake image
 COLUMNS = ("key", "label", "score", "probability", *FIGURES)  # of predictions.csv
 TRIVIAL = ("all real", "all fake", "random")
-
-
-class Measured(NamedTuple):
-    """What is kept of one image.
-
-    Attributes:
-      row: of predictions.csv.
-      trivial: figures of the `TRIVIAL` maps; none for a real image.
-      example: for the sheet; None for most images.
-    """
-
-    row: dict[str, Any]
-    trivial: dict[str, dict[str, float]]
-    example: report.Example | None
+# What is known of an image: its place in its source, what the network says of it and, of a fake
+# one, the figures of its map and of the trivial maps.
+NUMBERS = (
+    *("index", "score", "probability"),
+    *FIGURES,
+    *(f"{name}: {figure}" for name in TRIVIAL for figure in metrics.LOCALIZATION),
+)
 
 
 def make_localize_step(method: methods.Method, model: nnx.Module) -> Step:
@@ -72,7 +65,9 @@ def evaluate(
     """Scores the best checkpoint of a run on the test splits of a fake and a real subset.
 
     Writes `results.json`, `results.txt`, `examples.png` and `predictions.csv` (a row an image) into
-    the run directory, or, for other subsets than the config's, into `evaluations/FAKE+REAL/` in it.
+    the run directory, or, for other subsets than the config's, into `evaluations/FAKE+REAL/` in it,
+    once every image has been scored: results that are there already stay until then. Of an image,
+    only its score and probability are kept in memory.
 
     Args:
       run: a run directory.
@@ -81,7 +76,7 @@ def evaluate(
       data_dir: the prepared datasets; where the run was trained on them by default.
 
     Returns:
-      What results.json has: fractions times 100, and counts.
+      What results.json has: fractions times 100 (None where no image has the figure), and counts.
 
     Raises:
       UserError: not a run, nothing trained yet, or a subset that is not there or has no masks.
@@ -97,7 +92,7 @@ def evaluate(
     if sides["real"][0]["label"] != pipeline.REAL:
         raise UserError(f"{names['real']} holds fake images, where real ones are needed")
     parallel = Parallel(config.parallel.backend)
-    parallel.check_batch(config.eval.batch, "eval.batch")
+    config.eval.batch = parallel.rounded_up(config.eval.batch)
     method = methods.from_config(config)
     _, model, best = runs.load(run, AXIS)
     state = parallel.replicate(
@@ -107,9 +102,7 @@ def evaluate(
 
     with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
         folder = Path(temporary)
-        figures, examples = _predict(
-            config, sides, step, state, parallel, folder / "predictions.csv"
-        )
+        figures, maps = _predict(config, sides, step, state, parallel, folder / "predictions.csv")
         results = {
             **figures,
             "test_fake": names["fake"],
@@ -118,17 +111,18 @@ def evaluate(
             "real_images": len(sides["real"]),
             "checkpoint": best,
         }
-        report.save_sheet(examples, epath.Path(folder) / "examples.png")
         table = report.text_table(results, title=f"{config.method}, setup {config.setup}")
-        (folder / "results.txt").write_text(table, encoding="utf-8")
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-
         own = names == {"fake": config.data.test_fake, "real": config.data.test_real}
         beside = "+".join(name.replace("/", "-") for name in names.values())
         out = run if own else run / "evaluations" / beside
-        out.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.iterdir()):
-            _place(path, out / path.name)
+        if hosts.is_first():
+            report.save_sheet(_examples(sides, maps), epath.Path(folder) / "examples.png")
+            (folder / "results.txt").write_text(table, encoding="utf-8")
+            (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            out.mkdir(parents=True, exist_ok=True)
+            for path in sorted(folder.iterdir()):
+                _place(path, out / path.name)
+    hosts.wait("results")
     log.info("%s\nwritten to %s", table, out)
     return results
 
@@ -140,42 +134,56 @@ def _predict(
     state: State,
     parallel: Parallel,
     path: Path,
-) -> tuple[dict[str, Any], list[report.Example]]:
-    """Writes predictions.csv, image by image; returns the figures, × 100, and the examples."""
-    means = metrics.Means(FIGURES)
-    trivial = {name: metrics.Means(metrics.LOCALIZATION) for name in TRIVIAL}
-    scores: dict[str, list[float]] = {side: [] for side in sides}
-    probabilities: dict[str, list[float]] = {side: [] for side in sides}
-    examples = []
+) -> tuple[dict[str, Any], dict[str, dict[int, Float[np.ndarray, "h w"]]]]:
+    """Writes predictions.csv, image by image; returns the figures, × 100, and the maps to show."""
+    means = metrics.Means(NUMBERS[3:])
+    told: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    maps = {}
+    keys: dict[int, str] = {}  # of the images that this host has measured
     with path.open("w", encoding="utf-8") as file, ThreadPoolExecutor() as pool:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for side, source in sides.items():
-            for row, trivial_figures, example in _measure_all(
-                config, side, source, step, state, parallel, pool
+            maps[side] = {index: None for index in _shown(source, SHOWN[side])}
+            for rows in _measure_all(
+                config, side, source, step, state, parallel, pool, maps[side], keys
             ):
-                writer.writerow(row)
-                scores[side].append(row["score"])
-                probabilities[side].append(row["probability"])
-                if side == "fake":
-                    means.add({name: row[name] for name in FIGURES})
-                for name, figures in trivial_figures.items():
-                    trivial[name].add(figures)
-                if example:
-                    examples.append(example)
-    detection = metrics.detection(
-        np.array(scores["real"]),
-        np.array(scores["fake"]),
-        real_probabilities=np.array(probabilities["real"]),
-        fake_probabilities=np.array(probabilities["fake"]),
+                for row in rows:
+                    values = dict(zip(NUMBERS, row.tolist(), strict=True))
+                    told[side].append((values["score"], values["probability"]))
+                    if side == "fake":
+                        means.add(values)
+                    if hosts.is_first():
+                        index = int(values["index"])
+                        key = keys.pop(index, None) or source[index]["key"].decode()
+                        known = COLUMNS[2:] if side == "fake" else COLUMNS[2:4]
+                        figures = {name: values[name] for name in known}
+                        writer.writerow({"key": key, "label": side, **figures})
+    (real_scores, real_probabilities), (fake_scores, fake_probabilities) = (
+        np.array(told[side]).T for side in ("real", "fake")
     )
+    detection = metrics.detection(
+        real_scores,
+        fake_scores,
+        real_probabilities=real_probabilities,
+        fake_probabilities=fake_probabilities,
+    )
+    mean = _percent(means.means())
     figures = {
-        **_percent(means.means()),
+        **{name: mean[name] for name in FIGURES},
         "pixel_images": means.count("pixel_auc"),
         **_percent(detection),
-        "trivial": {name: _percent(part.means()) for name, part in trivial.items()},
+        "trivial": {
+            name: {figure: mean[f"{name}: {figure}"] for figure in metrics.LOCALIZATION}
+            for name in TRIVIAL
+        },
     }
-    return figures, examples
+    return figures, maps
+
+
+def _shown(source: pipeline.Examples, count: int) -> list[int]:
+    """Images for the sheet of examples, evenly spaced."""
+    return np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
 
 
 def _measure_all(
@@ -186,54 +194,98 @@ def _measure_all(
     state: State,
     parallel: Parallel,
     pool: ThreadPoolExecutor,
-) -> Iterator[Measured]:
-    """Every image of a side, in order. A batch is measured while the network works on the next."""
-    shown = set(np.linspace(0, len(source) - 1, SHOWN[side]).astype(int).tolist())
-    batches = pipeline.eval_batches(source, config, mask_size=None)
+    maps: dict[int, Any],
+    keys: dict[int, str],
+) -> Iterator[Float[np.ndarray, "n k"]]:
+    """`NUMBERS` of every image of a side, in order, in batches; the same on all hosts.
+
+    The maps of the images that are keys of `maps` are put there, and the names of the images that
+    this host has measured in `keys`. A batch is measured while the
+    network works on the next one.
+    """
+    batches = pipeline.eval_batches(
+        source,
+        config,
+        mask_size=None,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
     total = -(-len(source) // config.eval.batch)
-    pending: Iterator[Measured] = iter(())
-    for batch in tqdm(batches, "evaluating", total, unit="batch", disable=None, leave=False):
+    silent = None if hosts.is_first() else True  # None: unless there is a terminal
+    pending: Iterator[np.ndarray] | None = None
+    for batch in tqdm(batches, "evaluating", total, unit="batch", disable=silent, leave=False):
         _, localized = step(state, parallel.shard({"image": batch["image"]}))
-        yield from pending
+        if pending is not None:
+            yield _of_all_hosts(pending, source)
         localized = parallel.gather(localized)
-        if not all(np.isfinite(values).all() for values in localized):
-            first = source[int(batch["index"][0])]["key"].decode()
-            raise UserError(f"scores or maps are not finite in the batch that begins with {first}")
-        rows = np.flatnonzero(batch["weight"])
-        measure = functools.partial(_measure, source, side, shown, localized)
-        pending = pool.map(measure, rows.tolist(), batch["index"][rows].tolist())
-    yield from pending
+        places = np.where(batch["weight"] > 0, batch["index"], -1).tolist()
+        measure = functools.partial(_measure, source, side, localized, keys)
+        pending = pool.map(measure, range(len(places)), places)
+        for row, index in enumerate(places):
+            if index in maps:  # a copy, or the whole batch would be kept
+                maps[index] = localized.maps[row].copy()
+    if pending is not None:
+        yield _of_all_hosts(pending, source)
+    shape = localized.maps.shape[1:]
+    absent = np.full(shape, -np.inf, np.float32)
+    mine = np.stack([absent if value is None else value for value in maps.values()])
+    maps.update(zip(maps, hosts.gather(mine).max(0), strict=True))
+
+
+def _of_all_hosts(
+    measured: Iterator[Float[np.ndarray, " k"]], source: pipeline.Examples
+) -> Float[np.ndarray, "n k"]:
+    """The rows of a batch, of which each host has measured some, in order and without padding."""
+    rows = hosts.gather(np.stack(list(measured))).reshape(-1, len(NUMBERS))
+    rows = rows[np.argsort(rows[:, 0])]
+    rows = rows[rows[:, 0] >= 0]
+    bad = rows[~np.isfinite(rows[:, 1:3]).all(1)]
+    if len(bad):
+        first = source[int(bad[0, 0])]["key"].decode()
+        raise UserError(f"scores or maps are not finite, first those of {first}")
+    return rows
 
 
 def _measure(
     source: pipeline.Examples,
     side: str,
-    shown: set[int],
     localized: methods.Localization,
+    keys: dict[int, str],
     row: int,
     index: int,
-) -> Measured:
-    """Measures the image at `index` of its source, which is at `row` of its batch."""
-    record = source[index]
-    prediction = {
-        "key": record["key"].decode(),
-        "label": side,
-        "score": float(localized.scores[row]),
-        "probability": float(localized.probabilities[row]),
-    }
-    localization_map = localized.maps[row]
-    mask, trivial, example = None, {}, None
-    if side == "fake":
-        mask = pipeline.full_mask(record)
-        prediction |= metrics.localization(localization_map, mask)
-        prediction["manipulated_share"] = float(mask.mean())
-        maps = _trivial_maps(localization_map.shape, index)
-        trivial = {name: metrics.localization(value, mask) for name, value in maps.items()}
-    if index in shown:
-        image = pipeline.full_image(record)
-        # A copy of the map, or the whole batch would be kept.
-        example = report.Example(prediction["key"], image, mask, localization_map.copy())
-    return Measured(prediction, trivial, example)
+) -> Float[np.ndarray, " k"]:
+    """`NUMBERS` of the image at `index` of its source, which is at `row` of its batch.
+
+    Padding has index -1, and what is not finite no numbers.
+    """
+    values = dict.fromkeys(NUMBERS, np.nan)
+    values["index"] = index
+    score, probability, localization_map = (part[row] for part in localized)
+    if index >= 0 and np.isfinite(localization_map).all():
+        record = source[index]
+        keys[index] = record["key"].decode()
+        values |= {"score": score, "probability": probability}
+        if side == "fake":
+            mask = pipeline.full_mask(record)
+            values |= metrics.localization(localization_map, mask)
+            values["manipulated_share"] = mask.mean()
+            for name, trivial in _trivial_maps(localization_map.shape, index).items():
+                figures = metrics.localization(trivial, mask)
+                values |= {f"{name}: {figure}": value for figure, value in figures.items()}
+    return np.array([values[name] for name in NUMBERS], np.float64)
+
+
+def _examples(
+    sides: dict[str, pipeline.Examples], maps: dict[str, dict[int, Float[np.ndarray, "h w"]]]
+) -> list[report.Example]:
+    examples = []
+    for side, source in sides.items():
+        for index, localization_map in maps[side].items():
+            record = source[index]
+            mask = pipeline.full_mask(record) if side == "fake" else None
+            image, key = pipeline.full_image(record), record["key"].decode()
+            examples.append(report.Example(key, image, mask, localization_map))
+    return examples
 
 
 def _trivial_maps(shape: tuple[int, ...], index: int) -> dict[str, Float[np.ndarray, "h w"]]:

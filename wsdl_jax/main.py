@@ -16,7 +16,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from wsdl_jax import command, configuration, convert, methods, pipeline, runs
+from wsdl_jax import command, configuration, convert, hosts, methods, pipeline, runs
 from wsdl_jax.evaluate import evaluate
 from wsdl_jax.train import Interrupted, train
 
@@ -35,15 +35,21 @@ def main(_: list[str]) -> None:
     config_file, *_ = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")
     if not epath.Path(config_file).is_file():
         raise configuration.ConfigError(f"no config file {config_file}")
-    config = _CONFIG.value
-    configuration.validate(config)
+    configuration.validate(_CONFIG.value)
+    hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if not hosts.is_first():
+        log.setLevel(logging.WARNING)
+    config = configuration.for_devices(_CONFIG.value, jax.device_count())
     run = epath.Path(_WORKDIR.value or default_workdir(config))
     # What cannot work fails before the minutes that a dataset can take.
     runs.check(run, config)
     if config.init.path and not (run / "config.json").exists():
         path = epath.Path(config.init.path)
         convert.start(methods.blank(config, None), path, config.init.layout)
-    pipeline.prepare(config)
+    if hosts.is_first():
+        pipeline.prepare(config)
+    hosts.wait("datasets")
+    pipeline.prepare(config)  # where the others have disks of their own
     try:
         train(config, run)
     except Interrupted as stop:
@@ -56,4 +62,7 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default: a name under runs/.")
     flags.mark_flag_as_required("config")
+    _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+    _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, one a host.")
+    _PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
     command.run(main)

@@ -151,7 +151,8 @@ _METHODS = {"patches": _patches, "grad_cam": _grad_cam, "attention": _attention}
 
 def from_config(config: ml_collections.ConfigDict) -> Method:
     """The method that a valid config describes."""
-    kwargs = {"width": config.model.width, "dtype": jnp.dtype(config.model.dtype)}
+    model = config.model
+    kwargs = {"width": model.width, "remat": model.remat, "dtype": jnp.dtype(model.dtype)}
     return _METHODS[config.method](config, kwargs)
 
 

@@ -4,7 +4,7 @@ A step is written once, for the images of one device, and averages over `AXIS` b
 mapped by `jit(shard_map)`, or by `jax.pmap`; both see the same collectives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,17 +20,35 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 class Parallel:
     """All devices of all hosts as one axis, over which batches are split."""
 
-    def __init__(self, backend: str):
-        """backend: "shard_map" or "pmap"."""
-        self.backend = backend
-        self.mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    def __init__(self, backend: str, devices: Sequence[jax.Device] | None = None):
+        """Takes all devices there are, or others, to compile for a machine that is not here.
 
-    def check_batch(self, batch: int, field: str) -> None:
-        """Raises ConfigError if a global batch does not divide over the devices."""
-        if batch % self.mesh.size:
+        backend: "shard_map" or "pmap".
+        """
+        self.backend = backend
+        self.devices = devices
+        count = jax.device_count() if devices is None else len(devices)
+        self.mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+    def check_batch(self, batch: int, microbatches: int) -> None:
+        """Raises ConfigError if a training batch does not divide over devices and microbatches."""
+        devices = self.mesh.size
+        if batch % devices:
+            below = batch // devices * devices
             raise ConfigError(
-                f"config.{field} = {batch} does not divide over {self.mesh.size} devices"
+                f"config.train.batch = {batch} does not divide over {devices} devices: choose "
+                f"{f'{below} or ' if below else ''}{below + devices}, or set "
+                "config.train.per_device_batch"
             )
+        if batch // devices % microbatches:
+            raise ConfigError(
+                f"config.train.microbatches = {microbatches} does not divide the "
+                f"{batch // devices} images of each of {devices} devices"
+            )
+
+    def rounded_up(self, batch: int) -> int:
+        """The next batch that divides over the devices, for programs that pad."""
+        return -(-batch // self.mesh.size) * self.mesh.size
 
     def replicate(self, tree: Any) -> Any:
         """Host arrays → the same values on every device, as `map` takes and returns them."""
@@ -46,7 +64,9 @@ class Parallel:
                 )
 
             return jax.tree.map(stack, tree)
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        # From the host's memory: arrays of one device can neither be sent to other hosts nor, once
+        # they are a part of what is donated, be used again.
+        return jax.device_put(jax.device_get(tree), NamedSharding(self.mesh, PartitionSpec()))
 
     def one(self, tree: Any) -> Any:
         """Replicated values → host arrays, from the first device of this host."""
@@ -68,6 +88,27 @@ class Parallel:
             for name, value in batch.items()
         }
 
+    def shapes(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Shapes of a state and of a global batch → those of what a mapped step takes for them."""
+        if self.backend == "pmap":
+            count = self.mesh.size
+
+            def per_device(x: jax.ShapeDtypeStruct, *shape: int) -> jax.ShapeDtypeStruct:
+                return jax.ShapeDtypeStruct((count, *shape), x.dtype)
+
+            state = jax.tree.map(lambda x: per_device(x, *x.shape), state)
+            return state, jax.tree.map(
+                lambda x: per_device(x, x.shape[0] // count, *x.shape[1:]), batch
+            )
+
+        def placed(tree: Any, *axes: str) -> Any:
+            sharding = NamedSharding(self.mesh, PartitionSpec(*axes))
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+            )
+
+        return placed(state), placed(batch, AXIS)
+
     def gather(self, tree: Any) -> Any:
         """The per-image outputs of `map` → host arrays of this host's images, in batch order."""
 
@@ -85,7 +126,7 @@ class Parallel:
         """
         donated = (0,) if donate else ()
         if self.backend == "pmap":
-            return jax.pmap(step, axis_name=AXIS, donate_argnums=donated)
+            return jax.pmap(step, axis_name=AXIS, devices=self.devices, donate_argnums=donated)
         whole, split = PartitionSpec(), PartitionSpec(AXIS)
         mapped = jax.shard_map(
             step,

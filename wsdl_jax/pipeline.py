@@ -240,7 +240,7 @@ def _iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
         iterator = iter(iterable.mp_prefetch(processes, worker_init_fn=_worker_started))
     else:
         iterator = iter(
-            dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16))
+            dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
         )
     try:
         yield from iterator

@@ -13,8 +13,14 @@ from tqdm import tqdm
 class RunLog:
     """Writes scalars of a run to disk and its progress to the terminal."""
 
-    def __init__(self, run: epath.Path, *, start_step: int, total_steps: int):
-        """Entries of steps after `start_step`, left by a run that was killed, are dropped."""
+    def __init__(self, run: epath.Path, *, start_step: int, total_steps: int, writes: bool = True):
+        """Entries of steps after `start_step`, left by a run that was killed, are dropped.
+
+        writes: of several hosts, one writes; the others are silent.
+        """
+        self._writes = writes
+        if not writes:
+            return
         self._path = run / "metrics.jsonl"
         kept = []
         if self._path.exists():
@@ -39,6 +45,8 @@ class RunLog:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Records values of a step, number of steps done."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -46,6 +54,8 @@ class RunLog:
 
     def progress(self, step: int, loss: float, images_per_second: float) -> None:
         """Shows where the run is: on a terminal as a bar, else as a line every ten seconds."""
+        if not self._writes:
+            return
         self._bar.set_postfix(loss=f"{loss:.3f}", images_s=f"{images_per_second:.0f}")
         self._bar.update(step - self._bar.n)
         now = time.monotonic()
@@ -59,6 +69,8 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """One line to the terminal, above the bar."""
+        if not self._writes:
+            return
         if self._plain:
             logging.getLogger("wsdl_jax").info(line)
         else:
@@ -66,6 +78,8 @@ class RunLog:
 
     def close(self) -> None:
         """Flushes everything."""
+        if not self._writes:
+            return
         self._bar.close()
         self._file.close()
         self._events.close()

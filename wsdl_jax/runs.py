@@ -2,11 +2,13 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 from etils import epath
 from flax import nnx
+from jaxtyping import Array
 
 from wsdl_jax import configuration, methods
 from wsdl_jax.checkpoint import Checkpoints
@@ -30,10 +32,19 @@ class Trained(NamedTuple):
 
 
 def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam with PyTorch's defaults; clipping and a cosine schedule where the config has them."""
+    """Adam with PyTorch's defaults; clipping and a schedule where the config has them.
+
+    In a warm-up of n steps the rate of step t (from 1) is t/n of what it would be.
+    """
     rate: Any = train.learning_rate
     if train.schedule == "cosine":
         rate = optax.cosine_decay_schedule(rate, train.epochs * train.steps_per_epoch)
+    if train.warmup:
+        settled = rate if callable(rate) else optax.constant_schedule(rate)
+
+        def rate(count: Array) -> Array:
+            return settled(count) * jnp.minimum(1, (count + 1) / train.warmup)
+
     adam = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
     return (
         optax.chain(optax.clip_by_global_norm(train.clip_norm), adam) if train.clip_norm else adam
@@ -87,13 +98,11 @@ def load(run: epath.Path, axis_name: str | None = None) -> Trained:
     config = load_config(run)
     model = methods.blank(config, axis_name)
     checkpoints = Checkpoints(run, keep_best=config.train.keep_best)
-    try:
-        best = checkpoints.best()
-        if best is None:
-            raise UserError(f"{run} has no checkpoint yet")
-        state = checkpoints.restore(best, initial_state(model, config.train))
-    finally:
-        checkpoints.close()
-    nnx.update(model, state["params"], state["stats"])
+    best = checkpoints.best_sound(initial_state(model, config.train))
+    if best is None:
+        raise UserError(f"{run} has no checkpoint yet")
+    step, state = best
+    params, stats = jax.tree.map(jnp.asarray, (state["params"], state["stats"]))
+    nnx.update(model, params, stats)
     model.eval()
-    return Trained(config, model, best)
+    return Trained(config, model, step)

@@ -7,13 +7,14 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 from etils import epath
 from flax import nnx
 
-from wsdl_jax import configuration, convert, methods, pipeline, runs
+from wsdl_jax import configuration, convert, hosts, methods, pipeline, runs
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
@@ -32,25 +33,52 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
 
 
 def make_train_step(
-    method: methods.Method, model: nnx.Module, optimizer: optax.GradientTransformation, seed: int
+    method: methods.Method,
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    microbatches: int = 1,
 ) -> Step:
     """The step of one device: (state, its images) → ((state, metrics), None).
 
     Gradients, metrics and BatchNorm statistics are averaged over the axis "data". `model` gives
-    the structure; its values are not used.
+    the structure; its values are not used. With microbatches a device takes so many equal parts of
+    its images one after the other: gradients are the mean of those of the parts, and BatchNorm
+    normalizes each part, over all devices, by itself.
     """
     graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
 
-    def step(state: State, batch: methods.Batch):
+    def gradient(params: Any, stats: Any, batch: methods.Batch, key: jax.Array):
         def objective(params: Any):
             # A copy: inside a gradient, statistics of shared variables cannot be updated.
-            network = nnx.merge(graphdef, params, state["stats"], rest, copy=True)
-            key = jax.random.fold_in(jax.random.key(seed), state["step"])
-            nnx.reseed(network, dropout=jax.random.fold_in(key, jax.lax.axis_index(AXIS)))
+            network = nnx.merge(graphdef, params, stats, rest, copy=True)
+            nnx.reseed(network, dropout=key)
             loss, metrics = method.loss(network, batch)
             return loss, ({"loss": loss, **metrics}, nnx.state(network, nnx.BatchStat))
 
-        gradients, (metrics, stats) = jax.grad(objective, has_aux=True)(state["params"])
+        gradients, (metrics, moved) = jax.grad(objective, has_aux=True)(params)
+        return moved, (gradients, metrics)
+
+    def accumulated(params: Any, stats: Any, batch: methods.Batch, key: jax.Array):
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        keys = jax.random.split(key, microbatches)
+        first = jax.tree.map(lambda x: x[0], (parts, keys))
+        shapes = jax.eval_shape(gradient, params, stats, *first)[1]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(carry: Any, part: Any):
+            stats, sums = carry
+            stats, values = gradient(params, stats, *part)
+            return (stats, jax.tree.map(jnp.add, sums, values)), None
+
+        (stats, sums), _ = jax.lax.scan(add, (stats, zeros), (parts, keys))
+        return stats, jax.tree.map(lambda x: x / microbatches, sums)
+
+    def step(state: State, batch: methods.Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        backward = gradient if microbatches == 1 else accumulated
+        stats, (gradients, metrics) = backward(state["params"], state["stats"], batch, key)
         gradients, metrics = jax.lax.pmean((gradients, metrics), AXIS)
         updates, opt_state = optimizer.update(gradients, state["optimizer"], state["params"])
         state = {
@@ -115,41 +143,57 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     """
     # ----- What to run on, and what to run ------------------------------------------------------
     parallel = Parallel(config.parallel.backend)
-    parallel.check_batch(config.train.batch, "train.batch")
-    parallel.check_batch(config.eval.batch, "eval.batch")
+    parallel.check_batch(config.train.batch, config.train.microbatches)
     runs.check(run, config)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(configuration.save(config))
+    training, valid = (
+        pipeline.Examples((*config.data.real, *config.data.fake), split, config.data.dir)
+        for split in ("train", "valid")
+    )
+    hosts.agree(
+        config=configuration.essence(config),
+        number_of_training_images=len(training),
+        number_of_validation_images=len(valid),
+    )
+    if hosts.is_first():
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(configuration.save(config))
+    hosts.wait("run directory")
+    config = config.copy_and_resolve_references()
+    config.eval.batch = parallel.rounded_up(config.eval.batch)
     method = methods.from_config(config)
     model = methods.build(config, AXIS)
     mask_size = methods.map_size(config) if config.supervision == "full" else None
     optimizer = runs.make_optimizer(config.train)
-    parameters = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    state = runs.initial_state(model, config.train)
+    parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
     log.info(
-        "%s, %s supervision: %s parameters, on %d × %s",
+        "%s, %s supervision: %s parameters, on %d × %s, %d images a step",
         config.method,
         config.supervision,
         f"{parameters:,}",
         parallel.mesh.size,
         jax.devices()[0].device_kind,
+        config.train.batch,
     )
 
     # ----- Where the run has stopped -------------------------------------------------------------
     checkpoints = Checkpoints(run, keep_best=config.train.keep_best)
     total = config.train.epochs * config.train.steps_per_epoch
-    latest = checkpoints.latest()
-    start = latest or 0
-    if latest is None:
+    newest = checkpoints.newest(state)
+    if newest is None:
+        start = 0
         start_network(model, config)
-    state = runs.initial_state(model, config.train)
-    if latest is not None:
-        state = checkpoints.restore(latest, state)
+        state = runs.initial_state(model, config.train)
+    else:
+        start, state = newest
         log.info("%s: continuing at step %d of %d", run, start, total)
+    hosts.agree(newest_checkpoint=start)
     if start >= total:
         checkpoints.close()
         return
     state = parallel.replicate(state)
-    train_step = parallel.map(make_train_step(method, model, optimizer, config.seed), donate=True)
+    train_step = make_train_step(method, model, optimizer, config.seed, config.train.microbatches)
+    train_step = parallel.map(train_step, donate=True)
     loss_step = parallel.map(make_loss_step(method, model))
     batches = pipeline.train_batches(
         config,
@@ -158,8 +202,8 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    valid = pipeline.Examples((*config.data.real, *config.data.fake), "valid", config.data.dir)
-    run_log = RunLog(run, start_step=start, total_steps=total)
+    run_log = RunLog(run, start_step=start, total_steps=total, writes=hosts.is_first())
+    profiled = configuration.profiled_steps(config)
 
     # ----- Loop -----------------------------------------------------------------------------------
     signals: list[int] = []
@@ -171,16 +215,25 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     since, waited, images = time.monotonic(), 0.0, 0
     try:
         for step in range(start + 1, total + 1):
+            if step == profiled.start:
+                jax.profiler.start_trace(str(run / "profile"))
             began = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - began
             (state, metrics), _ = train_step(state, parallel.shard(batch))
             pending.append(metrics)
             images += config.train.batch
+            if step == profiled.stop - 1:
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
+                run_log.say(f"steps {config.profile} are traced in {run / 'profile'}")
             epoch_ends = step % config.train.steps_per_epoch == 0
-            stop = bool(signals)  # read once: a later signal waits for the next step
+            pause = epoch_ends or step % config.train.log_every == 0
+            # Read once: a later signal waits for the next step. Several hosts have to stop at one
+            # step, and ask one another only when they pause.
+            stop = hosts.any_host(bool(signals)) if pause or jax.process_count() == 1 else False
 
-            if step % config.train.log_every == 0 or epoch_ends or stop:
+            if pause or stop:
                 values = [parallel.one(metrics) for metrics in pending]
                 _check_finite(values, step - len(values) + 1, checkpoints)
                 elapsed = time.monotonic() - since
@@ -192,7 +245,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
 
             if stop and not epoch_ends:
                 checkpoints.save(step, parallel.one(state), math.inf)  # not validated: ranks last
-                raise Interrupted(signals[0], step)
+                raise Interrupted(signals[0] if signals else signal.SIGTERM, step)
 
             if epoch_ends:
                 losses = _validate(config, valid, loss_step, state, parallel, mask_size)
@@ -201,8 +254,8 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
                 run_log.say(f"epoch {step // config.train.steps_per_epoch}: {parts}")
                 checkpoints.save(step, parallel.one(state), losses["valid_loss"])
                 since = time.monotonic()
-                if signals and step < total:
-                    raise Interrupted(signals[0], step)
+                if hosts.any_host(bool(signals)) and step < total:
+                    raise Interrupted(signals[0] if signals else signal.SIGTERM, step)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -20,12 +20,13 @@ class Attention(nnx.Module):
         self,
         *,
         width: float = 1.0,
+        remat: bool = False,
         dtype: Dtype = jnp.float32,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
         kwargs: dict[str, Any] = {"width": width, "dtype": dtype, "axis_name": axis_name}
-        self.trunk = Trunk(12, **kwargs, rngs=rngs)
+        self.trunk = Trunk(12, remat=remat, **kwargs, rngs=rngs)
         attended = self.trunk.blocks[ATTENDED_BLOCK - 1].convs[-1].pointwise.out_features
         self.map = SeparableConv(attended, 1, dtype=dtype, rngs=rngs)
         self.top = Top(self.trunk.features, **kwargs, rngs=rngs)

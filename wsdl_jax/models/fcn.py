@@ -17,11 +17,14 @@ class FCN(nnx.Module):
         self,
         *,
         width: float = 1.0,
+        remat: bool = False,
         dtype: Dtype = jnp.float32,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
-        self.trunk = Trunk(11, width=width, dtype=dtype, axis_name=axis_name, rngs=rngs)
+        self.trunk = Trunk(
+            11, width=width, remat=remat, dtype=dtype, axis_name=axis_name, rngs=rngs
+        )
         features = self.trunk.features
         hidden = features // 4
         self.conv = Conv(features, hidden, 3, padding=1, dtype=dtype, rngs=rngs)

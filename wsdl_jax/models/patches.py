@@ -17,11 +17,14 @@ class Patches(nnx.Module):
         *,
         depth: int = 2,
         width: float = 1.0,
+        remat: bool = False,
         dtype: Dtype = jnp.float32,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
-        self.trunk = Trunk(depth, width=width, dtype=dtype, axis_name=axis_name, rngs=rngs)
+        self.trunk = Trunk(
+            depth, width=width, remat=remat, dtype=dtype, axis_name=axis_name, rngs=rngs
+        )
         self.classifier = Pointwise(
             self.trunk.features, 2, use_bias=True, dtype=jnp.float32, rngs=rngs
         )

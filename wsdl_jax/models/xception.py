@@ -29,6 +29,7 @@ class Block(nnx.Module):
         *,
         pool: bool,
         leading_relu: bool = True,
+        remat: bool = False,
         dtype: Dtype,
         axis_name: str | None,
         rngs: nnx.Rngs,
@@ -40,6 +41,7 @@ class Block(nnx.Module):
         self.norms = nnx.List(BatchNorm(b, axis_name=axis_name) for b in widths[1:])
         self.pool = pool
         self.leading_relu = leading_relu
+        self.remat = remat
         if pool or widths[0] != widths[-1]:
             self.shortcut = Pointwise(
                 widths[0], widths[-1], stride=2 if pool else 1, dtype=dtype, rngs=rngs
@@ -49,6 +51,9 @@ class Block(nnx.Module):
             self.shortcut = self.shortcut_norm = None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        return nnx.remat(Block._layers)(self, x) if self.remat else self._layers(x)
+
+    def _layers(self, x: Array) -> Array:
         shortcut = x
         if self.shortcut is not None:
             shortcut = self.shortcut_norm(self.shortcut(x))
@@ -73,11 +78,15 @@ class Trunk(nnx.Module):
         depth: int,
         *,
         width: float = 1.0,
+        remat: bool = False,
         dtype: Dtype = jnp.float32,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
-        """Raises ValueError for a depth outside 1 to 12."""
+        """remat: whether each block is computed again in the backward pass, to save memory.
+
+        Raises ValueError for a depth outside 1 to 12.
+        """
         if not 1 <= depth <= 12:
             raise ValueError(f"Xception has blocks 1 to 12, not {depth}")
         kwargs: dict[str, Any] = {"dtype": dtype, "axis_name": axis_name, "rngs": rngs}
@@ -95,7 +104,13 @@ class Trunk(nnx.Module):
         widths = [(a, b, b) for a, b in itertools.pairwise([stem[1], *entry])]
         widths += [(middle,) * 4] * 8 + [(middle, middle, last)]
         self.blocks = nnx.List(
-            Block(channels, pool=number in (1, 2, 3, 12), leading_relu=number > 1, **kwargs)
+            Block(
+                channels,
+                pool=number in (1, 2, 3, 12),
+                leading_relu=number > 1,
+                remat=remat,
+                **kwargs,
+            )
             for number, channels in enumerate(widths[:depth], start=1)
         )
         self.features = widths[depth - 1][-1]
@@ -150,12 +165,13 @@ class ImageClassifier(nnx.Module):
         self,
         *,
         width: float = 1.0,
+        remat: bool = False,
         dtype: Dtype = jnp.float32,
         axis_name: str | None = None,
         rngs: nnx.Rngs,
     ):
         kwargs: dict[str, Any] = {"width": width, "dtype": dtype, "axis_name": axis_name}
-        self.trunk = Trunk(12, **kwargs, rngs=rngs)
+        self.trunk = Trunk(12, remat=remat, **kwargs, rngs=rngs)
         self.top = Top(self.trunk.features, **kwargs, rngs=rngs)
 
     def lower(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:

@@ -1,0 +1,91 @@
+"""Several hosts as one program: they start together, agree, and wait for one another.
+
+With one host everything here returns at once.
+"""
+
+import glob
+import importlib.util
+import os
+import zlib
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from wsdl_jax.errors import UserError
+
+
+def start(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Joins this process to those of the other hosts, before the first use of a device.
+
+    Cloud TPU, GKE and SLURM are recognized, and JAX finds the other processes by itself; elsewhere
+    the arguments say it. Without either this process is alone.
+
+    Args:
+      coordinator: host:port of process 0.
+      count: number of processes.
+      index: of this process, from 0.
+
+    Raises:
+      UserError: some of the arguments without the others, or no connection.
+    """
+    explicit = (coordinator, count, index)
+    if any(value is None for value in explicit) and any(value is not None for value in explicit):
+        raise UserError("--coordinator, --processes and --process go together")
+    if coordinator is None and not _in_cluster():
+        return
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the hosts do not find one another: {error}") from error
+
+
+def _in_cluster() -> bool:
+    """Whether this is one of several processes that JAX can find, or a TPU VM."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return True
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):  # GKE
+        return True
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def is_first() -> bool:
+    """Whether this is the host that writes logs, reports and results."""
+    return jax.process_index() == 0
+
+
+def wait(what: str) -> None:
+    """Returns when every host has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def any_host(value: bool) -> bool:
+    """Whether a value is true on any host. All hosts have to ask together."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.array(value)).any())
+
+
+def gather(values: np.ndarray) -> np.ndarray:
+    """[hosts, …]: the arrays of all hosts, which have one shape. They have to ask together.
+
+    Floating-point numbers are passed on to the bit, float64 too, which JAX would round.
+    """
+    if jax.process_count() == 1:
+        return values[None]
+    bits = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(bits))
+    return np.frombuffer(gathered.tobytes(), values.dtype).reshape(-1, *values.shape)
+
+
+def agree(**facts: object) -> None:
+    """Raises UserError, on every host, that names what they do not have in common."""
+    checksums = np.array([zlib.crc32(repr(fact).encode()) for fact in facts.values()], np.uint32)
+    everywhere = gather(checksums)
+    for host, of_host in enumerate(everywhere):
+        different = [n for n, a, b in zip(facts, of_host, everywhere[0], strict=True) if a != b]
+        if different:
+            names = ", ".join(name.replace("_", " ") for name in different)
+            raise UserError(f"host {host} does not have host 0's {names}")
