@@ -31,14 +31,20 @@ SUBSETS = ("celebahq_real", "celebahq_p2", "celebahq_repaint_p2", "celebahq_repa
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "torch" in getattr(item, "fixturenames", ()):
-            item.add_marker("torch")
+        for name in {"torch", "libtpu"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(name)
 
 
 @pytest.fixture(scope="session")
 def torch() -> Any:
     """PyTorch, where it is installed."""
     return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def libtpu() -> Any:
+    """The compiler for TPUs, where it is installed."""
+    return pytest.importorskip("libtpu")
 
 
 @pytest.fixture(scope="session")

@@ -414,7 +414,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("size", [0, 64, 1000, 20_000])
+@pytest.mark.parametrize("size", [0, 64, 1000, 10_000])
 def test_files_that_cannot_be_written(run: epath.Path, size: int, capfd):
     # keep_best = 1: 20 would be deleted if 30 were complete, and so would 10 for the next.
     write(run, [0.2, 0.1, 0.3], keep_best=1)
@@ -454,10 +454,10 @@ def test_what_fails_in_the_background_is_raised_by_the_next_call(run: epath.Path
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[epath.Path]:
-    """A file system of 600 kB."""
+    """A file system of 4 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    arguments = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    arguments = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(arguments, capture_output=True).returncode:
         pytest.skip("may not mount a file system")
     yield epath.Path(disk)

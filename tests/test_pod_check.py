@@ -211,9 +211,8 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> dict[str, tuple[int, str, str]]:
+def answers(libtpu, tmp_path_factory) -> dict[str, tuple[int, str, str]]:
     """Exit code, standard output and standard error of each of `LINES`."""
-    pytest.importorskip("libtpu")
     folder = tmp_path_factory.mktemp("said")
     subprocess.run(
         [*PYTHON, "-W", "ignore:.*fork", "-c", FORKS],
@@ -322,9 +321,8 @@ def test_the_largest_batch(libtpu_log):
 
 
 @pytest.fixture(scope="module")
-def libtpu_log(tmp_path_factory) -> tuple[str, list[float]]:
+def libtpu_log(libtpu, tmp_path_factory) -> tuple[str, list[float]]:
     """What FIND printed; and bytes of each program that fits, from libtpu's log."""
-    pytest.importorskip("libtpu")
     folder = tmp_path_factory.mktemp("log")
     done = subprocess.run(
         [*PYTHON, "-m", *FIND],
@@ -357,9 +355,8 @@ def test_wrong_flags(answers, name, parts):
     assert all(part in err for part in parts)
 
 
-def test_the_program_has_the_operators_of_a_tpu():
+def test_the_program_has_the_operators_of_a_tpu(libtpu):
     """Lowered for the slice: native convolutions and pooling, not the forms that a CPU gets."""
-    pytest.importorskip("libtpu")
     code = f"""
 import runpy
 from wsdl_jax import pod_check
