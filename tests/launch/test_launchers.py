@@ -91,7 +91,7 @@ def flags() -> set[str]:
 
 
 def check(arguments: list[str], flags: set[str]) -> dict[str, str]:
-    """Asserts that wsdl_jax.main takes the arguments; returns flags and fields with their values."""
+    """Asserts that wsdl_jax.main takes the arguments; flags and fields with their values."""
     given: dict[str, str] = {}
     words = iter(arguments)
     for word in words:
@@ -219,7 +219,7 @@ def test_jobset(jobset):
     assert pod["terminationGracePeriodSeconds"] >= 60
     assert pod["shareProcessNamespace"] is True
     assert container(jobset)["command"][:1] == ["bash"]
-    # The volume of the data is the one that is mounted, and the sidecar that mounts it is asked for.
+    # The volume of the data is what is mounted, and the sidecar that mounts it is asked for.
     (volume,), (mount,) = pod["volumes"], container(jobset)["volumeMounts"]
     assert volume["name"] == mount["name"]
     assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
