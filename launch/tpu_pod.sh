@@ -100,7 +100,7 @@ install() {
   call mkdir -p dist
   call git archive --format=tar.gz --output="$archive" "${REF:-HEAD}"
   call gcloud compute tpus tpu-vm scp "$archive" "$TPU:" --zone="$ZONE" --worker=all
-  # The image's Python may be too old: uv brings one. gcsfs: for gs://.
+  # The image's Python may be too old: uv brings one.
   on all "set -e
 rm -rf wsdl-jax
 mkdir wsdl-jax
@@ -108,7 +108,7 @@ tar -xzf wsdl-jax.tar.gz -C wsdl-jax
 cd wsdl-jax
 test -x ~/.local/bin/uv || curl -LsSf https://astral.sh/uv/install.sh | sh
 ~/.local/bin/uv venv --quiet --python 3.12 .venv
-~/.local/bin/uv pip install --quiet --python .venv/bin/python -e '.[tpu]' gcsfs${DATA:+
+~/.local/bin/uv pip install --quiet --python .venv/bin/python -e '.[tpu,gcs]'${DATA:+
 mkdir -p ~/tensorflow_datasets
 gcloud storage rsync --recursive $(quote "$DATA") ~/tensorflow_datasets}"
 }

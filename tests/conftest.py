@@ -31,7 +31,7 @@ SUBSETS = ("celebahq_real", "celebahq_p2", "celebahq_repaint_p2", "celebahq_repa
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for name in {"torch", "libtpu"}.intersection(getattr(item, "fixturenames", ())):
+        for name in {"torch", "libtpu", "gcsfs"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(name)
 
 
@@ -45,6 +45,13 @@ def torch() -> Any:
 def libtpu() -> Any:
     """The compiler for TPUs, where it is installed."""
     return pytest.importorskip("libtpu")
+
+
+@pytest.fixture(scope="session")
+def gcsfs() -> Any:
+    """Google Cloud Storage for fsspec, and its emulator, where they are installed."""
+    pytest.importorskip("gcp_storage_emulator")
+    return pytest.importorskip("gcsfs")
 
 
 @pytest.fixture(scope="session")

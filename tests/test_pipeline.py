@@ -363,3 +363,9 @@ def test_damaged_records_name_their_folder(config, tmp_path: Path, damage):
     message = one_line(caught.value)
     assert message.startswith(f"{subset}/1.0.0 is damaged (")
     assert message.endswith("; delete this folder and build again")
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/data", "s3://bucket/data"])
+def test_a_bucket_is_no_place_for_array_records(root: str):
+    with pytest.raises(ConfigError, match=f"^{root} is not on a disk"):
+        pipeline.Examples(("portraits/real",), "test", root)

@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from wsdl_jax import hosts
 from wsdl_jax.errors import UserError
+from wsdl_jax.storage import is_remote
 
 log = logging.getLogger("wsdl_jax")
 METRIC = "valid_loss"
@@ -34,8 +35,10 @@ class Checkpoints:
     """
 
     def __init__(self, run: epath.Path, *, keep_best: int):
-        # orbax refuses relative paths, and only in the thread that writes.
-        self.directory = epath.Path(run).resolve() / "checkpoints"
+        # orbax refuses relative paths, and only in the thread that writes. To resolve a URL gives a
+        # path on the local disk.
+        run = epath.Path(run)
+        self.directory = (run if is_remote(run) else run.resolve()) / "checkpoints"
         self._keep_best = keep_best
         self._manager: ocp.CheckpointManager | None = None  # from the first need to write
         self._like: Any = None

@@ -21,6 +21,7 @@ from PIL import Image
 from wsdl_data import build
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
+from wsdl_jax.storage import is_remote
 
 Batch = dict[str, np.ndarray]
 REAL, FAKE = 0, 1
@@ -86,6 +87,12 @@ class Examples:
 
 
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    root = data_dir or tfds.core.constants.DATA_DIR
+    if is_remote(root):
+        raise ConfigError(
+            f"{root} is not on a disk, which ArrayRecord files are read from: copy the prepared "
+            "datasets to one, or mount them"
+        )
     try:
         return build.make_builder(name, data_dir)
     except ValueError as error:

@@ -9,6 +9,8 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from wsdl_jax.storage import Staged
+
 
 class RunLog:
     """Writes scalars of a run to disk and its progress to the terminal."""
@@ -21,16 +23,17 @@ class RunLog:
         self._writes = writes
         if not writes:
             return
-        self._path = run / "metrics.jsonl"
-        kept = []
-        if self._path.exists():
+        old, kept = run / "metrics.jsonl", []
+        if old.exists():
             # A killed process can leave half a line at the end.
-            whole = [line for line in self._path.read_text().split("\n")[:-1]]
+            whole = [line for line in old.read_text().split("\n")[:-1]]
             kept = [line for line in whole if json.loads(line)["step"] <= start_step]
-        self._path.write_text("".join(line + "\n" for line in kept))
-        self._file = self._path.open("a")
+        self._staged = Staged(run)
+        path = self._staged.local / "metrics.jsonl"
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
         self._events = SummaryWriter(
-            str(run / "events"), purge_step=start_step + 1 if start_step else None
+            str(self._staged.local / "events"), purge_step=start_step + 1 if start_step else None
         )
         self._bar = tqdm(
             total=total_steps,
@@ -76,6 +79,13 @@ class RunLog:
         else:
             self._bar.write(line, file=sys.stderr)
 
+    def publish(self) -> None:
+        """Brings a run directory in a bucket up to date."""
+        if not self._writes:
+            return
+        self._events.flush()
+        self._staged.publish()
+
     def close(self) -> None:
         """Flushes everything."""
         if not self._writes:
@@ -83,3 +93,4 @@ class RunLog:
         self._bar.close()
         self._file.close()
         self._events.close()
+        self._staged.close()

@@ -1,5 +1,6 @@
 """A run directory: the config that it is of, and the state and the network in its checkpoints."""
 
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array
 from wsdl_jax import configuration, methods
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
+from wsdl_jax.storage import is_remote
 
 State = dict[str, Any]  # step, params, stats (of BatchNorm), optimizer
 
@@ -73,8 +75,13 @@ def load_config(run: epath.Path) -> ml_collections.ConfigDict:
 def check(run: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Raises UserError unless a run directory is new, empty, or of this config.
 
-    A run is never continued under another config; the message shows the differences.
+    A run is never continued under another config; the message shows the differences. Of buckets,
+    orbax writes to Google's alone.
     """
+    if is_remote(run) and not os.fspath(run).startswith("gs://"):
+        raise UserError(
+            f"{run}: a run directory is on a disk or in gs://; choose another --workdir"
+        )
     if (run / "config.json").exists():
         different = configuration.differences(load_config(run), config)
         if different:

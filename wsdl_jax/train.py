@@ -20,6 +20,7 @@ from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
 from wsdl_jax.run_log import RunLog
 from wsdl_jax.runs import State
+from wsdl_jax.storage import Staged
 
 log = logging.getLogger("wsdl_jax")
 
@@ -216,7 +217,8 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     try:
         for step in range(start + 1, total + 1):
             if step == profiled.start:
-                jax.profiler.start_trace(str(run / "profile"))
+                profile = Staged(run / "profile")
+                jax.profiler.start_trace(str(profile.local))
             began = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - began
@@ -226,6 +228,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
             if step == profiled.stop - 1:
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
+                profile.close()
                 run_log.say(f"steps {config.profile} are traced in {run / 'profile'}")
             epoch_ends = step % config.train.steps_per_epoch == 0
             pause = epoch_ends or step % config.train.log_every == 0
@@ -244,6 +247,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
                 pending, since, waited, images = [], time.monotonic(), 0.0, 0
 
             if stop and not epoch_ends:
+                run_log.publish()  # before the checkpoint that the rest of the log will follow
                 checkpoints.save(step, parallel.one(state), math.inf)  # not validated: ranks last
                 raise Interrupted(signals[0] if signals else signal.SIGTERM, step)
 
@@ -252,6 +256,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
                 run_log.scalars(step, losses)
                 parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 run_log.say(f"epoch {step // config.train.steps_per_epoch}: {parts}")
+                run_log.publish()
                 checkpoints.save(step, parallel.one(state), losses["valid_loss"])
                 since = time.monotonic()
                 if hosts.any_host(bool(signals)) and step < total:

@@ -57,7 +57,7 @@ cat >.venv/bin/python <<'PYTHON'
 trap 'echo saved; exit 143' TERM
 printf '<%s>' "$@"
 echo
-while true; do sleep 0.05; done
+for ((i = 0; i < 2000; i++)); do sleep 0.05; done
 PYTHON
 chmod +x .venv/bin/python
 UV
@@ -166,7 +166,7 @@ def ssh(worker: str) -> list[str]:
 COMMANDS: dict[str, tuple[tuple[str, ...], list[list[str]], str]] = {
     "create": ((), [CREATE], ""),
     "wait": ((), [DESCRIBE], ""),
-    "install": ((), [*ARCHIVE, COPY, ssh("all")], "-e '.[tpu]' gcsfs"),
+    "install": ((), [*ARCHIVE, COPY, ssh("all")], "-e '.[tpu,gcs]'"),
     "run": (RUN, [ssh("all")], "--workdir 'gs://bucket/it'\\''s a run' >>~/wsdl-jax.log"),
     "logs": ((), [ssh("0")], "tail -n 100 -F wsdl-jax.log"),
     "logs 3": ((), [ssh("3")], "tail -n 100 -F wsdl-jax.log"),
@@ -292,7 +292,7 @@ def test_a_run_on_all_workers(pod):
         assert not (home / "wsdl-jax/configs/two.py").exists()
         assert lines_of(home / "uv.log", 2)[:2] == [
             f"{home}/wsdl-jax: venv --quiet --python 3.12 .venv",
-            f"{home}/wsdl-jax: pip install --quiet --python .venv/bin/python -e .[tpu] gcsfs",
+            f"{home}/wsdl-jax: pip install --quiet --python .venv/bin/python -e .[tpu,gcs]",
         ]
 
     odd = ("--config.data.dir=a  b", "--config.seed=$HOME", "*", "")
