@@ -4,7 +4,8 @@
     python -m wsdl_jax.main --config configs/attention.py:setup=b,source=celebahq \\
         --config.init.path=xcp_reg.tar
 
-Variants: setup=a|b|c, source=portraits|celebahq|ffhq, generator=…, leave_out=… (see `set_data`).
+Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
+leave_out=… (see `set_data`).
 
 The default (portraits, setup a) takes 3:51 min on two CPU cores, dataset and compilation included,
 and reaches AP 93.4, iou_lg 17.1 (the all-fake map: 17.6).

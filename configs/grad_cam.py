@@ -4,7 +4,8 @@
     python -m wsdl_jax.main --config configs/grad_cam.py:setup=b,source=celebahq \\
         --config.init.path=legacy_xception.tf_in1k.safetensors
 
-Variants: setup=a|b|c, source=portraits|celebahq|ffhq, generator=…, leave_out=… (see `set_data`).
+Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
+leave_out=… (see `set_data`).
 
 The default (portraits, setup a) takes 4:09 min on two CPU cores, dataset and compilation included,
 and reaches AP 91.7, iou_lg 27.4 (the all-fake map: 17.6).

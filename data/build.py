@@ -2,6 +2,7 @@
 
     python -m wsdl_data.build portraits
     python -m wsdl_data.build dolos --config celebahq_real --manual_dir DIR
+    python -m wsdl_data.build image_folder/NAME --images SOURCE --masks white
 
 A subset is complete or absent: it is built in a temporary folder, which is renamed at the end.
 """
@@ -27,8 +28,10 @@ from tqdm import tqdm
 
 _MODULES = {
     "dolos": "wsdl_data.dolos.dolos_dataset_builder",
+    "image_folder": "wsdl_data.image_folder.image_folder_dataset_builder",
     "portraits": "wsdl_data.portraits.portraits_dataset_builder",
 }
+_OWN = "image_folder"  # the dataset of a user's own images, whose configs are the user's to name
 
 
 class BuildError(Exception):
@@ -45,13 +48,16 @@ def builder_class(dataset: str) -> type[tfds.core.DatasetBuilder]:
     return importlib.import_module(_MODULES[dataset]).Builder
 
 
-def make_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+def make_builder(
+    name: str, data_dir: str | None = None, config: tfds.core.BuilderConfig | None = None
+) -> tfds.core.DatasetBuilder:
     """The builder of one subset, prepared or not.
 
     Args:
         name: dataset and config, such as "dolos/celebahq_real" or "portraits/real".
         data_dir: root of the prepared datasets; None for TFDS's own ($TFDS_DATA_DIR, or else
             ~/tensorflow_datasets).
+        config: the config of that name, where it says more than the dataset's own.
 
     Raises:
         ValueError: there is no such dataset or config; the message lists the valid ones.
@@ -59,7 +65,7 @@ def make_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
     """
     dataset, _, config_name = name.partition("/")
     cls = builder_class(dataset)
-    config = cls.config_for(config_name)
+    config = config or cls.config_for(config_name)
     if data_dir is not None:
         data_dir = os.fspath(epath.Path(data_dir).expanduser())
     try:
@@ -78,7 +84,16 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     return builder.data_path.exists() and not _faults(builder)
 
 
-def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) -> None:
+def command(builder: tfds.core.DatasetBuilder) -> str:
+    """What a user types to build a subset."""
+    name = builder.builder_config_name
+    if builder.name == _OWN:
+        own = name.rpartition("_")[0]
+        return f"python -m wsdl_data.build {_OWN}/{own} --images SOURCE --masks white|black|none"
+    return f"python -m wsdl_data.build {builder.name} --config {name}"
+
+
+def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) -> bool:
     """Builds a subset unless it is prepared; returns when it is ready to be read.
 
     Of two processes that prepare the same subset the second waits for the first. What a killed
@@ -89,20 +104,25 @@ def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) ->
         manual_dir: folder of the files downloaded by hand, for datasets that need them; None for
             TFDS's own, `downloads/manual` in the data directory.
 
+    Returns:
+        Whether this call has built it.
+
     Raises:
         BuildError: the build failed, or what is there is damaged.
     """
     name = f"{builder.name}/{builder.builder_config_name}"
     try:
         if is_prepared(builder):
-            return
+            return False
+        if builder.name == _OWN and not builder.builder_config.splits:
+            raise BuildError(f"not prepared in {builder.data_dir}: run {command(builder)}")
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             manual_dir = _manual_dir(builder, manual_dir)
         folder = Path(builder.data_dir).parent
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / ".build.lock", name):
             if is_prepared(builder):
-                return
+                return False
             if builder.data_path.exists():
                 raise BuildError(
                     f"{builder.data_dir}: damaged ({_faults(builder)});"
@@ -113,10 +133,24 @@ def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) ->
                 _build(builder, name, manual_dir)
             finally:
                 _remove_unfinished(folder)
+            return True
     except BuildError as error:
         raise BuildError(f"{name}: {error}") from error.__cause__
     except Exception as error:
         raise BuildError(f"{name}: {_line(error)}") from error
+
+
+def prepare_together(builders: Sequence[tfds.core.DatasetBuilder]) -> None:
+    """Prepares subsets that belong together: where one fails, none that was built here stays."""
+    built = []
+    try:
+        for builder in builders:
+            if prepare(builder):
+                built.append(builder)
+    except BaseException:
+        for builder in built:
+            shutil.rmtree(builder.data_dir)
+        raise
 
 
 def _manual_dir(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> str:
@@ -229,6 +263,37 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+def own_builders(
+    name: str, source: str, masks: str | None, data_dir: str | None
+) -> dict[str, tfds.core.DatasetBuilder]:
+    """The builders of a dataset of one's own, `image_folder/NAME`, by the names of its subsets.
+
+    Args:
+        name: NAME.
+        source: a folder or a JSON list, see data/image_folder/README.md.
+        masks: "white" or "black", what is manipulated in the masks; "none" to leave them out.
+        data_dir: as of `make_builder`.
+
+    Raises:
+        BuildError: the source is not in order, or the name is that of a dataset made otherwise.
+    """
+    try:
+        configs = builder_class(_OWN).configs_of(name, Path(source), masks)
+    except (ValueError, OSError) as error:
+        raise BuildError(f"{_OWN}/{name}: {_line(error)}") from error
+    made_of = configs[0].provenance
+    for kind in ("real", "fake"):
+        there = make_builder(f"{_OWN}/{name}_{kind}", data_dir)
+        if is_prepared(there) and (made := dict(there.info.metadata)) != made_of:
+            raise BuildError(
+                f"{_OWN}/{name}: is there already, made of {made['source']} with --masks"
+                f" {made['masks']}; choose another name, or delete"
+                f" {there.data_path.parent.parent / name}_*"
+            )
+    subsets = {f"{_OWN}/{config.name}": config for config in configs}
+    return {subset: make_builder(subset, data_dir, config) for subset, config in subsets.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status: 0 ready, 1 a build failed, 130 interrupted."""
     parser = argparse.ArgumentParser(
@@ -245,26 +310,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data_dir", metavar="DIR", help="where to write (default: ~/tensorflow_datasets)"
     )
+    parser.add_argument(
+        "--images", metavar="SOURCE", help="image_folder/NAME: a folder or JSON list of your own"
+    )
+    parser.add_argument(
+        "--masks",
+        choices=("white", "black", "none"),
+        help="image_folder/NAME: what is manipulated in the masks; none: leave them out",
+    )
     parser.add_argument("--list", action="store_true", help="list datasets and configs, then stop")
     arguments = parser.parse_args(argv)
+    data_dir = arguments.data_dir
     if arguments.list:
-        print("\n".join(_expand(list(_MODULES), [])))
+        print("\n".join(_expand(list(_MODULES), []) + _own_subsets(data_dir)))
         return 0
     if not arguments.names:
         parser.error(f"name a dataset: {', '.join(_MODULES)}")
+    own = len(arguments.names) == 1 and arguments.names[0].partition("/")[0] == _OWN
+    if own and (not arguments.images or arguments.config or arguments.manual_dir):
+        parser.error(f"{_OWN}/NAME goes with --images SOURCE and --masks")
+    if not own and (arguments.images or arguments.masks):
+        parser.error(f"--images and --masks go with {_OWN}/NAME alone")
     try:
-        names = _expand(arguments.names, arguments.config)
+        names = [] if own else _expand(arguments.names, arguments.config)
     except ValueError as error:
         parser.error(str(error))
 
     logging.basicConfig(format="warning: %(message)s")
+    name = arguments.names[0]
     try:
-        for name in names:
-            builder = make_builder(name, arguments.data_dir)
-            already = is_prepared(builder)
+        if own:
+            own_name = name.partition("/")[2]
+            builders = own_builders(own_name, arguments.images, arguments.masks, data_dir)
+        else:
+            builders = {name: make_builder(name, data_dir) for name in names}
+        already = {name for name, builder in builders.items() if is_prepared(builder)}
+        if own:
+            prepare_together(list(builders.values()))
+        for name, builder in builders.items():
             prepare(builder, arguments.manual_dir)
             sizes = ", ".join(f"{s.num_examples} {k}" for k, s in builder.info.splits.items())
-            print(f"{name}: {sizes} images{' already' if already else ''} in {builder.data_dir}")
+            seen = " already" if name in already else ""
+            print(f"{name}: {sizes} images{seen} in {builder.data_dir}")
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -272,6 +359,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: interrupted, nothing was kept of it", file=sys.stderr)
         return 130
     return 0
+
+
+def _own_subsets(data_dir: str | None) -> list[str]:
+    """The prepared subsets of datasets of one's own."""
+    root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / _OWN
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    names = [f"{_OWN}/{folder.name}" for folder in folders if not folder.name.startswith(".")]
+    return [name for name in names if is_prepared(make_builder(name, data_dir))]
 
 
 def _expand(names: Sequence[str], configs: Sequence[str]) -> list[str]:

@@ -42,6 +42,7 @@ _GENERATORS: dict[str, dict[str, tuple[str, ...]]] = {
     "ffhq": {"full": ("p2",), "partial": ("repaint_p2",)},
 }
 SOURCES = tuple(_GENERATORS)
+OWN = "image_folder/"  # and the name of a dataset of one's own: a source, too
 # Generators whose sets have one size, 9,000: what is compared across generators, one left out.
 _COMPARED = {
     "portraits": ("regrain", "upsample"),
@@ -129,7 +130,9 @@ def variant(arg: str | None) -> dict[str, Any]:
     values: dict[str, Any] = {"setup": "a", "source": "portraits"}
     for part in filter(None, (arg or "").split(",")):
         key, _, value = part.partition("=")
-        if value not in choices.get(key, ()):
+        own = key == "source" and value.startswith(OWN)
+        if not own and value not in choices.get(key, ()):
+            choices["source"] += (f"{OWN}NAME",)
             forms = "; ".join(f"{k}={'|'.join(v)}" for k, v in choices.items())
             raise ConfigError(f"config variant {part!r} is not one of {forms}")
         values[key] = value
@@ -149,7 +152,9 @@ def set_data(
     Without a generator the paper's choice is taken: setup a trains on P2's fully generated images,
     b and c on its inpainting, and all are tested on CelebA-HQ inpainted by RePaint-P2. With one, a
     run is trained and tested on that generator's images. `leave_out` trains on the union of all
-    generators but one and tests on that one. Raises ConfigError where a source has no such images.
+    generators but one and tests on that one. A dataset of one's own, source=image_folder/NAME, has
+    one set of fakes, on which every setup trains and is tested. Raises ConfigError where a source
+    has no such images.
     """
     if leave_out is not None:
         compared = _COMPARED.get(source, ())
@@ -163,8 +168,14 @@ def set_data(
         prefix = config.data.test_fake.removesuffix(leave_out)
         config.data.fake = tuple(prefix + name for name in compared if name != leave_out)
         return
+    own = source.startswith(OWN)
     kind = "full" if setup == "a" else "partial"
-    valid = _GENERATORS[source][kind]
+    valid = () if own else _GENERATORS[source][kind]
+    if own and generator is not None:
+        raise ConfigError(
+            f"generator={generator} (source={source}): a dataset of one's own has no generators to"
+            " choose from"
+        )
     if generator is not None and generator not in valid:
         raise ConfigError(
             f"generator={generator} has no {'fully generated' if setup == 'a' else 'masked'} "
@@ -176,6 +187,9 @@ def set_data(
         generator = generator or "regrain"
         real, test_real, test_fake = "portraits/real", "portraits/real", f"portraits/{generator}"
         fake = f"portraits/{generator}_full" if setup == "a" else test_fake
+    elif own:
+        real = test_real = f"{source}_real"
+        fake = test_fake = f"{source}_fake"
     else:
         # Tests take the trained generator's images where they exist.
         tested = generator if generator in _GENERATORS["celebahq"]["partial"] else "repaint_p2"

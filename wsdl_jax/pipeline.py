@@ -47,10 +47,8 @@ class Examples:
         for name in names:
             builder = _builder(name, data_dir)
             if not build.is_prepared(builder):
-                dataset, _, subset = name.partition("/")
                 raise ConfigError(
-                    f"{name} is not prepared in {builder.data_dir}: run "
-                    f"python -m wsdl_data.build {dataset} --config {subset}"
+                    f"{name} is not prepared in {builder.data_dir}: run {build.command(builder)}"
                 )
             if split not in builder.info.splits:
                 raise ConfigError(

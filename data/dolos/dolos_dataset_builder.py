@@ -6,35 +6,20 @@ and the first fault found stops the build with the file named.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-import io
 import logging
-import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ImageOps
+
+from wsdl_data import image_files
 
 _LOG = logging.getLogger(__name__)
-
-# Input bytes per ArrayRecord file. TFDS keeps a shard's examples until the shard is closed, so this
-# also bounds the memory of a build.
-_SHARD_BYTES = 64 << 20
-_NOT_IMAGES = {"thumbs.db", "desktop.ini"}
-# Pillow's 8-bit modes. Others (16-bit grey, float) would be clipped by a conversion.
-_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
-
-_PNG_END = b"IEND" + zlib.crc32(b"IEND").to_bytes(4)
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -135,8 +120,6 @@ class Builder(tfds.core.ShardBasedBuilder):
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Sequence[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
-        # Another library may have switched this on; a truncated image would then pass as grey.
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
         config = self.builder_config
         root = find_root(Path(dl_manager.manual_dir), config.images.split("/")[0])
         splits = {
@@ -155,12 +138,15 @@ class Builder(tfds.core.ShardBasedBuilder):
             )
         self.num_examples = sum(counts.values())
         return {
-            split: [functools.partial(self._examples, shard) for shard in _shards(pairs)]
+            split: [
+                functools.partial(self._examples, shard)
+                for shard in image_files.shards(pairs, _paths)
+            ]
             for split, pairs in splits.items()
         }
 
     def _examples(self, shard: Sequence[Pair]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for paths, (image, mask) in zip(shard, _ahead(read_pair, shard), strict=True):
+        for paths, (image, mask) in zip(shard, image_files.ahead(read_pair, shard), strict=True):
             example = {
                 "image": image,
                 "label": self.builder_config.label,
@@ -239,7 +225,7 @@ def _files(folder: Path, what: str) -> dict[str, Path]:
         raise FileNotFoundError(f"{folder}: no such folder of {what}")
     files = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name.lower() in _NOT_IMAGES:
+        if image_files.is_left_by_a_system(path):
             continue
         if not path.is_file():
             raise ValueError(f"{path}: not a file, where only {what} are expected")
@@ -255,87 +241,24 @@ def read_pair(pair: Pair) -> tuple[bytes, bytes | None]:
     """Reads and checks an image and its mask.
 
     Returns:
-        image: an encoded 8-bit RGB image: the file's own bytes if it is a PNG or a JPEG of that
-            kind, else a PNG of its pixels as RGB (transparency is dropped).
+        image: an encoded 8-bit RGB image, see `image_files.read_rgb`.
         mask: a single-channel PNG, 255 minus the first channel of the file, so that 0 is untouched
             and 255 manipulated; None if the pair has no mask.
 
     Raises:
-        ValueError: a file cannot be decoded to its end, is not of 8 bits, or the sizes differ.
+        ValueError: a file cannot be decoded to its end, or the sizes differ.
     """
-    encoded, image = _decode(pair.image)
-    # The reader decodes to three 8-bit channels only if the file has them: Pillow calls a 16-bit
-    # PNG and one with a transparent colour RGB, too. Byte 24 of a PNG is its bit depth.
-    plain = image.format == "JPEG" or (image.format == "PNG" and encoded[24] == 8)
-    if not (plain and image.mode == "RGB" and "transparency" not in image.info):
-        encoded = _png(_rgb(image))
+    encoded, image = image_files.read_rgb(pair.image)
     if pair.mask is None:
         return encoded, None
-    _, mask = _decode(pair.mask)
+    mask = image_files.read_pixels(pair.mask)
     if mask.size != image.size:
         raise ValueError(
             f"{pair.mask}: the mask is {mask.width}x{mask.height},"
             f" its image {image.width}x{image.height}"
         )
-    return encoded, _png(ImageOps.invert(_rgb(mask).getchannel(0)))
+    return encoded, image_files.png(ImageOps.invert(mask.getchannel(0)))
 
 
-def _decode(path: Path) -> tuple[bytes, Image.Image]:
-    """The bytes of an image file and its pixels, decoded to the end."""
-    encoded = path.read_bytes()
-    try:
-        # `verify` checks a PNG's checksums, which decoding alone does not, but not that of its last
-        # chunk, without which other readers (OpenCV) refuse the file.
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.verify()
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-        if image.format == "PNG" and _PNG_END not in encoded:
-            raise ValueError("no end of file")
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: {'not an image' if encoded else 'an empty file'}") from None
-    except Exception as error:  # Pillow's decoders raise a dozen types for damaged files.
-        raise ValueError(f"{path}: unreadable or truncated image ({error})") from error
-    if image.mode not in _MODES:
-        raise ValueError(f"{path}: pixels of mode {image.mode}, where 8 bits are expected")
-    return encoded, image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    image.info.pop("transparency", None)  # Or it would be written into the copy.
-    return image.convert("RGB")
-
-
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _shards(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """Cuts a split into consecutive runs of about `_SHARD_BYTES`."""
-    shards, size = [[]], 0
-    for paths in pairs:
-        if size >= _SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(paths)
-        size += sum(path.stat().st_size for path in paths if path)
-    return shards
-
-
-def _ahead(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], results: int = 64
-) -> Iterator[_Result]:
-    """`map` in threads (Pillow frees the interpreter lock), at most `results` ahead of the use."""
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        futures = collections.deque()
-        try:
-            for item in items:
-                futures.append(pool.submit(function, item))
-                if len(futures) >= results:
-                    yield futures.popleft().result()
-            while futures:
-                yield futures.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _paths(pair: Pair) -> list[Path]:
+    return [path for path in pair if path]

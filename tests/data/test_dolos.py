@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from wsdl_data import build
+from wsdl_data import build, image_files
 from wsdl_data.dolos import dolos_dataset_builder as dolos
 
 # The table of the specification, written out once more: name, images, masks, counts.
@@ -200,12 +200,6 @@ def test_a_transparent_colour_and_16_bits_do_not_reach_the_reader(tmp_path: Path
             np.testing.assert_array_equal(np.asarray(stored), pixels)
 
 
-def test_16_bit_grey_is_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "grey.png")
-    with pytest.raises(ValueError, match=r"grey\.png: pixels of mode I;16"):
-        dolos.read_pair(dolos.Pair(tmp_path / "grey.png", None))
-
-
 @settings(max_examples=60, deadline=None)
 @given(share=st.floats(0, 1, exclude_max=True))
 @example(share=0.9999)  # Only the checksum of the last chunk: Pillow reads this, OpenCV does not.
@@ -253,8 +247,8 @@ def test_shards_cut_a_split_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
         path = tmp_path / f"{index}.png"
         path.write_bytes(b"x" * 10)
         pairs.append(dolos.Pair(path, path))
-    monkeypatch.setattr(dolos, "_SHARD_BYTES", 60)
-    shards = dolos._shards(pairs)
+    monkeypatch.setattr(image_files, "SHARD_BYTES", 60)
+    shards = image_files.shards(pairs, dolos._paths)
     assert [len(shard) for shard in shards] == [3, 3, 3, 1]
     assert [paths for shard in shards for paths in shard] == pairs
 
@@ -262,7 +256,7 @@ def test_shards_cut_a_split_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_several_shards_read_back_in_order(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dolos, "_SHARD_BYTES", 1)
+    monkeypatch.setattr(image_files, "SHARD_BYTES", 1)
     builder = prepare("ffhq_repaint_p2", folder, tmp_path)
     assert len(builder.info.splits["train"].filepaths) == COUNTS["train"]
     keys = [found["key"] for found in builder.as_data_source("train")]

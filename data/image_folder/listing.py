@@ -1,0 +1,231 @@
+"""A user's images and masks: which there are, what belongs together, and in which split.
+
+A source is a folder or a JSON list, in one of the layouts of README.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from wsdl_data import image_files
+
+KINDS = ("real", "fake")
+# Shares of the images in each split, where the source has none of its own.
+SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
+# Folders by what they hold, in lower case: the plain names, and those of CASIA.
+_FOLDERS = {"real": ("real", "au"), "fake": ("fake", "tp"), "masks": ("masks", "gt")}
+_SPLITS = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
+_ENDINGS = ("", "_gt", "_mask")  # of a mask's name, after its image's
+
+
+class Item(NamedTuple):
+    """An image file, the file of its mask where it has one, and the name that the image keeps."""
+
+    image: Path
+    mask: Path | None
+    key: str
+
+
+def read(source: Path, *, masks: bool | None) -> dict[str, dict[str, list[Item]]]:
+    """The real and the fake images of a source, by split, in the order of their names.
+
+    Args:
+        source: a folder or a JSON file.
+        masks: whether the fake images are to have masks; None if that was left open, which is
+            refused where there are any.
+
+    Returns:
+        kind → split → images, without kinds and splits that have none.
+
+    Raises:
+        OSError: a file or a folder is missing, or cannot be read.
+        ValueError: the source has none of the layouts, or masks and images do not fit together.
+    """
+    listing = {kind: {} for kind in KINDS}
+    for split, place in _places(source).items():
+        items = _of_list(place, masks) if place.is_file() else _of_folder(place, masks)
+        for kind in KINDS:
+            if split is not None and items[kind]:
+                listing[kind][split] = items[kind]
+            elif items[kind]:
+                listing[kind] = _by_hash(items[kind], place, kind)
+    listing = {kind: splits for kind, splits in listing.items() if splits}
+    if not listing:
+        raise ValueError(f"{source}: no images in it")
+    if masks and "fake" not in listing:
+        raise ValueError(f"{source}: no fake images that could have masks; leave out --masks")
+    return listing
+
+
+def split_of(path: Path) -> str:
+    """The split of an image, by a hash of its name without folders and ending.
+
+    Images of one name, such as a photograph and its forgery, are in one split, here and anywhere.
+    """
+    digest = hashlib.sha256(os.fsencode(path.stem)).digest()
+    share = int.from_bytes(digest[:8]) / 2**64
+    end = 0.0
+    for split, size in SHARES.items():
+        end += size
+        if share < end:
+            return split
+    return split  # the shares' sum may be a rounding below 1
+
+
+def _by_hash(items: Sequence[Item], place: Path, kind: str) -> dict[str, list[Item]]:
+    splits = {split: [item for item in items if split_of(item.image) == split] for split in SHARES}
+    for split, chosen in splits.items():
+        if not chosen:
+            raise ValueError(
+                f"{place}: of {len(items)} {kind} images none falls to the {split} split by its"
+                " name; add images, or sort them into train/, valid/ and test/"
+            )
+    return splits
+
+
+def _places(source: Path) -> dict[str | None, Path]:
+    """Where the images of each split are listed; None stands for a source without splits."""
+    if source.is_file():
+        return {None: source}
+    places = {}
+    for split, names in _SPLITS.items():
+        valid = (*names, *(f"{name}.json" for name in names))
+        if place := _entry(source, valid):
+            places[split] = place
+    if not places:
+        return {None: source}
+    for names in _FOLDERS.values():
+        if folder := _entry(source, names):
+            beside = ", ".join(place.name for place in places.values())
+            raise ValueError(f"{folder}: beside {beside}, which split the images, and in no split")
+    return places
+
+
+def _entry(folder: Path, names: Sequence[str]) -> Path | None:
+    """What one of these names, in any case, has in `folder`. Raises ValueError for two."""
+    found = [path for path in sorted(folder.iterdir()) if path.name.lower() in names]
+    if len(found) > 1:
+        raise ValueError(f"{folder}: both {found[0].name} and {found[1].name}; one must go")
+    return found[0] if found else None
+
+
+def _of_folder(place: Path, masks: bool | None) -> dict[str, list[Item]]:
+    folders = {what: _entry(place, names) for what, names in _FOLDERS.items()}
+    if not (folders["real"] or folders["fake"]):
+        raise FileNotFoundError(
+            f"{place}: neither real/ nor fake/ in it (nor Au/ nor Tp/), and no train/, valid/ or"
+            " test/ with them"
+        )
+    items = {}
+    for kind in KINDS:
+        files = _files(folders[kind]) if folders[kind] else []
+        items[kind] = [Item(folders[kind] / name, None, _text(name)) for name in files]
+    if folders["masks"] and masks is None:
+        raise _open_question(folders["masks"])
+    if masks and items["fake"]:
+        if not folders["masks"]:
+            raise FileNotFoundError(f"{place}: no folder masks/ (or Gt/) beside fake/ (or Tp/)")
+        items["fake"] = _paired(items["fake"], folders["fake"], folders["masks"])
+    return items
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in `folder` and below, relative to it, without those that systems leave."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if any(image_files.is_left_by_a_system(Path(part)) for part in name.parts):
+            continue
+        if path.is_dir():
+            if path.is_symlink():
+                raise ValueError(f"{path}: a link to a folder, which is not followed")
+            if any(name.parts[0].lower() in names for names in _SPLITS.values()):
+                raise ValueError(
+                    f"{path}: splits are outermost: {name.parts[0]}/{folder.name},"
+                    f" not {folder.name}/{name.parts[0]}"
+                )
+        else:
+            files.append(name)
+    if not files:
+        raise FileNotFoundError(f"{folder}: no images in this folder")
+    return files
+
+
+def _paired(items: Sequence[Item], fakes: Path, folder: Path) -> list[Item]:
+    """The items with their masks: files of the same name, but for its ending.
+
+    Raises ValueError for an image without a mask and a mask without an image.
+    """
+    masks: dict[Path, Path] = {}
+    for name in _files(folder):
+        if (other := masks.setdefault(name.with_suffix(""), name)) != name:
+            raise ValueError(f"{folder / name}: {other} has the same name, but for its ending")
+    paired: dict[Path, Item] = {}
+    bare = []
+    for item in items:
+        name = item.image.relative_to(fakes).with_suffix("")
+        names = (name.with_name(name.name + ending) for ending in _ENDINGS)
+        mask = next((name for name in names if name in masks), None)
+        if mask is None:
+            bare.append(item.image)
+        elif mask in paired:
+            raise ValueError(f"{item.image}: has the same mask as {paired[mask].image}")
+        else:
+            paired[mask] = item._replace(mask=folder / masks[mask])
+    if bare:
+        raise ValueError(f"{bare[0]}: no mask in {folder}{_more(bare)}")
+    if unused := [folder / name for stem, name in masks.items() if stem not in paired]:
+        raise ValueError(f"{unused[0]}: a mask without an image in {fakes}{_more(unused)}")
+    return list(paired.values())
+
+
+def _of_list(path: Path, masks: bool | None) -> dict[str, list[Item]]:
+    """The images of a JSON list of [image, mask or "Negative"]."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(entries, list):
+        raise ValueError(f'{path}: not a list of [image, mask or "Negative"]')
+    items: dict[str, list[Item]] = {kind: [] for kind in KINDS}
+    seen, missing = set(), []
+    for number, entry in enumerate(entries, start=1):
+        if not (
+            isinstance(entry, list) and len(entry) == 2 and all(isinstance(x, str) for x in entry)
+        ):
+            raise ValueError(f'{path}: entry {number} is not [image, mask or "Negative"]')
+        name, other = entry
+        if name in seen:
+            raise ValueError(f"{path}: entry {number}: {name} is listed twice")
+        seen.add(name)
+        real = other.lower() == "negative"
+        if not real and masks is None:
+            raise _open_question(path)
+        mask = None if real or not masks else path.parent / other
+        item = Item(path.parent / name, mask, name)
+        items["real" if real else "fake"].append(item)
+        missing += [file for file in (item.image, mask) if file and not file.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{path}: no file {missing[0]}{_more(missing)}")
+    return items
+
+
+def _open_question(where: Path) -> ValueError:
+    return ValueError(
+        f"{where} has masks: say what is manipulated in them, --masks white or --masks black, or"
+        " leave them out, --masks none"
+    )
+
+
+def _more(paths: Sequence[Path]) -> str:
+    return f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+
+
+def _text(name: Path) -> str:
+    """A path as it is stored: with slashes, and valid Unicode."""
+    return os.fsencode(name.as_posix()).decode(errors="replace")
