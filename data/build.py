@@ -326,11 +326,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not arguments.names:
         parser.error(f"name a dataset: {', '.join(_MODULES)}")
-    own = len(arguments.names) == 1 and arguments.names[0].partition("/")[0] == _OWN
-    if own and (not arguments.images or arguments.config or arguments.manual_dir):
-        parser.error(f"{_OWN}/NAME goes with --images SOURCE and --masks")
+    own = any(name.partition("/")[0] == _OWN for name in arguments.names)
+    if own and (len(arguments.names) > 1 or not arguments.images):
+        parser.error(f"{_OWN}/NAME goes alone, with --images SOURCE and --masks")
+    if own and (arguments.config or arguments.manual_dir):
+        parser.error(f"{_OWN}/NAME goes without --config and --manual_dir")
     if not own and (arguments.images or arguments.masks):
-        parser.error(f"--images and --masks go with {_OWN}/NAME alone")
+        parser.error(f"--images and --masks go with {_OWN}/NAME")
     try:
         names = [] if own else _expand(arguments.names, arguments.config)
     except ValueError as error:

@@ -106,6 +106,22 @@ def test_a_generator_is_tested_on_its_own_images():
     assert data(config) == ((), "dolos/celebahq_lama", "dolos/celebahq_real", "dolos/celebahq_lama")
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_dataset_of_ones_own_is_a_source(method, setup):
+    config = GET_CONFIG[method](f"setup={setup},source=image_folder/mine")
+    configuration.validate(config)
+    real, fake = "image_folder/mine_real", "image_folder/mine_fake"
+    assert data(config) == (() if setup == "c" else (real,), fake, real, fake)
+    paper = GET_CONFIG[method](f"setup={setup},source=celebahq")
+    assert config.train == paper.train and config.model == paper.model
+    for other in ("generator=p2", "leave_out=ldm"):
+        with pytest.raises(ConfigError, match=f"{other} .*source=image_folder/mine"):
+            GET_CONFIG[method](f"setup={setup},source=image_folder/mine,{other}")
+    with pytest.raises(ConfigError, match=r"celebahq\|ffhq\|image_folder/NAME; "):
+        GET_CONFIG[method](f"setup={setup},source=mine")
+
+
 def recipes() -> dict[tuple[str, str], dict[str, str]]:
     """The table of recipes in the README, by method and setup."""
     lines = (CONFIGS.parent / "README.md").read_text().splitlines()

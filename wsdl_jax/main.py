@@ -50,12 +50,23 @@ def main(_: list[str]) -> None:
         pipeline.prepare(config)
     hosts.wait("datasets")
     pipeline.prepare(config)  # where the others have disks of their own
+    tested = [
+        pipeline.Examples((name,), "test", config.data.dir)
+        for name in (config.data.test_fake, config.data.test_real)
+    ]
     try:
         train(config, run)
     except Interrupted as stop:
         log.info("%s: %s; the same command continues it", run, stop)
         sys.exit(128 + stop.signal_number)
-    evaluate(run)
+    if tested[0].have_masks:
+        evaluate(run)
+    else:
+        log.info(
+            "%s is trained, but not evaluated: %s has no masks; for a dataset that has them:"
+            " python -m wsdl_jax.evaluate --run %s --fake …",
+            *(run, config.data.test_fake, run),
+        )
 
 
 if __name__ == "__main__":

@@ -37,13 +37,15 @@ class Examples:
     """The records of one split of several subsets, one after the other, still encoded.
 
     A record has `image` and, where the subset has masks, `mask` (bytes of an image file),
-    `label` (0 = real, 1 = fake) and `key` (the name of its source).
+    `label` (0 = real, 1 = fake) and `key` (the name of its source). `have_masks` says whether all
+    subsets have masks.
     """
 
     def __init__(self, names: Sequence[str], split: str, data_dir: str | None):
         """Raises ConfigError for a subset that is unknown, not prepared, or lacks the split."""
         self._arguments = (tuple(names), split, data_dir)
         self._sources, self._folders = [], []
+        self.have_masks = True
         for name in names:
             builder = _builder(name, data_dir)
             if not build.is_prepared(builder):
@@ -61,6 +63,7 @@ class Examples:
             }
             self._sources.append(builder.as_data_source(split, decoders=decoders))
             self._folders.append(builder.data_dir)
+            self.have_masks &= "mask" in decoders
         self._ends = np.cumsum([len(source) for source in self._sources])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -184,8 +187,6 @@ def train_batches(
     """
     data, batch = config.data, config.train.batch
     examples = Examples((*data.real, *data.fake), "train", data.dir)
-    if mask_size is not None and "mask" not in examples[0]:
-        raise ConfigError(f"{', '.join(data.fake)} has no masks: full supervision needs them")
     whole = len(examples) // batch * batch
     if not whole:
         raise ConfigError(f"train.batch = {batch}, but there are {len(examples)} training images")

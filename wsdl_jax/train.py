@@ -139,8 +139,8 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     """Trains a config in a run directory, from where that run has stopped.
 
     On SIGINT and SIGTERM the current step is finished and saved, and Interrupted is raised. Raises
-    UserError for a directory of another config, a batch that does not divide over the devices, and
-    a loss or gradient that is not finite.
+    UserError for a directory of another config, a batch that does not divide over the devices, full
+    supervision without masks, and a loss or gradient that is not finite.
     """
     # ----- What to run on, and what to run ------------------------------------------------------
     parallel = Parallel(config.parallel.backend)
@@ -150,6 +150,9 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
         pipeline.Examples((*config.data.real, *config.data.fake), split, config.data.dir)
         for split in ("train", "valid")
     )
+    if config.supervision == "full" and not training.have_masks:
+        fakes = ", ".join(config.data.fake)
+        raise configuration.ConfigError(f"{fakes} has no masks: setup c learns from them")
     hosts.agree(
         config=configuration.essence(config),
         number_of_training_images=len(training),

@@ -46,6 +46,8 @@ def read(source: Path, *, masks: bool | None) -> dict[str, dict[str, list[Item]]
         OSError: a file or a folder is missing, or cannot be read.
         ValueError: the source has none of the layouts, or masks and images do not fit together.
     """
+    if not (source.is_file() or source.is_dir()):
+        raise FileNotFoundError(f"{source}: neither a folder nor a JSON file")
     listing = {kind: {} for kind in KINDS}
     for split, place in _places(source).items():
         items = _of_list(place, masks) if place.is_file() else _of_folder(place, masks)

@@ -1,0 +1,90 @@
+"""Image files: what becomes of every mode, orientation and depth, against Pillow and NumPy."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
+
+from wsdl_data import image_files
+
+# Of an image stored with EXIF orientation n, the array that is meant, as the EXIF standard has it.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+def pixels(encoded: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(encoded)) as image:
+        assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        assert (image.mode, "transparency" in image.info) == ("RGB", False)
+        return np.asarray(image)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(1, 30),
+    height=st.integers(1, 30),
+    orientation=st.sampled_from(list(UPRIGHT)),
+    suffix=st.sampled_from([".png", ".jpg", ".tif", ".webp"]),
+)
+def test_images_are_turned_as_their_exif_says(
+    width: int, height: int, orientation: int, suffix: str
+) -> None:
+    noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        options = {"lossless": True} if suffix == ".webp" else {}
+        Image.fromarray(noise).save(path, exif=exif, **options)
+        if suffix == ".jpg":  # Its pixels, but not turned.
+            with Image.open(path) as image:
+                noise = np.asarray(image)
+        encoded, image = image_files.read_rgb(path)
+        kept = suffix in (".png", ".jpg") and orientation == 1
+        assert (encoded == path.read_bytes()) == kept
+        np.testing.assert_array_equal(image_files.read_pixels(path), np.asarray(image))
+    np.testing.assert_array_equal(pixels(encoded), UPRIGHT[orientation](noise))
+    np.testing.assert_array_equal(np.asarray(image), pixels(encoded))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_of_16_bit_grey_the_higher_8_stay(suffix: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 1 << 16, (9, 7), np.uint16)
+    path = tmp_path / f"grey.{suffix}"
+    Image.fromarray(values).save(path)
+    found = pixels(image_files.read_rgb(path)[0])
+    np.testing.assert_array_equal(found, np.repeat((values // 256)[..., None], 3, -1))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "bmp", "webp", "ppm", "tga", "jp2"])
+def test_other_formats_become_png(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.effect_noise((12, 10), 60).convert("RGB").save(path)
+    encoded, _ = image_files.read_rgb(path)
+    assert encoded.startswith(b"\x89PNG")
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(pixels(encoded), np.asarray(image.convert("RGB")))
+
+
+def test_what_has_more_than_16_bits_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((2, 2), 1 << 16, np.int32)).save(tmp_path / "int.tif")
+    with pytest.raises(ValueError, match=r"float\.tif: pixels of mode F"):
+        image_files.read_rgb(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"int\.tif: grey values beyond 16 bits"):
+        image_files.read_rgb(tmp_path / "int.tif")
