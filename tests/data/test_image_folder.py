@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from PIL import Image
 from wsdl_data import build
 from wsdl_data.image_folder import listing
 
+REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("train", "valid", "test")
 COUNT = 40  # images of a kind: enough for every split by hash
 SIZE = (70, 64)  # width, height: not the network's
@@ -512,31 +515,68 @@ def test_what_is_not_prepared_says_how_to_build_it(tmp_path: Path) -> None:
 # ----- Training --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "setup", "name"),
-    [("patches", "c", "mine"), ("grad_cam", "a", "bare"), ("attention", "b", "mine")],
-)
-def test_all_methods_train_on_it(
-    method: str, setup: str, name: str, real_config: Callable, prepared: Path, tmp_path: Path
+@pytest.fixture
+def compiled_fast() -> Iterator[None]:
+    """Compilation takes most of the time of such short runs."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+SMALL = {"train.epochs": 1, "model.depth": 1}
+
+
+@pytest.mark.usefixtures("compiled_fast")
+@pytest.mark.parametrize(("method", "setup"), [("patches", "c"), ("attention", "b")])
+def test_methods_train_on_it(
+    method: str, setup: str, real_config: Callable, prepared: Path, tmp_path: Path
 ) -> None:
     from etils import epath
 
     from wsdl_jax import train
     from wsdl_jax.evaluate import evaluate
 
-    overrides = {"data.dir": str(prepared), "train.epochs": 1, "model.depth": 1}
-    config = real_config(method, f"setup={setup},source=image_folder/{name}", overrides)
+    overrides = {**SMALL, "data.dir": str(prepared)}
+    config = real_config(method, f"setup={setup},source=image_folder/mine", overrides)
     run = epath.Path(tmp_path / "run")
     train.train(config, run)
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2]
-    assert all(np.isfinite(entry["loss"]) for entry in entries if "loss" in entry)
-    results = evaluate(run, fake="image_folder/mine_fake", real="image_folder/mine_real")
-    test = read(prepared, "mine_fake")["test"]
-    assert results["fake_images"] == len(test)
-    share = np.mean([(example["mask"] > 0).mean() for example in test])
-    assert results["manipulated_share"] == pytest.approx(100 * share)
-    assert results["test_real"] == "image_folder/mine_real"
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    if method == "patches":
+        results = evaluate(run)
+        test = read(prepared, "mine_fake")["test"]
+        assert results["fake_images"] == len(test)
+        share = np.mean([(example["mask"] > 0).mean() for example in test])
+        assert results["manipulated_share"] == pytest.approx(100 * share)
+        assert results["test_real"] == "image_folder/mine_real"
+
+
+def test_the_command_trains_without_masks_and_says_what_it_leaves_out(
+    shrunk: dict, prepared: Path, tmp_path: Path
+) -> None:
+    fields = {**shrunk, **SMALL, "data.dir": prepared}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "error", "-W", "ignore:the load_module"),
+            *("-m", "wsdl_jax.main", "--workdir", str(tmp_path / "run")),
+            *("--config", "configs/grad_cam.py:setup=a,source=image_folder/bare"),
+            *(f"--config.{field}={value}" for field, value in fields.items()),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/checkpoints/2").is_dir()
+    assert done.stderr.splitlines()[-1] == (
+        f"{tmp_path}/run is trained, but not evaluated: image_folder/bare_fake has no masks; for a"
+        f" dataset that has them: python -m wsdl_jax.evaluate --run {tmp_path}/run --fake …"
+    )
 
 
 def test_setup_c_without_masks_is_one_line_before_anything_is_written(
