@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -515,67 +515,54 @@ def test_what_is_not_prepared_says_how_to_build_it(tmp_path: Path) -> None:
 # ----- Training --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def compiled_fast() -> Iterator[None]:
-    """Compilation takes most of the time of such short runs."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-SMALL = {"train.epochs": 1, "model.depth": 1}
-
-
-@pytest.mark.usefixtures("compiled_fast")
-@pytest.mark.parametrize(("method", "setup"), [("patches", "c"), ("attention", "b")])
-def test_methods_train_on_it(
-    method: str, setup: str, real_config: Callable, prepared: Path, tmp_path: Path
-) -> None:
-    from etils import epath
-
-    from wsdl_jax import train
-    from wsdl_jax.evaluate import evaluate
-
-    overrides = {**SMALL, "data.dir": str(prepared)}
-    config = real_config(method, f"setup={setup},source=image_folder/mine", overrides)
-    run = epath.Path(tmp_path / "run")
-    train.train(config, run)
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [entry["loss"] for entry in entries if "loss" in entry]
-    assert len(losses) == 2 and np.isfinite(losses).all()
-    if method == "patches":
-        results = evaluate(run)
-        test = read(prepared, "mine_fake")["test"]
-        assert results["fake_images"] == len(test)
-        share = np.mean([(example["mask"] > 0).mean() for example in test])
-        assert results["manipulated_share"] == pytest.approx(100 * share)
-        assert results["test_real"] == "image_folder/mine_real"
-
-
-def test_the_command_trains_without_masks_and_says_what_it_leaves_out(
-    shrunk: dict, prepared: Path, tmp_path: Path
-) -> None:
-    fields = {**shrunk, **SMALL, "data.dir": prepared}
-    done = subprocess.run(
+def train(run: Path, method: str, variant: str, fields: dict) -> subprocess.CompletedProcess[str]:
+    """The command for two steps, on one device."""
+    # Compilation takes most of the time of such short runs.
+    environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
+    fields = {**fields, "train.epochs": 1, "model.depth": 1}
+    return subprocess.run(
         [
             *(sys.executable, "-W", "error", "-W", "ignore:the load_module"),
-            *("-m", "wsdl_jax.main", "--workdir", str(tmp_path / "run")),
-            *("--config", "configs/grad_cam.py:setup=a,source=image_folder/bare"),
+            *("-m", "wsdl_jax.main", "--workdir", str(run)),
+            *("--config", f"configs/{method}.py:{variant}"),
             *(f"--config.{field}={value}" for field, value in fields.items()),
         ],
         cwd=REPOSITORY,
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=600,
     )
+
+
+@pytest.mark.parametrize(("method", "setup"), [("patches", "c"), ("attention", "b")])
+def test_methods_train_and_are_tested_on_it(
+    method: str, setup: str, shrunk: dict, prepared: Path, tmp_path: Path
+) -> None:
+    run, fields = tmp_path / "run", {**shrunk, "data.dir": prepared}
+    done = train(run, method, f"setup={setup},source=image_folder/mine", fields)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run/checkpoints/2").is_dir()
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    results = json.loads((run / "results.json").read_text())
+    test = read(prepared, "mine_fake")["test"]
+    share = np.mean([(example["mask"] > 0).mean() for example in test])
+    assert results["manipulated_share"] == pytest.approx(100 * share)
+    assert results["fake_images"] == len(test)
+    assert results["test_real"] == "image_folder/mine_real"
+
+
+def test_a_method_trains_without_masks_and_says_what_it_leaves_out(
+    shrunk: dict, prepared: Path, tmp_path: Path
+) -> None:
+    run, fields = tmp_path / "run", {**shrunk, "data.dir": prepared}
+    done = train(run, "grad_cam", "setup=a,source=image_folder/bare", fields)
+    assert done.returncode == 0, done.stderr
+    assert (run / "checkpoints/2").is_dir()
     assert done.stderr.splitlines()[-1] == (
-        f"{tmp_path}/run is trained, but not evaluated: image_folder/bare_fake has no masks; for a"
-        f" dataset that has them: python -m wsdl_jax.evaluate --run {tmp_path}/run --fake …"
+        f"{run} is trained, but not evaluated: image_folder/bare_fake has no masks; for a"
+        f" dataset that has them: python -m wsdl_jax.evaluate --run {run} --fake …"
     )
 
 
