@@ -93,7 +93,7 @@ def command(builder: tfds.core.DatasetBuilder) -> str:
     return f"python -m wsdl_data.build {builder.name} --config {name}"
 
 
-def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) -> bool:
+def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) -> None:
     """Builds a subset unless it is prepared; returns when it is ready to be read.
 
     Of two processes that prepare the same subset the second waits for the first. What a killed
@@ -104,17 +104,20 @@ def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) ->
         manual_dir: folder of the files downloaded by hand, for datasets that need them; None for
             TFDS's own, `downloads/manual` in the data directory.
 
-    Returns:
-        Whether this call has built it.
-
     Raises:
         BuildError: the build failed, or what is there is damaged.
     """
+    _prepared_here(builder, manual_dir)
+
+
+def _prepared_here(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> bool:
+    """Does what `prepare` says. Returns whether it is this call that has built the subset."""
     name = f"{builder.name}/{builder.builder_config_name}"
     try:
         if is_prepared(builder):
             return False
-        if builder.name == _OWN and not builder.builder_config.splits:
+        own = builder.name == _OWN
+        if own and not builder.builder_config.splits and not builder.data_path.exists():
             raise BuildError(f"not prepared in {builder.data_dir}: run {command(builder)}")
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             manual_dir = _manual_dir(builder, manual_dir)
@@ -145,7 +148,7 @@ def prepare_together(builders: Sequence[tfds.core.DatasetBuilder]) -> None:
     built = []
     try:
         for builder in builders:
-            if prepare(builder):
+            if _prepared_here(builder, None):
                 built.append(builder)
     except BaseException:
         for builder in built:

@@ -512,6 +512,21 @@ def test_what_is_not_prepared_says_how_to_build_it(tmp_path: Path) -> None:
             build.make_builder(f"image_folder/{name}", str(tmp_path))
 
 
+def test_a_damaged_one_is_refused_by_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("mine", folder, tmp_path, "white") == 0
+    (shard,) = tmp_path.glob("image_folder/mine_fake/*/*valid.array_record*")
+    shard.unlink()
+    capsys.readouterr()
+    builder = build.make_builder("image_folder/mine_fake", str(tmp_path))
+    with pytest.raises(build.BuildError, match=rf"damaged \({shard.name} is missing\)"):
+        build.prepare(builder)
+    assert command("mine", folder, tmp_path, "white") == 1
+    assert f"damaged ({shard.name} is missing)" in capsys.readouterr().err
+    assert build.is_prepared(build.make_builder("image_folder/mine_real", str(tmp_path)))
+
+
 # ----- Training --------------------------------------------------------------------------------
 
 
