@@ -45,9 +45,10 @@ def _parse(argv: Sequence[str], operands: Sequence[str]) -> list[str]:
     ) as error:
         _fail(error, USAGE)
     given = rest[1:]
-    if len(given) < len(operands):
-        _fail(UserError(f"{operands[len(given)]} is missing; see --help"), USAGE)
-    if len(given) > len(operands):
+    needed = [name for name in operands if not name.startswith("[")]
+    if len(given) < len(needed):
+        _fail(UserError(f"{needed[len(given)]} is missing; see --help"), USAGE)
+    if len(given) > len(operands) and not any("…" in name for name in operands[-1:]):
         _fail(UserError(f"unexpected argument {given[len(operands)]!r}; see --help"), USAGE)
     return rest
 
@@ -56,7 +57,7 @@ def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None
     """Parses the flags and runs a command.
 
     `main` gets the program's name and its operands, the arguments without a flag: one for each name
-    in `operands`.
+    in `operands`. The last can be NAME…, for one or more, or [NAME…], for any number.
 
     Errors that are the user's to mend end it with one line and code 1, or 2 where flags or config
     are wrong; Ctrl-C with code 130, unless `main` handles it. `--debug` shows tracebacks instead.

@@ -55,6 +55,12 @@ def make_localize_step(method: methods.Method, model: nnx.Module) -> Step:
     return step
 
 
+def on_devices(method: methods.Method, model: nnx.Module, parallel: Parallel) -> tuple[Step, State]:
+    """`make_localize_step` for all devices, and the state of the network on each of them."""
+    state = {"params": nnx.state(model, nnx.Param), "stats": nnx.state(model, nnx.BatchStat)}
+    return parallel.map(make_localize_step(method, model)), parallel.replicate(state)
+
+
 def evaluate(
     run: epath.Path,
     *,
@@ -93,12 +99,8 @@ def evaluate(
         raise UserError(f"{names['real']} holds fake images, where real ones are needed")
     parallel = Parallel(config.parallel.backend)
     config.eval.batch = parallel.rounded_up(config.eval.batch)
-    method = methods.from_config(config)
     _, model, best = runs.load(run, AXIS)
-    state = parallel.replicate(
-        {"params": nnx.state(model, nnx.Param), "stats": nnx.state(model, nnx.BatchStat)}
-    )
-    step = parallel.map(make_localize_step(method, model))
+    step, state = on_devices(methods.from_config(config), model, parallel)
 
     with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
         folder = Path(temporary)

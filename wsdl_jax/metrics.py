@@ -16,14 +16,20 @@ LOCALIZATION = ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1", "pixel_auc", "pi
 
 
 def resize_map(
-    localization_map: Float[np.ndarray, "h w"], height: int, width: int
+    localization_map: Float[np.ndarray, "h w"],
+    height: int,
+    width: int,
+    box: tuple[float, float, float, float] | None = None,
 ) -> Float[np.ndarray, "{height} {width}"]:
-    """A map at another size, by Pillow's bicubic filter on float32 pixels."""
+    """A map at another size, by Pillow's bicubic filter on float32 pixels.
+
+    box: the part of the map that is wanted at that size: left, top, right, bottom, in its pixels.
+    """
     localization_map = localization_map.astype(np.float32, copy=False)
     if localization_map.min() == localization_map.max():  # the filter's weights add up to 1
         return np.full((height, width), localization_map[0, 0])
     image = Image.fromarray(localization_map)
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
 
 
 def resize_mask(

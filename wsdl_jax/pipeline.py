@@ -134,28 +134,35 @@ def full_image(record: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(_open(record, "image").convert("RGB"))
 
 
+def network_input(
+    image: Image.Image, size: int, resize: str
+) -> Float[np.ndarray, "{size} {size} 3"]:
+    """An RGB image squashed to size × size pixels, with values in [-1, 1].
+
+    resize: Pillow's filter, by its name in config.data.resize; for an image of another size.
+    """
+    return np.asarray(_resized(image, size, _FILTERS[resize]), np.float32) / 127.5 - 1
+
+
 class _Decode(grain.transforms.RandomMap):
     """An encoded record → network input, with the flip of the recipe."""
 
     def __init__(self, data: ml_collections.ConfigDict, *, flip: bool, mask_size: int | None):
-        self._size, self._filter = data.image_size, _FILTERS[data.resize]
+        self._size, self._resize = data.image_size, data.resize
         self._mask_size, self._mask_filter = mask_size, _FILTERS[data.mask_resize]
         self._flip = flip
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         flip = self._flip and rng.random() < 0.5
         image = _open(record, "image").convert("RGB")
+        pixels = network_input(image, self._size, self._resize)
         example = {
-            "image": self._array(_resized(image, self._size, self._filter), flip),
+            "image": pixels[:, ::-1] if flip else pixels,
             "label": np.int32(record["label"]),
         }
         if self._mask_size is not None:
             example["mask"] = self._target(record, flip)
         return example
-
-    def _array(self, image: Image.Image, flip: bool) -> Float[np.ndarray, "h w 3"]:
-        pixels = np.asarray(image, np.float32) / 127.5 - 1
-        return pixels[:, ::-1] if flip else pixels
 
     def _target(self, record: dict[str, Any], flip: bool) -> np.ndarray:
         # As published: the mask file (white = untouched) is resized, and dark is manipulated.
