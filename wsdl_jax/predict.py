@@ -79,7 +79,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def read(path: epath.Path, max_pixels: int) -> Image.Image:
@@ -666,7 +666,9 @@ _PAGE = string.Template("""\
   th, td { text-align: left; padding: .4rem .8rem; border-bottom: 1px solid #8884; }
   td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
   td.file { overflow-wrap: anywhere; min-width: 10rem; }
-  img { display: block; max-width: none; }
+  tr:has(img) { height: 11rem; }
+  td:has(img) { min-width: 20rem; }
+  img { display: block; margin: auto; }
   .fake { color: light-dark(#b3261e, #ff8a80); font-weight: 600; }
   .error { color: light-dark(#7a5b00, #ffcf66); }
 </style>
@@ -710,7 +712,7 @@ def _table_row(row: Row) -> str:
     overlay = link("overlays", "jpg")
     return (
         f'<tr><td><a href="{overlay}"><img src="{link("thumbnails", "jpg")}" alt="" '
-        f'height="{_THUMBNAIL}" loading="lazy"></a></td><td class="file">{file}</td>'
+        f'loading="lazy"></a></td><td class="file">{file}</td>'
         f'<td class="number">{row.score:.4f}</td><td class="{row.verdict}">{row.verdict}</td>'
         f'<td class="number">{100 * row.manipulated_share:.1f}%</td>'
         f'<td><a href="{link("maps", "png")}">map</a> <a href="{overlay}">overlay</a> '
@@ -720,8 +722,8 @@ def _table_row(row: Row) -> str:
 
 def summary(rows: list[Row]) -> str:
     """How many images have which verdict, in words."""
-    counts = collections.Counter(row.verdict or "not readable" for row in rows)
-    told = ", ".join(f"{counts[kind]} {kind}" for kind in ("fake", "real", "not readable"))
+    counts = collections.Counter(row.verdict or "without a map" for row in rows)
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in ("fake", "real", "without a map"))
     return f"{len(rows)} images: {told}"
 
 
@@ -738,7 +740,7 @@ def main(arguments: list[str]) -> None:
     failed = [row for row in rows if row.error]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(rows)} images cannot be read, first "
+            f"{len(failed)} of {len(rows)} images have no map, first "
             f"{_printable(failed[0].file)}: {failed[0].error}; see {out / 'predictions.csv'}"
         )
 

@@ -1,0 +1,598 @@
+"""Predictions against the network itself, Pillow and NumPy; files as users have them."""
+
+import csv
+import html.parser
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import urllib.parse
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from wsdl_jax import methods, predict, runs
+from wsdl_jax.errors import UserError
+from wsdl_jax.evaluate import evaluate
+from wsdl_jax.predict import Localizer, Prediction
+
+SIZE = 64  # that the network was trained on
+Localize = Callable[[list[Image.Image]], tuple[np.ndarray, np.ndarray]]
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
+    """What JPEG leaves nearly as it is."""
+    return Image.fromarray(noise(5, 5, seed)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def localizer(trained: epath.Path) -> Localizer:
+    return Localizer.load(trained)
+
+
+@pytest.fixture(scope="module")
+def tiler(trained: epath.Path) -> Localizer:
+    return Localizer.load(trained, mode="tile", batch=16)
+
+
+@pytest.fixture(scope="module")
+def network(trained: epath.Path) -> Localize:
+    """Images, squashed as the config of `trained` says → scores and maps, by the network alone."""
+    config, model, _ = runs.load(trained)
+    method = methods.from_config(config)
+
+    def localize(images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        small = [image.resize((SIZE, SIZE), Image.Resampling.LANCZOS) for image in images]
+        batch = np.stack(small).astype(np.float32) / 127.5 - 1
+        found = method.localize(model, jax.numpy.asarray(batch))
+        return np.asarray(found.scores), np.asarray(found.maps)
+
+    return localize
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+# ----- As Python ----------------------------------------------------------------------------------
+
+
+def test_maps_at_the_images_own_sizes(localizer, network):
+    sizes = [(80, 80), (64, 64), (33, 150), (200, 64), (1, 1), (70, 71), (65, 66), (5, 90), (99, 2)]
+    images = [noise(*size, seed) for seed, size in enumerate(sizes)]  # more than a batch
+    found = localizer([*images, Image.fromarray(images[0])])
+    scores, maps = network([Image.fromarray(image) for image in images])
+    assert len(found) == len(images) + 1
+    for prediction, size, score, raw in zip(found, sizes, scores, maps, strict=False):
+        assert prediction.map.shape == prediction.size == size
+        assert prediction.score == prediction.probability == pytest.approx(float(score), abs=1e-5)
+        assert prediction.raw == pytest.approx(raw, abs=1e-4)
+        large = Image.fromarray(raw).resize(size[::-1], Image.Resampling.BICUBIC)
+        assert prediction.map == pytest.approx(np.asarray(large).clip(0, 1), abs=1e-4)
+        assert prediction.manipulated_share == np.mean(prediction.map > 0.5)
+    assert found[-1].score == found[0].score
+    assert localizer([]) == []
+
+
+def test_compiled_once(localizer):
+    for count in (1, 8, 11):
+        localizer([noise(20 + count, 30)] * count)
+    assert localizer._step._cache_size() == 1
+
+
+def test_verdict_and_share():
+    raw = np.zeros((10, 10), np.float32)
+    raw[:, 5:] = 1
+    # On a map that is 5 columns wide for the image, which ends where the ones begin.
+    for probability, verdict in ((0.5, "real"), (0.51, "fake")):
+        prediction = Prediction(3.0, probability, raw, (40, 40), (10, 10))
+        assert prediction.verdict == verdict
+        assert prediction.manipulated_share == 0.5
+        assert prediction.map[:, :15].max() == pytest.approx(0, abs=1e-6)
+        assert prediction.map[:, 25:].min() == pytest.approx(1, abs=1e-6)
+    assert Prediction(0.0, 0.0, raw, (40, 40), (10, 4)).manipulated_share == 0
+
+
+def test_strips_make_the_map(monkeypatch):
+    raw = np.random.default_rng(0).random((9, 7), np.float32)
+    prediction = Prediction(0.0, 0.0, raw, (101, 53), (8.25, 6.5))
+    whole = prediction.map
+    box = (0, 0, 6.5, 8.25)
+    large = Image.fromarray(raw).resize((53, 101), Image.Resampling.BICUBIC, box)
+    assert whole == pytest.approx(np.asarray(large).clip(0, 1), abs=1e-6)
+    monkeypatch.setattr(predict, "_STRIP", 53 * 7)
+    assert [len(strip) for strip in prediction.strips()] == [7] * 14 + [3]
+    assert prediction.map == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((4, 5), np.uint8), r"image 1 is uint8 \[4, 5\]"),
+        (np.zeros((4, 5, 3), np.float32), r"image 1 is float32 \[4, 5, 3\]"),
+        (np.zeros((0, 5, 3), np.uint8), r"image 1 is uint8 \[0, 5, 3\]"),
+        (Image.new("F", (5, 4)), "32 bits"),
+    ],
+)
+def test_what_is_no_image_is_refused(localizer, image, said):
+    with pytest.raises(ValueError, match=said):
+        localizer([noise(4, 5), image])
+
+
+def test_unknown_mode_and_no_run(trained, tmp_path):
+    with pytest.raises(UserError, match="mode 'tiles': choose from resize, tile"):
+        Localizer.load(trained, mode="tiles")
+    with pytest.raises(UserError, match="not a run directory"):
+        Localizer.load(tmp_path)
+
+
+# ----- Tiles --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0.01, 300), st.integers(1, 75))
+def test_windows_cover_all_and_overlap_by_half(covered, window):
+    starts = predict._starts(covered, window)
+    assert starts[0] == 0
+    assert starts[-1] + window >= covered
+    assert starts[-1] + window < max(covered, window) + 1
+    assert all(0 < b - a <= max(1, window // 2) for a, b in zip(starts, starts[1:], strict=False))
+
+
+@settings(max_examples=20, deadline=None)
+@given(height=st.integers(1, 200), width=st.integers(65, 200), data=st.data())
+def test_windows_show_the_image_where_they_are(tiler, height, width, data):
+    if data.draw(st.booleans()):
+        height, width = width, height
+    image = noise(height, width)
+    view = tiler.view(Image.fromarray(image))
+    pitch = SIZE / view.window
+    beyond = ((0, 2 * SIZE), (0, 2 * SIZE), (0, 0))
+    padded = np.pad(image, beyond, "symmetric")
+    for (row, column), pixels in zip(view.places, view.pixels, strict=True):
+        top, left = round(row * pitch), round(column * pitch)
+        expected = padded[top : top + SIZE, left : left + SIZE]
+        np.testing.assert_array_equal(np.rint((pixels + 1) * 127.5), expected)
+
+
+def test_tiles_are_blended(tiler, network):
+    image = noise(150, 97, seed=3)
+    (found,) = tiler([image])
+    # The network has a cell each 4 pixels; 150 pixels are 37.5 cells, of which a window has 16.
+    rows, columns = (0, 7, 15, 22), (0, 4, 9)
+    falloff = np.sin(np.pi * (np.arange(16) + 0.5) / 16) ** 2
+    weights = np.outer(falloff, falloff)
+    padded = np.pad(image, ((0, 8), (0, 8), (0, 0)), "symmetric")
+    total, weight, scores = np.zeros((38, 25)), np.zeros((38, 25)), []
+    for row in rows:
+        for column in columns:
+            window = padded[4 * row : 4 * row + SIZE, 4 * column : 4 * column + SIZE]
+            (score,), (part,) = network([Image.fromarray(window)])
+            scores.append(score)
+            total[row : row + 16, column : column + 16] += weights * part
+            weight[row : row + 16, column : column + 16] += weights
+    assert found.raw == pytest.approx(total / weight, abs=1e-4)
+    assert found.covered == (37.5, 24.25)
+    assert found.map.shape == (150, 97)
+    assert found.score == pytest.approx(np.mean(scores), abs=1e-5)
+
+
+def test_small_images_are_not_tiled(tiler, localizer):
+    images = [noise(*size) for size in ((64, 64), (10, 64), (64, 3))]
+    for tiled, resized in zip(tiler(images), localizer(images), strict=True):
+        assert (tiled.score, tiled.size) == (resized.score, resized.size)
+        np.testing.assert_array_equal(tiled.raw, resized.raw)
+
+
+def test_tiles_of_finer_maps(real_config):
+    # The maps of Grad-CAM have the image's size: they are averaged to cells of 4 pixels.
+    config = real_config("grad_cam", "source=celebahq", {})
+    model = methods.build(config, None)
+    model.eval()
+    (found,) = Localizer(config, model, mode="tile", batch=8)([noise(64, 96)])
+    method = methods.from_config(config)
+    halves = [noise(64, 96)[:, left : left + 64] for left in (0, 32)]
+    batch = np.stack(halves).astype(np.float32) / 127.5 - 1
+    localized = method.localize(model, jax.numpy.asarray(batch))
+    left, right = np.asarray(localized.maps).reshape(2, 16, 4, 16, 4).mean((2, 4))
+    assert found.raw.shape == (16, 24)
+    assert found.raw[:, :8] == pytest.approx(left[:, :8], abs=1e-3)
+    assert found.raw[:, 16:] == pytest.approx(right[:, 8:], abs=1e-3)
+    assert found.score == pytest.approx(float(localized.scores.mean()), abs=1e-3)
+    assert found.probability == pytest.approx(float(localized.probabilities.mean()), abs=1e-4)
+
+
+# ----- Reading ------------------------------------------------------------------------------------
+
+
+def limit() -> int:
+    return predict.MAX_PIXELS["resize"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp", "jpg"])
+def test_formats(tmp_path, suffix):
+    image, path = smooth(40, 50), epath.Path(tmp_path / f"image.{suffix}")
+    image.save(path, lossless=True, quality=100)
+    difference = np.abs(np.subtract(predict.read(path, limit()), image, dtype=np.int16))
+    assert difference.max() <= (6 if suffix == "jpg" else 0)
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    for name in ("image.png", "image.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        pixels = np.asarray(predict.read(epath.Path(tmp_path / name), limit()))
+        assert pixels.shape == (256, 256, 3)
+        assert np.abs(pixels - values[..., None] / 257).max() <= 1
+    big_endian = Image.frombytes("I;16B", (256, 256), values.astype(">u2").tobytes())
+    np.testing.assert_array_equal(predict.to_rgb(big_endian), pixels)
+
+
+def test_transparency_is_over_white():
+    rgba = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+    pixels, alpha = rgba[..., :3].astype(float), rgba[..., 3:] / 255
+    expected = pixels * alpha + 255 * (1 - alpha)
+    assert np.abs(np.asarray(predict.to_rgb(Image.fromarray(rgba))) - expected).max() <= 1
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putdata([0, 1])
+    palette.info["transparency"] = 0
+    np.testing.assert_array_equal(predict.to_rgb(palette), [[[255, 255, 255], [0, 0, 255]]])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "RGB"])
+def test_modes(mode):
+    image = smooth(20, 30).convert(mode)
+    np.testing.assert_array_equal(predict.to_rgb(image), image.convert("RGB"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    upright = noise(20, 30)
+    # What a camera stores, by EXIF's table: where the picture's first row and column lie in it.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = epath.Path(tmp_path / "image.png")
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+    np.testing.assert_array_equal(predict.read(path, limit()), upright)
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of side × side black pixels, whose data ends early."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(10_000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+def damaged(folder: Path) -> dict[str, str]:
+    """Puts files into a folder that are no images. By name, what is to be said of them."""
+    folder.mkdir()
+    said = {"empty.png": "empty", "text.jpg": "not a PNG, JPEG, WebP, TIFF or BMP image"}
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("not an image")
+    for suffix in ("png", "jpg", "bmp", "tif", "webp"):
+        path = folder / f"cut.{suffix}"
+        Image.fromarray(noise(50, 50)).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        said[path.name] = "could not create decoder" if suffix == "webp" else "truncated"
+    (folder / "bomb.png").write_bytes(bomb(30_000))
+    said["bomb.png"] = "30000×30000 pixels, taken for a decompression bomb"
+    Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tif")
+    said["float.tif"] = "32 bits"
+    (folder / "nowhere.png").symlink_to(folder / "gone.png")
+    said["nowhere.png"] = "not a file"
+    os.mkfifo(folder / "fifo.png")
+    said["fifo.png"] = "not a file"
+    image = folder / "anim.gif"
+    Image.new("L", (4, 4)).save(image)
+    said["anim.gif"] = "not a PNG, JPEG, WebP, TIFF or BMP image"
+    return said
+
+
+# ----- Files in, files out ------------------------------------------------------------------------
+
+
+def test_equal_to_the_evaluation(trained, dolos_folder, tmp_path):
+    run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
+    evaluate(run)
+    folders = [
+        dolos_folder / "celebahq/fake/repaint-p2/images/test",
+        dolos_folder / "celebahq/real/test",
+    ]
+    predict.predict(run, list(map(str, folders)), epath.Path(tmp_path / "out"))
+    measured, found = table(Path(run)), table(tmp_path / "out")
+    assert [row["file"] for row in found] == [str(f) for d in folders for f in sorted(d.iterdir())]
+    for theirs, ours in zip(measured, found, strict=True):
+        assert float(ours["score"]) == pytest.approx(float(theirs["score"]), abs=1e-6)
+        assert ours["verdict"] == ("fake" if float(theirs["probability"]) > 0.5 else "real")
+
+
+@pytest.mark.parametrize("mode", predict.MODES)
+def test_files_of_an_image(trained, tmp_path, mode):
+    image = smooth(150, 97)
+    image.save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+    (row,) = predict.predict(trained, [str(tmp_path / "photo.png")], epath.Path(out), mode=mode)
+    (expected,) = Localizer.load(trained, mode=mode, batch=8)([image])
+    assert files_in(out) == {
+        *("predictions.csv", "index.html", "maps/photo.png.png", "overlays/photo.png.jpg"),
+        *("raw/photo.png.npz", "thumbnails/photo.png.jpg"),
+    }
+    (stored,) = table(out)
+    assert list(stored) == ["file", "score", "verdict", "manipulated_share", "error"]
+    assert stored["file"] == row.file == str(tmp_path / "photo.png")
+    assert float(stored["score"]) == row.score == pytest.approx(expected.score, abs=1e-6)
+    assert float(stored["manipulated_share"]) == expected.manipulated_share
+    assert (stored["verdict"], stored["error"]) == (expected.verdict, "")
+    with Image.open(out / "maps/photo.png.png") as grey:
+        assert (grey.mode, grey.size) == ("L", (97, 150))
+        assert np.abs(np.asarray(grey) - 255 * expected.map).max() <= 0.51
+    with np.load(out / "raw/photo.png.npz") as raw:
+        assert raw["map"] == pytest.approx(expected.raw, abs=1e-6)
+        assert (*raw["covered"], *raw["size"]) == (*expected.covered, 150, 97)
+        assert (raw["score"], raw["probability"]) == (row.score, row.score)
+    with Image.open(out / "overlays/photo.png.jpg") as overlay:
+        assert overlay.size == (97, 150)
+
+
+def test_overlay_shows_the_image_where_the_map_is_low():
+    image = smooth(30, 40)
+    values = np.zeros((30, 40), np.uint8)
+    values[:, 20:] = 255
+    found = np.asarray(predict._overlay(image, Image.fromarray(values)))
+    np.testing.assert_array_equal(found[:, :20], np.asarray(image)[:, :20])
+    brightest = np.array([252, 255, 164])
+    expected = 0.35 * np.asarray(image)[:, 20:] + 0.65 * brightest
+    assert np.abs(found[:, 20:] - expected).max() <= 1.5
+
+
+def test_overlays_of_large_images_are_smaller(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "_OVERLAY", 100)
+    smooth(300, 150).save(tmp_path / "photo.png")
+    predict.predict(trained, [str(tmp_path)], epath.Path(tmp_path / "out"))
+    with Image.open(tmp_path / "out/overlays/photo.png.jpg") as overlay:
+        assert overlay.size == (50, 100)
+    with Image.open(tmp_path / "out/maps/photo.png.png") as grey:
+        assert grey.size == (150, 300)
+
+
+def test_what_cannot_be_read_has_a_row_and_the_rest_is_done(trained, tmp_path):
+    said = damaged(tmp_path / "images")
+    for name in ("aaa.png", "zzz.png"):
+        Image.fromarray(noise(30, 40)).save(tmp_path / "images" / name)
+    limits = Image.MAX_IMAGE_PIXELS
+    predict.predict(trained, [str(tmp_path / "images")], epath.Path(tmp_path / "out"))
+    assert limits == Image.MAX_IMAGE_PIXELS
+    rows = {Path(row["file"]).name: row for row in table(tmp_path / "out")}
+    assert rows.keys() == said.keys() | {"aaa.png", "zzz.png"}
+    for name, reason in said.items():
+        assert reason in rows[name]["error"]
+        assert rows[name]["score"] == rows[name]["verdict"] == ""
+    assert rows["aaa.png"]["score"] == rows["zzz.png"]["score"] != ""
+    assert len(list((tmp_path / "out/maps").iterdir())) == 2
+
+
+def test_tiles_take_larger_images(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "MAX_PIXELS", {"resize": 8_000, "tile": 10_000})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4_000)  # Pillow would refuse twice as many
+    for name, width in (("fits", 80), ("large", 90), ("bomb", 101)):
+        Image.fromarray(noise(100, width)).save(tmp_path / f"{name}.png")
+    images = [str(tmp_path / f"{name}.png") for name in ("fits", "large", "bomb")]
+    for mode, readable in (("resize", 1), ("tile", 2)):
+        rows = predict.predict(trained, images, epath.Path(tmp_path / mode), mode=mode)
+        assert [not row.error for row in rows] == [n < readable for n in range(3)]
+
+
+def test_same_names_in_different_places(trained, tmp_path):
+    images = {"a/x.png": 1, "b/x.png": 2, "b/c/x.png": 3, "b/x.bmp": 4}
+    for name, seed in images.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        smooth(20, 20 + seed, seed).save(tmp_path / name)
+    given = [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "b/../b/x.png")]
+    rows = predict.predict(trained, given, epath.Path(tmp_path / "out"))
+    assert [row.name for row in rows] == ["a/x.png", "b/x.bmp", "b/x.png", "b/c/x.png"]
+    for name, seed in images.items():
+        with Image.open(tmp_path / f"out/maps/{name}.png") as grey:
+            assert grey.size == (20 + seed, 20)
+
+
+def test_finding_files(tmp_path, monkeypatch):
+    names = [
+        "b.png",
+        "a.png",
+        "[1].png",
+        ".hidden.png",
+        "sub/c.png",
+        ".git/d.png",
+        "out/maps/a.png",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    out = epath.Path("out")
+    find: Any = lambda *patterns: list(predict.find(patterns, out))  # noqa: E731
+    assert find(".") == ["[1].png", "a.png", "b.png", "sub/c.png"]
+    assert find("*.png") == ["[1].png", "a.png", "b.png"]
+    assert find("b.png", "[ab].png") == ["b.png", "a.png"]
+    assert find("[1].png") == ["[1].png"]
+    assert find("**/c.png", str(tmp_path / "sub")) == ["sub/c.png"]
+    assert predict.find(["sub/c.png"], out) == {"sub/c.png": "c.png"}
+    (tmp_path / "nothing").mkdir()
+    for pattern, said in (("c.png", "no such file"), ("*.tif", "no such"), ("nothing", "no files")):
+        with pytest.raises(UserError, match=f"--images {pattern.replace('*', '.')}: .*{said}"):
+            find("a.png" if "no such" in said else "nothing", pattern)
+
+
+class Page(html.parser.HTMLParser):
+    """Elements, links and text of a page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.cells: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag == "td":
+            self.cells.append("")
+        self.links += [value for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data: str) -> None:
+        if self.cells:
+            self.cells[-1] += data
+
+
+def test_page_escapes_names_and_links_what_is_there(trained, tmp_path):
+    images = tmp_path / "images"
+    names = ['<script>alert("x")<', "per%20cent?#.png", "it's & ü.png", "line\nbreak, comma.png"]
+    images.mkdir()
+    for name in names:
+        smooth(30, 40).save(images / name, "PNG")
+    smooth(30, 40).save(os.fsencode(images) + b"/\xff.png", "PNG")  # not UTF-8
+    (images / "<img src=x>").touch()
+    out = tmp_path / "out"
+    rows = predict.predict(trained, [str(images)], epath.Path(out))
+    page = Page(out / "index.html")
+    assert not page.tags & {"script", "link", "iframe"}
+    for name in [*names, "<img src=x>"]:
+        assert str(images / name) in page.cells
+    linked = {urllib.parse.unquote_to_bytes(link) for link in page.links}
+    written = {os.fsencode(path) for path in files_in(out)}
+    assert linked == written - {b"index.html", b"predictions.csv"}
+    assert len(written) == 2 + 4 * 5
+    stored = {row["file"] for row in table(out)}
+    assert stored == {row.file.replace("\udcff", "\\udcff") for row in rows}
+
+
+def test_an_output_that_is_there_is_kept(trained, tmp_path):
+    smooth(20, 20).save(tmp_path / "a.png")
+    images = [str(tmp_path / "a.png")]
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    predict.predict(trained, images, epath.Path(taken))  # empty
+    before = files_in(taken)
+    for path in (taken, tmp_path / "a.png"):
+        with pytest.raises(UserError, match="is there already"):
+            predict.predict(trained, images, epath.Path(path))
+    assert files_in(taken) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (OSError(28, "No space left on device"), UserError, "out cannot be written: .*No space"),
+        (UserError("scores are not finite"), UserError, "not finite"),
+    ],
+)
+def test_nothing_is_left_of_what_fails(trained, tmp_path, monkeypatch, error, raised, said):
+    for number in range(20):
+        smooth(20, 20).save(tmp_path / f"{number}.png")
+    calls = iter(range(5))
+
+    def fails(*_: Any) -> None:
+        if next(calls, None) is None:
+            raise error
+
+    monkeypatch.setattr(predict, "_save_jpeg", fails)
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial/stale").touch()  # of a command that was killed
+    with pytest.raises(raised, match=said):
+        predict.predict(trained, [str(tmp_path)], epath.Path(tmp_path / "out"))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png"}
+
+
+def test_a_network_without_finite_numbers(trained, tmp_path):
+    config, model, _ = runs.load(trained)
+    model.classifier.bias.set_value(model.classifier.bias.get_value() * np.nan)
+    with pytest.raises(UserError, match="not finite, first those of 0"):
+        Localizer(config, model, batch=8)([noise(20, 20)])
+
+
+# ----- The command --------------------------------------------------------------------------------
+
+
+def execute(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-W", "ignore:the load_module"]  # of ml_collections
+    command += ["-m", "wsdl_jax.predict", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_command(trained, tmp_path):
+    for name in ("a.png", "b.png"):
+        smooth(30, 40).save(tmp_path / name)
+    (tmp_path / "empty.png").touch()
+    # As a shell expands --images *.png; flags may follow.
+    images = [tmp_path / name for name in ("a.png", "b.png", "empty.png")]
+    done = execute("--run", trained, "--images", *images, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    first, last = done.stderr.splitlines()
+    assert first.startswith("3 images: ")
+    assert last == (
+        f"error: 1 of 3 images have no map, first {tmp_path}/empty.png: empty; see "
+        f"{tmp_path}/out/predictions.csv"
+    )
+    assert done.stdout == ""
+    assert [row["file"] for row in table(tmp_path / "out")] == list(map(str, images))
+
+
+def test_command_done(trained, tmp_path):
+    smooth(30, 40).save(tmp_path / "a.png")
+    arguments = ("--images", tmp_path / "*.png", "--mode", "tile", "--out", tmp_path / "out")
+    done = execute("--run", trained, *arguments)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(table(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--out", "o"], 2, "--images"),
+        (["--images", "a.png", "--out", "o", "--mode", "tiles"], 2, "--mode"),
+        (["--images", "a.png", "--out", "o"], 1, "--images a.png: there is no such file"),
+    ],
+)
+def test_command_refuses(trained, arguments, code, said):
+    done = execute("--run", trained, *arguments)
+    assert done.returncode == code
+    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
