@@ -44,7 +44,7 @@ _GENERATORS: dict[str, dict[str, tuple[str, ...]]] = {
 SOURCES = tuple(_GENERATORS)
 OWN = "image_folder/"  # and the name of a dataset of one's own: a source, too
 # Generators whose sets have one size, 9,000: what is compared across generators, one left out.
-_COMPARED = {
+COMPARED = {
     "portraits": ("regrain", "upsample"),
     "celebahq": ("repaint_p2_9k", "ldm", "lama", "pluralistic"),
 }
@@ -120,7 +120,7 @@ def variant(arg: str | None) -> dict[str, Any]:
     Raises ConfigError for another key or value, listing what is valid.
     """
     generators = {g for kinds in _GENERATORS.values() for valid in kinds.values() for g in valid}
-    compared = {g for names in _COMPARED.values() for g in names}
+    compared = {g for names in COMPARED.values() for g in names}
     choices = {
         "setup": SETUPS,
         "source": SOURCES,
@@ -157,12 +157,12 @@ def set_data(
     has no such images.
     """
     if leave_out is not None:
-        compared = _COMPARED.get(source, ())
+        compared = COMPARED.get(source, ())
         if setup == "a" or generator is not None or leave_out not in compared:
             raise ConfigError(
                 f"leave_out={leave_out} (setup={setup}, source={source}): goes with setup=b|c and "
                 "without generator=; generators are compared in "
-                + "; ".join(f"source={s}: {', '.join(names)}" for s, names in _COMPARED.items())
+                + "; ".join(f"source={s}: {', '.join(names)}" for s, names in COMPARED.items())
             )
         set_data(config, setup=setup, source=source, generator=leave_out)
         prefix = config.data.test_fake.removesuffix(leave_out)

@@ -114,19 +114,27 @@ def evaluate(
             "checkpoint": best,
         }
         table = report.text_table(results, title=f"{config.method}, setup {config.setup}")
-        own = names == {"fake": config.data.test_fake, "real": config.data.test_real}
-        beside = "+".join(name.replace("/", "-") for name in names.values())
-        out = run if own else run / "evaluations" / beside
+        out = results_folder(run, config, **names)
         if hosts.is_first():
             report.save_sheet(_examples(sides, maps), epath.Path(folder) / "examples.png")
             (folder / "results.txt").write_text(table, encoding="utf-8")
             (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
             out.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.iterdir()):
-                _place(path, out / path.name)
+                place(path, out / path.name)
     hosts.wait("results")
     log.info("%s\nwritten to %s", table, out)
     return results
+
+
+def results_folder(
+    run: epath.Path, config: ml_collections.ConfigDict, *, fake: str, real: str
+) -> epath.Path:
+    """Where the results of a run on a fake and a real subset are: in the run directory itself for
+    those of its config, else in a folder of `evaluations/`."""
+    if (fake, real) == (config.data.test_fake, config.data.test_real):
+        return run
+    return run / "evaluations" / "+".join(name.replace("/", "-") for name in (fake, real))
 
 
 def _predict(
@@ -305,7 +313,7 @@ def _percent(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else 100 * value for name, value in figures.items()}
 
 
-def _place(source: Path, target: epath.Path) -> None:
+def place(source: Path, target: epath.Path) -> None:
     """Copies a file that is there as a whole or not at all."""
     partial = target.with_name(f".{target.name}.partial")
     try:

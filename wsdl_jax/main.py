@@ -2,6 +2,7 @@
 
     python -m wsdl_jax.main --config configs/attention.py
     python -m wsdl_jax.main --config configs/patches.py:setup=b --config.train.epochs=4
+    python -m wsdl_jax.main --config configs/patches.py:setup=c --also_on portraits/upsample
 
 The same command again continues where the run has stopped. Exit codes: 0 done, 1 failed, 2 wrong
 flags or config, 130 and 143 stopped by SIGINT (Ctrl-C) and SIGTERM with everything saved.
@@ -47,12 +48,12 @@ def main(_: list[str]) -> None:
         path = epath.Path(config.init.path)
         convert.start(methods.blank(config, None), path, config.init.layout)
     if hosts.is_first():
-        pipeline.prepare(config)
+        pipeline.prepare(config, _ALSO_ON.value)
     hosts.wait("datasets")
-    pipeline.prepare(config)  # where the others have disks of their own
+    pipeline.prepare(config, _ALSO_ON.value)  # where the others have disks of their own
     tested = [
         pipeline.Examples((name,), "test", config.data.dir)
-        for name in (config.data.test_fake, config.data.test_real)
+        for name in (config.data.test_fake, config.data.test_real, *_ALSO_ON.value)
     ]
     try:
         train(config, run)
@@ -60,7 +61,8 @@ def main(_: list[str]) -> None:
         log.info("%s: %s; the same command continues it", run, stop)
         sys.exit(128 + stop.signal_number)
     if tested[0].have_masks:
-        evaluate(run)
+        for fake in (None, *_ALSO_ON.value):
+            evaluate(run, fake=fake)
     else:
         log.info(
             "%s is trained, but not evaluated: %s has no masks; for a dataset that has them:"
@@ -72,6 +74,7 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default: a name under runs/.")
+    _ALSO_ON = flags.DEFINE_list("also_on", [], "Further subsets with masks to evaluate on.")
     flags.mark_flag_as_required("config")
     _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
     _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, one a host.")

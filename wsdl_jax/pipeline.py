@@ -100,14 +100,16 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         raise ConfigError(str(error)) from error
 
 
-def prepare(config: ml_collections.ConfigDict) -> None:
+def prepare(config: ml_collections.ConfigDict, also: Sequence[str] = ()) -> None:
     """Builds every subset that the config trains or tests on and that is not there yet.
+
+    also: names of further subsets to build.
 
     Raises ConfigError for an unknown subset and wsdl_data.build.BuildError where one cannot be
     built.
     """
     data = config.data
-    names = dict.fromkeys((*data.real, *data.fake, data.test_real, data.test_fake))
+    names = dict.fromkeys((*data.real, *data.fake, data.test_real, data.test_fake, *also))
     builders = [_builder(name, data.dir) for name in names]  # unknown names fail before any work
     for builder in builders:
         if not build.is_prepared(builder):

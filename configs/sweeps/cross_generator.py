@@ -1,0 +1,31 @@
+"""Across generators, Figure 6 of the paper: Patches, fully supervised, trained on each generator
+and on all but each, tested on every one.
+
+    python -m wsdl_jax.sweep configs/sweeps/cross_generator.py --workdir runs/generators
+    python -m wsdl_jax.sweep configs/sweeps/cross_generator.py:source=celebahq --workdir DIR
+
+Variants: source=portraits|celebahq, seeds=N. Of two generators, all but one are the other: such
+runs are those on each generator, and not repeated.
+"""
+
+from wsdl_jax import configuration, sweep
+
+
+def get_sweep(arg: str | None = None):
+    """The runs of a variant. Raises ConfigError for one that does not exist."""
+    variant = sweep.variant(arg, source=("portraits", "celebahq"))
+    source = variant["source"]
+    generators = configuration.COMPARED[source]
+    prefix = {"portraits": "portraits/", "celebahq": "dolos/celebahq_"}[source]
+    tested = [prefix + generator for generator in generators]
+    trained = {"one": "generator", "all-but-one": "leave_out"}
+    if len(generators) == 2:
+        del trained["all-but-one"]
+    for seed in range(variant["seeds"]):
+        overrides = {"seed": seed}
+        if source == "portraits":
+            overrides["train.epochs"] = 3
+        for group, key in trained.items():
+            for generator in generators:
+                config = f"configs/patches.py:setup=c,source={source},{key}={generator}"
+                yield f"{group}/{generator}", config, overrides, tested

@@ -1,0 +1,33 @@
+"""Methods × setups, Table 2 of the paper: three methods, each with three kinds of supervision.
+
+    python -m wsdl_jax.sweep configs/sweeps/setups.py --workdir runs/setups
+    python -m wsdl_jax.sweep --workdir DIR \\
+        configs/sweeps/setups.py:source=celebahq,imagenet=legacy_xception.safetensors,ffd=xcp_reg.tar
+
+Variants: source=portraits|celebahq, seeds=N; imagenet=FILE and ffd=FILE, the weights from which the
+paper's Grad-CAM and Attention start.
+"""
+
+from wsdl_jax import configuration, sweep
+
+
+def get_sweep(arg: str | None = None):
+    """The runs of a variant. Raises ConfigError for one that does not exist."""
+    variant = sweep.variant(arg, source=("portraits", "celebahq"), imagenet=None, ffd=None)
+    source = variant["source"]
+    weights = {"patches": None, "grad_cam": variant["imagenet"], "attention": variant["ffd"]}
+    for seed in range(variant["seeds"]):
+        for method in configuration.METHODS:
+            for setup in configuration.SETUPS:
+                overrides = {"seed": seed}
+                if source == "portraits":
+                    overrides["train.epochs"] = _epochs(method, setup)
+                if weights[method]:
+                    overrides["init.path"] = weights[method]
+                config = f"configs/{method}.py:setup={setup},source={source}"
+                yield f"{method}/{setup}", config, overrides
+
+
+def _epochs(method: str, setup: str) -> int:
+    # Image labels of partial fakes are learned last, and by Patches slowest.
+    return {"a": 3, "b": 7 if method == "patches" else 5, "c": 3}[setup]
