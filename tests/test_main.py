@@ -135,6 +135,8 @@ for number, (module, *arguments) in enumerate(json.load(sys.stdin)):
 """
 CONVERT = ("wsdl_jax.convert", "--layout=ffd-attention", "--out=x")
 PATCHES = ("wsdl_jax.main", "--config", str(REPOSITORY / "configs/patches.py"))
+SWEEP = ("wsdl_jax.sweep", "--workdir=w")
+SETUPS = str(REPOSITORY / "configs/sweeps/setups.py")
 BAD = {  # command line: exit code, and what the line on stderr has
     (*PATCHES, "--config.train.bacth=3"): (2, ["bacth", "batch"]),
     (*PATCHES, "--config.trian.batch=3"): (2, ["trian", "train"]),
@@ -165,8 +167,14 @@ BAD = {  # command line: exit code, and what the line on stderr has
     (*CONVERT, "a", "--layout=xception"): (2, ["xception", "dolos-patches|ffd-attention|"]),
     (*CONVERT[:2], "a"): (2, ["--out"]),
     ("wsdl_jax.convert", "a", "--out=x"): (2, ["--layout"]),
+    ("wsdl_jax.sweep", SETUPS): (2, ["--workdir"]),
+    (*SWEEP,): (2, ["FILE is missing"]),
+    (*SWEEP, "none.py"): (2, ["no sweep file none.py"]),
+    (*SWEEP, SETUPS): (2, ["no config file configs/patches.py", "repository"]),
+    (*SWEEP, f"{SETUPS}:source=mars"): (2, ["source=mars", "portraits|celebahq"]),
+    (*SWEEP, SETUPS, "--runner=abacus"): (2, ["abacus", "here|print|slurm|skypilot"]),
 }
-HELP = (*((f"wsdl_jax.{name}", "--help") for name in ("main", "evaluate", "convert")),)
+HELP = (*((f"wsdl_jax.{name}", "--help") for name in ("main", "evaluate", "convert", "sweep")),)
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +226,7 @@ def test_help(said, line):
         "wsdl_jax.main": ("--config", "--workdir", "configs/patches.py"),
         "wsdl_jax.evaluate": ("--run", "--fake", "--real"),
         "wsdl_jax.convert": ("--layout", "--out", "--setup", "xcp_reg.tar"),
+        "wsdl_jax.sweep": ("--collect", "--runner", "--workdir", "configs/sweeps/setups.py"),
     }
     assert all(name in out for name in names[line[0]])
 

@@ -39,7 +39,7 @@ from wsdl_jax.errors import UserError
 from wsdl_jax.evaluate import results_folder
 
 log = logging.getLogger("wsdl_jax")
-_NAME = re.compile(r"[\w.+=-]+/[\w.+=-]+")
+_NAME = re.compile(r"\w[\w.+=-]*/\w[\w.+=-]*")
 # What is known of a sweep besides its runs, in its directory: by run, exit code and last line of
 # those that failed here, and what the cluster answered to those that were submitted.
 FAILURES, SUBMITTED = "failures.json", "submitted.json"
@@ -67,20 +67,26 @@ class Run(NamedTuple):
         """What the run is called in messages: GROUP/SETTING/seed-N, as its directory."""
         return "/".join(self.folder.parts[-3:])
 
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The fake subsets that it is evaluated on."""
+        return (self.config.data.test_fake, *self.also_on)
+
     def command(self) -> list[str]:
         """What Python runs."""
         return ["-m", "wsdl_jax.main", *self.arguments, f"--workdir={self.folder}"]
 
     def results(self) -> dict[str, dict[str, Any] | None]:
-        """Tested fake subset → its results, None where there are none yet.
+        """Tested fake subset → its results, None where there are none of the trained network yet.
 
         Raises UserError where the directory is of another config, or a file is damaged.
         """
-        if not (self.folder / "config.json").exists():
-            return dict.fromkeys((self.config.data.test_fake, *self.also_on))
-        self._check()
+        if (self.folder / "config.json").exists():
+            self._check()
+        if not self._is_trained():
+            return dict.fromkeys(self.tested)
         found = {}
-        for fake in (self.config.data.test_fake, *self.also_on):
+        for fake in self.tested:
             real = self.config.data.test_real
             path = results_folder(self.folder, self.config, fake=fake, real=real) / "results.json"
             try:
@@ -92,6 +98,14 @@ class Run(NamedTuple):
     def is_done(self) -> bool:
         """Whether it is trained, and evaluated on everything."""
         return all(results is not None for results in self.results().values())
+
+    def _is_trained(self) -> bool:
+        train = self.config.train
+        try:
+            *_, last = (self.folder / "metrics.jsonl").read_text().splitlines()
+            return json.loads(last)["step"] == train.epochs * train.steps_per_epoch
+        except (FileNotFoundError, ValueError):  # not begun; or killed, with half a line
+            return False
 
     def _check(self) -> None:
         config = self.config.copy_and_resolve_references()
@@ -405,10 +419,7 @@ def main(argv: list[str]) -> None:
         sys.exit(run_here(todo, workdir))
     if runner == "print":
         for run in todo:
-            print(
-                shlex.join(["python", "-m", "wsdl_jax.main", *run.arguments, "--workdir"]), end=" "
-            )
-            print(shlex.quote(os.fspath(run.folder)))
+            print(shlex.join(["python", *run.command()]))
         return
     submit(todo, workdir, runner, shlex.split(_RUNNER_OPTIONS.value), _RESUBMIT.value)
 

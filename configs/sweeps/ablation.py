@@ -25,7 +25,7 @@ def get_sweep(arg: str | None = None):
     def run(name, seed, method="patches", setup="a", **fields):
         overrides = {"seed": seed}
         if small:
-            overrides["train.epochs"] = 7 if setup == "b" else 3
+            overrides["train.epochs"] = 6 if setup == "b" else 3
         if weights[method]:
             overrides["init.path"] = weights[method]
         overrides |= {field.replace("__", "."): value for field, value in fields.items()}

@@ -24,6 +24,6 @@ def get_sweep(arg: str | None = None):
                 fake = "portraits/regrain" + ("_full" if setup == "a" else "") + OTHER
                 overrides["data.real"] = () if setup == "c" else ("portraits/real" + OTHER,)
                 overrides["data.fake"] = (fake,)
-                overrides["train.epochs"] = 7 if setup == "b" else 3
+                overrides["train.epochs"] = 6 if setup == "b" else 3
             name = source + (OTHER if source == "portraits" else "")
             yield f"{name}/{setup}", f"configs/patches.py:setup={setup},source={source}", overrides

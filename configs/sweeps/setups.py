@@ -30,4 +30,4 @@ def get_sweep(arg: str | None = None):
 
 def _epochs(method: str, setup: str) -> int:
     # Image labels of partial fakes are learned last, and by Patches slowest.
-    return {"a": 3, "b": 7 if method == "patches" else 5, "c": 3}[setup]
+    return {"a": 3, "b": 6 if method == "patches" else 4, "c": 3}[setup]
