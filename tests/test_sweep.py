@@ -75,11 +75,14 @@ def test_figure_6():
     planned = read("cross_generator.py:source=celebahq")
     subsets = {f"dolos/celebahq_{name}" for name in ("repaint_p2_9k", "ldm", "lama", "pluralistic")}
     assert len(planned) == 8
-    one = [run for run in planned if run.name.startswith("one/")]
-    others = [run for run in planned if run.name.startswith("all-but-one/")]
+    one = [run for run in planned if run.name.startswith("single/")]
+    others = [run for run in planned if run.name.startswith("leave-one-out/")]
     assert {run.config.data.fake for run in one} == {(subset,) for subset in subsets}
     left_out = [subsets.difference(run.config.data.fake) for run in others]
-    assert set().union(*left_out) == subsets and {len(one) for one in left_out} == {1}
+    assert [f"without-{name[15:]}" for (name,) in left_out] == [
+        run.name.removeprefix("leave-one-out/") for run in others
+    ]
+    assert set().union(*left_out) == subsets
     for run in planned:
         assert set(run.tested) == subsets and len(run.tested) == 4
         assert (run.config.method, run.config.supervision) == ("patches", "full")
@@ -234,7 +237,7 @@ def test_printed_commands_are_those_of_main(tmp_path):
         *("python", "-m", "wsdl_jax.main"),
         "--config=configs/patches.py:setup=c,source=portraits,generator=regrain",
         *("--config.seed=0", "--config.train.epochs=3", "--config.data.dir=/my data"),
-        *("--also_on=portraits/upsample", f"--workdir={workdir}/one/regrain/seed-0"),
+        *("--also_on=portraits/upsample", f"--workdir={workdir}/single/regrain/seed-0"),
     ]
     assert len(lines) == 2
     assert not workdir.exists()
@@ -278,17 +281,17 @@ def test_slurm(programs, tmp_path, monkeypatch):
     said = lines_of(programs)
     assert said[0] == [
         *("sbatch", f"PYTHON={sys.executable}", "--parsable"),
-        *("--job-name=wsdl-one-regrain-seed-0", "--partition=gpu", "launch/slurm.sbatch"),
-        *(*planned[0].arguments, f"--workdir={workdir}/one/regrain/seed-0"),
+        *("--job-name=wsdl-single-regrain-seed-0", "--partition=gpu", "launch/slurm.sbatch"),
+        *(*planned[0].arguments, f"--workdir={workdir}/single/regrain/seed-0"),
     ]
     assert (REPOSITORY / "launch/slurm.sbatch").exists()
     recorded = json.loads((workdir / "submitted.json").read_text())
-    assert recorded == {"one/regrain/seed-0": "41", "one/upsample/seed-0": "42"}
+    assert recorded == {"single/regrain/seed-0": "41", "single/upsample/seed-0": "42"}
     # What is waiting there is not submitted again, unless asked for.
     submit(planned, workdir, "slurm")
     assert len(lines_of(programs)) == 2
     submit(planned[:1], workdir, "slurm", resubmit=True)
-    assert json.loads((workdir / "submitted.json").read_text())["one/regrain/seed-0"] == "43"
+    assert json.loads((workdir / "submitted.json").read_text())["single/regrain/seed-0"] == "43"
 
 
 def test_skypilot(programs):
@@ -328,7 +331,7 @@ def test_a_cluster_that_does_not_answer(programs, tmp_path, monkeypatch):
     workdir = epath.Path(tmp_path) / "w"
     planned = read("cross_generator.py", workdir=workdir)
     (tmp_path / "broken").touch()
-    with pytest.raises(UserError, match=r"one/regrain/seed-0.*sbatch: Unable to contact"):
+    with pytest.raises(UserError, match=r"single/regrain/seed-0.*sbatch: Unable to contact"):
         submit(planned, workdir, "slurm")
     assert not (workdir / "submitted.json").exists()
     monkeypatch.setenv("PATH", "/nowhere")
@@ -364,16 +367,16 @@ def test_a_crash_is_recorded_and_the_next_one_runs(program, tmp_path, capfd):
     assert sweep.run_here(planned, workdir) == 1
     assert signal.getsignal(signal.SIGTERM) is before
     assert json.loads((workdir / "failures.json").read_text()) == {
-        "one/regrain/seed-0": {"exit_code": 1, "error": "error: no memory left"},
-        "one/upsample/seed-0": {"exit_code": -11, "error": "killed by SIGSEGV"},
+        "single/regrain/seed-0": {"exit_code": 1, "error": "error: no memory left"},
+        "single/upsample/seed-0": {"exit_code": -11, "error": "killed by SIGSEGV"},
     }
-    log = (workdir / "one/regrain/seed-0.log").read_text()
+    log = (workdir / "single/regrain/seed-0.log").read_text()
     assert log == f"arguments {' '.join(planned[0].command())}\nerror: no memory left\n"
     assert log in capfd.readouterr().err
     # A run that succeeds at last is no failure any more.
     program.write_text("#!/usr/bin/env bash\n")
     assert sweep.run_here(planned[:1], workdir) == 0
-    assert list(json.loads((workdir / "failures.json").read_text())) == ["one/upsample/seed-0"]
+    assert list(json.loads((workdir / "failures.json").read_text())) == ["single/upsample/seed-0"]
 
 
 def test_a_damaged_record_is_named(tmp_path):

@@ -21,6 +21,7 @@ FIGURES = (
 )
 SHOWN = {"iou_lg": "IoU", "pbca_lg": "PBCA", "f1": "F1", "ap": "AP"}  # the rest is in the CSV
 COMPARED = "iou_lg"  # what the heatmaps show, and published figures are set beside
+WORDS = ("", "group", "setting", "tested on")  # headers of columns of words
 OURS = "this sweep"
 NOTE = (
     "Figures × 100: mean ± sample standard deviation (n − 1) over seeds, where there are two or "
@@ -143,7 +144,7 @@ def matrices(rows: Sequence[Row]) -> list[Matrix]:
         found.append(
             Matrix(
                 f"{OURS}, {group}",
-                [_short(test) for test in tested],
+                _short(tested),
                 settings,
                 _numbers(grid, lambda row: row.mean[COMPARED]),
                 _numbers(grid, lambda row: row.std[COMPARED]),
@@ -153,8 +154,9 @@ def matrices(rows: Sequence[Row]) -> list[Matrix]:
     return found
 
 
-def published_matrices(figures: Sequence[Published], tested: set[str]) -> list[Matrix]:
-    """The published matrices over subsets that a sweep has tested on as well."""
+def published_matrices(figures: Sequence[Published], rows: Sequence[Row]) -> list[Matrix]:
+    """The published matrices over subsets that a sweep has tested on as well, in its order."""
+    tested = list(dict.fromkeys(row.tested for row in rows))
     found = []
     for system in dict.fromkeys(figure.system for figure in figures):
         cells = {
@@ -162,18 +164,25 @@ def published_matrices(figures: Sequence[Published], tested: set[str]) -> list[M
             for figure in figures
             if figure.system == system and figure.figure == COMPARED and figure.trained != "each"
         }
-        names = list(dict.fromkeys(trained for _, trained in cells))
-        if not names or not tested.issuperset(names):
+        subsets = {subset for pair in cells for subset in pair}
+        if not subsets or not subsets.issubset(tested):
             continue
+        names = [subset for subset in tested if subset in subsets]
         mean = np.array([[cells.get((test, train), np.nan) for train in names] for test in names])
-        labels = [_short(name) for name in names]
-        in_domain = np.eye(len(names), dtype=bool)
+        labels, in_domain = _short(names), np.eye(len(names), dtype=bool)
         found.append(Matrix(system, labels, labels, mean, np.full_like(mean, np.nan), in_domain))
     return found
 
 
-def _short(subset: str) -> str:
-    return subset.partition("/")[2]
+def _short(subsets: list[str]) -> list[str]:
+    """Names without what they have in common up to a "/" or "_"."""
+    common = 0
+    for place, letters in enumerate(zip(*subsets, strict=False), 1):
+        if len(set(letters)) > 1:
+            break
+        if letters[0] in "/_":
+            common = place
+    return [name[common:] for name in subsets]
 
 
 def _numbers(
@@ -194,7 +203,7 @@ def _cell(mean: float | None, std: float | None = None) -> str:
 
 def tables(rows: Sequence[Row], figures: Sequence[Published]) -> list[Table]:
     """Everything of a sweep; published figures where they are of the same subsets."""
-    header = ["group", "setting", "tested on", "seeds", *SHOWN.values()]
+    header = [*WORDS[1:], "seeds", *SHOWN.values()]
     body = [
         [
             *(row.group, row.setting, row.tested, f"{row.done} of {row.planned}"),
@@ -204,7 +213,7 @@ def tables(rows: Sequence[Row], figures: Sequence[Published]) -> list[Table]:
     ]
     found = [Table("Runs", header, body)]
     own = matrices(rows)
-    theirs = published_matrices(figures, {row.tested for row in rows}) if own else []
+    theirs = published_matrices(figures, rows) if own else []
     for matrix in (*own, *theirs):
         title = f"{SHOWN[COMPARED]}, {matrix.title}: rows = tested, columns = trained"
         lines = [
@@ -234,8 +243,7 @@ def tables(rows: Sequence[Row], figures: Sequence[Published]) -> list[Table]:
 
 def markdown(table: Table) -> str:
     """A Markdown table; its title is a heading."""
-    words = (1 if "seeds" in table.header else 0) * 3 or 1  # columns of words, left
-    rules = ["---" if column < words else "---:" for column in range(len(table.header))]
+    rules = ["---" if name in WORDS else "---:" for name in table.header]
     lines = [table.header, rules, *table.rows]
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return f"## {table.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in escaped)
@@ -326,7 +334,7 @@ def save_heatmaps(found: Sequence[Matrix], path: Path) -> None:
         return image
 
     panels = [panel(matrix) for matrix in found]
-    head = f"{SHOWN[COMPARED]} × 100; rows: tested on, columns: trained on"
+    head = f"{SHOWN[COMPARED]}, %; rows: tested on, columns: trained on"
     width = _MARGIN + sum(image.width + 2 * _MARGIN for image in panels)
     width = max(width, int(bold.getlength(head)) + 2 * _MARGIN)
     height = max(image.height for image in panels) + line + 2 * _MARGIN
@@ -363,7 +371,7 @@ def write(
     """
     rows = summarize(findings)
     own = matrices(rows)
-    theirs = published_matrices(figures, {row.tested for row in rows}) if own else []
+    theirs = published_matrices(figures, rows) if own else []
     figures = figures if theirs else []
     shown = tables(rows, figures)
     text = f"# {title}\n\n{NOTE}\n\n" + "\n".join(map(markdown, shown))

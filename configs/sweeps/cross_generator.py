@@ -18,14 +18,12 @@ def get_sweep(arg: str | None = None):
     generators = configuration.COMPARED[source]
     prefix = {"portraits": "portraits/", "celebahq": "dolos/celebahq_"}[source]
     tested = [prefix + generator for generator in generators]
-    trained = {"one": "generator", "all-but-one": "leave_out"}
-    if len(generators) == 2:
-        del trained["all-but-one"]
     for seed in range(variant["seeds"]):
         overrides = {"seed": seed}
         if source == "portraits":
             overrides["train.epochs"] = 3
-        for group, key in trained.items():
-            for generator in generators:
-                config = f"configs/patches.py:setup=c,source={source},{key}={generator}"
-                yield f"{group}/{generator}", config, overrides, tested
+        config = f"configs/patches.py:setup=c,source={source}"
+        for one in generators:
+            yield f"single/{one}", f"{config},generator={one}", overrides, tested
+        for one in generators if len(generators) > 2 else ():
+            yield f"leave-one-out/without-{one}", f"{config},leave_out={one}", overrides, tested
