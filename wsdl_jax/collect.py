@@ -177,11 +177,11 @@ def published_matrices(figures: Sequence[Published], rows: Sequence[Row]) -> lis
 def _short(subsets: list[str]) -> list[str]:
     """Names without what they have in common up to a "/" or "_"."""
     common = 0
-    for place, letters in enumerate(zip(*subsets, strict=False), 1):
+    for end, letters in enumerate(zip(*subsets, strict=False), 1):
         if len(set(letters)) > 1:
             break
         if letters[0] in "/_":
-            common = place
+            common = end
     return [name[common:] for name in subsets]
 
 
