@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import json
 import os
 import secrets
 import shutil
@@ -20,7 +21,7 @@ import pytest
 from etils import epath
 from test_hosts import CONFIG, REPOSITORY, finish, free_port, lines, start
 
-from wsdl_jax import methods, runs
+from wsdl_jax import methods, runs, sweep
 from wsdl_jax.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slurm
@@ -333,6 +334,29 @@ def test_a_cancelled_job_saves_and_stays_away(cluster, program, tmp_path):
     facts = cluster.ended(job)
     wait_for(lambda: output.read_text().count("saved") == 2, output.read_text)
     assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+def test_a_sweep(cluster, program, tmp_path):
+    """A job a run, with the arguments that the run has."""
+    program.write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
+    said = cluster.say(
+        *(sys.executable, "-m", "wsdl_jax.sweep", "configs/sweeps/cross_generator.py"),
+        *(f"--workdir={tmp_path}/w", "--runner=slurm", "--override=train.epochs=1"),
+        f"--runner_options=--nodes=1 --gpus-per-node=4 --output={tmp_path}/%x",
+        PYTHON=str(program),
+    )
+    assert said == ""
+    submitted = json.loads((tmp_path / "w" / "submitted.json").read_text())
+    assert set(submitted) == {"single/regrain/seed-0", "single/upsample/seed-0"}
+    planned = sweep.read(
+        "configs/sweeps/cross_generator.py", epath.Path(tmp_path) / "w", ["train.epochs=1"]
+    )
+    for run in planned:
+        facts = cluster.ended(submitted[run.label])
+        output = (tmp_path / f"wsdl-{run.label.replace('/', '-')}").read_text()
+        assert facts["JobState"] == "COMPLETED", output
+        assert output.splitlines() == run.command()
 
 
 def test_an_interpreter_that_is_not_there(cluster, tmp_path):
