@@ -385,6 +385,14 @@ def test_a_damaged_record_is_named(tmp_path):
         sweep.run_here([], epath.Path(tmp_path))
 
 
+def test_a_directory_that_cannot_be_written():
+    done = execute("configs/sweeps/cross_generator.py", "--workdir=/dev/null/w")
+    assert done.returncode == 1
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("error: /dev/null/w: ") and "Not a directory" in line
+    assert "Traceback" not in done.stderr
+
+
 # ----- Here, as a user ----------------------------------------------------------------------------
 
 

@@ -404,24 +404,35 @@ def published(sweep: str) -> list[collect.Published]:
 
 def main(argv: list[str]) -> None:
     """The command."""
-    workdir, runner = epath.Path(_WORKDIR.value), _RUNNER.value
+    workdir = epath.Path(_WORKDIR.value)
     planned = read(argv[1], workdir, _OVERRIDE.value)
-    if _COLLECT.value:
-        failures = {name: failure["error"] for name, failure in _read(workdir / FAILURES).items()}
-        out = collect.write(
-            findings(planned), published(argv[1]), failures, workdir / "tables", title=argv[1]
-        )
-        log.info("%s\nwritten to %s", (out / "results.md").read_text(), out)
-        return
+    try:
+        code = _collect(argv[1], planned, workdir) if _COLLECT.value else _run(planned, workdir)
+    except OSError as error:
+        raise UserError(f"{workdir}: {error}") from error
+    sys.exit(code)
+
+
+def _collect(sweep: str, planned: Sequence[Run], workdir: epath.Path) -> int:
+    failures = {name: failure["error"] for name, failure in _read(workdir / FAILURES).items()}
+    found = findings(planned)
+    out = collect.write(found, published(sweep), failures, workdir / "tables", title=sweep)
+    log.info("%s\nwritten to %s", (out / "results.md").read_text(), out)
+    return 0
+
+
+def _run(planned: Sequence[Run], workdir: epath.Path) -> int:
     todo = _missing(planned)
-    log.info("%s: %d runs, %d not done", argv[1], len({r.folder for r in planned}), len(todo))
-    if runner == "here":
-        sys.exit(run_here(todo, workdir))
-    if runner == "print":
+    log.info("%d runs, %d not done", len({run.folder for run in planned}), len(todo))
+    if _RUNNER.value == "here":
+        return run_here(todo, workdir)
+    if _RUNNER.value == "print":
         for run in todo:
             print(shlex.join(["python", *run.command()]))
-        return
-    submit(todo, workdir, runner, shlex.split(_RUNNER_OPTIONS.value), _RESUBMIT.value)
+    else:
+        options = shlex.split(_RUNNER_OPTIONS.value)
+        submit(todo, workdir, _RUNNER.value, options, _RESUBMIT.value)
+    return 0
 
 
 if __name__ == "__main__":
