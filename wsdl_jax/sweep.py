@@ -430,7 +430,10 @@ def _run(planned: Sequence[Run], workdir: epath.Path) -> int:
         for run in todo:
             print(shlex.join(["python", *run.command()]))
     else:
-        options = shlex.split(_RUNNER_OPTIONS.value)
+        try:
+            options = shlex.split(_RUNNER_OPTIONS.value)
+        except ValueError as error:
+            raise ConfigError(f"--runner_options {_RUNNER_OPTIONS.value!r}: {error}") from error
         submit(todo, workdir, _RUNNER.value, options, _RESUBMIT.value)
     return 0
 
