@@ -44,6 +44,7 @@ from wsdl_jax.errors import UserError
 from wsdl_jax.evaluate import on_devices
 from wsdl_jax.parallel import AXIS, Parallel
 from wsdl_jax.pipeline import network_input
+from wsdl_jax.storage import is_remote
 
 log = logging.getLogger("wsdl_jax")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -461,7 +462,7 @@ def predict(
       UserError: not a run; no such files; `out` is there already or cannot be written; a network
         that gives no finite numbers.
     """
-    out = out.resolve()
+    out = out if is_remote(out) else out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already: choose another --out, or delete it")
     files = find(images, out)
