@@ -2,8 +2,11 @@
 
 import collections
 import csv
+import io
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 from wsdl_jax import configuration, methods, pipeline, runs
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
-from wsdl_jax.evaluate import evaluate
+from wsdl_jax.evaluate import evaluate, robustness
 from wsdl_jax.parallel import Parallel
 
 FAKE, REAL = "dolos/celebahq_repaint_p2", "dolos/celebahq_real"
@@ -56,25 +59,9 @@ def load(run: epath.Path, step: int | None = None) -> tuple[methods.Method, Any,
 
 
 @pytest.fixture(scope="module")
-def run(
-    trained: epath.Path, dolos_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> epath.Path:
-    """A trained run, evaluated on its own test subsets.
-
-    Four steps leave all of its maps on one side of the threshold. Its last checkpoint is one whose
-    bias was moved to the middle.
-    """
-    run = epath.Path(shutil.copytree(trained, tmp_path_factory.mktemp("evaluate") / "run"))
-    _, model, state = load(run, 4)
-    logits = np.asarray(model(images(dolos_folder / FOLDERS[FAKE])).map_logits)
-    bias = state["params"]["classifier"]["bias"]
-    middle = np.median(logits[..., 1] - logits[..., 0])
-    bias.set_value(bias.get_value() - jnp.asarray([0, middle], jnp.float32))
-    checkpoints = Checkpoints(run, keep_best=5)
-    checkpoints.save(5, jax.device_get(state), valid_loss=0.0)
-    checkpoints.close()
-    evaluate(run)
-    return run
+def run(evaluated: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> epath.Path:
+    """A trained run, evaluated on its own test subsets."""
+    return epath.Path(shutil.copytree(evaluated, tmp_path_factory.mktemp("evaluate") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +298,106 @@ def test_memory_and_reading_do_not_grow_with_the_test_set(run, monkeypatch):
     assert set(reads.values()) == {2}
 
 
+def test_iou_by_threshold(run, predicted):
+    files, _, maps = predicted[FAKE]
+    stored = results(run)
+    points = {point["threshold"]: point["iou_lg"] for point in stored["iou_by_threshold"]}
+    assert points[0.5] == pytest.approx(stored["iou_lg"])
+    for threshold in (0.05, 0.45, 0.55, 0.95):
+        expected = []
+        for localization_map, file in zip(maps, files, strict=True):
+            mask = true_mask(file)
+            values = Image.fromarray(localization_map).resize(mask.size, Image.Resampling.BICUBIC)
+            got, want = np.asarray(values) > threshold, np.asarray(mask) == 1
+            expected.append((got & want).sum() / (got | want).sum())
+        assert points[threshold] == pytest.approx(100 * np.mean(expected), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "identity"), [("noise", "0"), ("blur", "0"), ("resize", "1"), ("gamma", "1.0")]
+)
+def test_clean_images_have_the_figures_of_the_plain_evaluation(run, kind, identity):
+    before = {path: path.read_bytes() for path in map(Path, contents(run)) if path.is_file()}
+    returned = robustness(run, kind, [identity])
+    path = run / f"robustness-{kind}.json"
+    stored = json.loads(path.read_text())
+    path.unlink()
+    assert stored == returned
+    assert {path: path.read_bytes() for path in before} == before
+    plain = results(run)
+    del plain["trivial"], plain["iou_by_threshold"]
+    clean = {**stored["clean"], **{k: v for k, v in stored.items() if k in plain}}
+    assert clean == plain  # to the last bit
+    assert stored["points"] == [{"strength": float(identity), **stored["clean"]}]
+
+
+def test_robustness(run, dolos_folder):
+    """Against perturbed images and maps of their own, without pipeline and mesh."""
+    other = "dolos/celebahq_repaint_p2_9k"
+    stored = robustness(run, "jpeg", [80, 5], fake=other)
+    folder = run / "evaluations" / "dolos-celebahq_repaint_p2_9k+dolos-celebahq_real"
+    assert json.loads((folder / "robustness-jpeg.json").read_text()) == stored
+    assert not (run / "robustness-jpeg.json").exists()
+    assert (stored["perturbation"], stored["unit"]) == ("jpeg", "JPEG quality")
+    assert [point["strength"] for point in stored["points"]] == [80, 5]
+    method, model, _ = load(run)
+    scores = {}
+    for name in (other, REAL):
+        files = sorted((dolos_folder / FOLDERS[name]).iterdir())
+        perturbed = []
+        for path in files:
+            file = io.BytesIO()
+            Image.open(path).convert("RGB").save(file, "JPEG", quality=5)
+            resized = Image.open(file).resize((64, 64), Image.Resampling.LANCZOS)
+            perturbed.append(np.asarray(resized, np.float32) / 127.5 - 1)
+        localized = method.localize(model, jnp.asarray(np.stack(perturbed)))
+        scores[name] = np.asarray(localized.scores)
+        if name == other:
+            maps = np.asarray(localized.maps)
+            expected = [figures(m, true_mask(f)) for m, f in zip(maps, files, strict=True)]
+    point = stored["points"][1]
+    assert point != {"strength": 5, **stored["clean"]}
+    for name in expected[0]:
+        mean = 100 * np.mean([each[name] for each in expected])
+        assert point[name] == pytest.approx(mean, abs=0.2)
+    labels = np.repeat([0, 1], [len(scores[REAL]), len(scores[other])])
+    auc = 100 * roc_auc_score(labels, np.r_[scores[REAL], scores[other]])
+    assert point["auc"] == pytest.approx(auc, abs=0.2)
+
+
+def test_an_interrupted_series_leaves_no_trace(run, monkeypatch, tmp_path: Path):
+    gather, calls = Parallel.gather, []
+
+    def interrupted(self, tree):
+        calls.append(1)
+        if len(calls) == 5:  # clean images have been scored
+            raise KeyboardInterrupt
+        return gather(self, tree)
+
+    before = contents(run)
+    monkeypatch.setattr(Parallel, "gather", interrupted)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        robustness(run, "gamma")
+    assert len(calls) == 5 and contents(run) == before and not contents(tmp_path)
+
+
+def test_a_strength_that_is_not_one(run):
+    before = contents(run)
+    with pytest.raises(configuration.ConfigError, match="'much' is no strength of noise"):
+        robustness(run, "noise", ["1", "much"])
+    assert contents(run) == before
+
+
+def test_wrong_flags_are_one_line(tmp_path):
+    command = [sys.executable, "-m", "wsdl_jax.evaluate", "--run", tmp_path, "--strengths", "1,2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: --strengths goes with --perturb"]
+    assert "Traceback" not in done.stderr
+
+
 def contents(folder: Path) -> set[str]:
     return {str(path) for path in Path(folder).rglob("*")}
 
@@ -323,7 +410,7 @@ def contents(folder: Path) -> set[str]:
         ({"real": FAKE}, r"dolos/celebahq_repaint_p2 .*fake"),
         ({"fake": "dolos/nobody"}, r"nobody.*choose from .*celebahq_ldm"),
         ({"fake": "dolos/celebahq_ldm"}, r"dolos/celebahq_ldm is not prepared in"),
-        ({"real": "paintings/real"}, r"paintings.*choose from dolos, portraits"),
+        ({"real": "paintings/real"}, r"paintings.*choose from dolos, image_folder, portraits"),
     ],
 )
 def test_subsets_that_cannot_be_tested_on(run, arguments, message):

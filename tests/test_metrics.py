@@ -158,6 +158,24 @@ def test_pixel_figures_of_a_mask_of_one_class(value):
     assert undefined == {"pixel_auc", "pixel_ap"}
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_iou_at_every_threshold(height, width, seed):
+    rng = np.random.default_rng(seed)
+    assert metrics.THRESHOLD in metrics.THRESHOLDS
+    # Values on the thresholds themselves too, which are not above them.
+    steps = rng.integers(0, 21, (4, 5)) / 20
+    localization_map = np.where(rng.random((4, 5)) < 0.5, steps, rng.random((4, 5)))
+    localization_map = localization_map.astype(np.float32)
+    mask = (rng.random((height, width)) < rng.choice([0, 0.3, 1])).astype(np.uint8)
+    values = metrics.resize_map(localization_map, height, width)
+    expected = [metrics.iou(values > threshold, mask > 0) for threshold in metrics.THRESHOLDS]
+    got = metrics.iou_by_threshold(localization_map, mask)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    at_half = got[metrics.THRESHOLDS.tolist().index(metrics.THRESHOLD)]
+    assert at_half == metrics.localization(localization_map, mask)["iou_lg"]
+
+
 def test_means_leave_out_what_is_undefined():
     table = RNG.random((9, 3))
     table[[1, 4], 1] = table[:, 2] = np.nan

@@ -16,6 +16,7 @@ from wsdl_data.build import BuildError
 from wsdl_jax import configuration, pipeline
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
+from wsdl_jax.perturbations import Perturbation
 
 REAL, FAKE, MASKED = "dolos/celebahq_real", "dolos/celebahq_p2", "dolos/celebahq_repaint_p2"
 IMAGES = {
@@ -237,6 +238,41 @@ def test_evaluation_takes_every_example_once(config, hosts, batch):
     for k in range(counts.pop()):
         merged = np.stack([part[k]["index"] for part in parts], axis=1).ravel()
         np.testing.assert_array_equal(merged, np.minimum(np.arange(batch) + k * batch, 18))
+
+
+def test_some_examples_of_a_split(config):
+    config.eval.batch = 4
+    source = examples(config, "test", MASKED)
+    places = [9, 2, 3, 10, 8, 2]
+    first, second = pipeline.eval_batches(source, config, mask_size=5, places=places)
+    index = np.concatenate([first["index"], second["index"]])
+    assert index.tolist() == [*places, 2, 2]
+    assert [*first["weight"], *second["weight"]] == [1] * 6 + [0] * 2
+    every = in_order(config, "test", MASKED, mask_size=5)
+    for name in ("image", "label", "mask"):
+        rows = np.concatenate([first[name], second[name]])
+        np.testing.assert_array_equal(rows, every[name][index])
+
+
+@pytest.mark.usefixtures("flags_parsed")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_are_perturbed_at_their_own_size(config, dolos_folder: Path, workers):
+    config.data.workers = workers
+    config.eval.batch = 8
+    perturbation = Perturbation("noise", 12.0)  # which goes by the image's place
+    source = examples(config, "test", REAL, MASKED)
+    batches = list(pipeline.eval_batches(source, config, mask_size=None, perturb=perturbation))
+    got = np.concatenate([b["image"] for b in batches])[:19]
+    folders = ("celebahq/real/test", "celebahq/fake/repaint-p2/images/test")
+    files = [path for folder in folders for path in sorted((dolos_folder / folder).iterdir())]
+    assert len(files) == 19
+    size = (config.data.image_size,) * 2
+    resample = getattr(Image.Resampling, config.data.resize.upper())
+    for place, (image, path) in enumerate(zip(got, files, strict=True)):
+        with Image.open(path) as file:
+            pixels = perturbation(np.asarray(file.convert("RGB")), place)
+        resized = np.asarray(Image.fromarray(pixels).resize(size, resample), np.float32)
+        np.testing.assert_array_equal(image, resized / 127.5 - 1)
 
 
 @pytest.mark.parametrize("size", [4, 9, 19, 37])

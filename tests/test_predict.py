@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import itertools
 import os
 import shutil
 import struct
@@ -155,7 +156,7 @@ def test_windows_cover_all_and_overlap_by_half(covered, window):
     assert starts[0] == 0
     assert starts[-1] + window >= covered
     assert starts[-1] + window < max(covered, window) + 1
-    assert all(0 < b - a <= max(1, window // 2) for a, b in zip(starts, starts[1:], strict=False))
+    assert all(0 < b - a <= max(1, window // 2) for a, b in itertools.pairwise(starts))
 
 
 @settings(max_examples=20, deadline=None)

@@ -2,18 +2,20 @@
 
 python -m wsdl_jax.evaluate --run runs/patches-a-regrain_full
 python -m wsdl_jax.evaluate --run RUN --fake dolos/celebahq_lama --real dolos/celebahq_real
+python -m wsdl_jax.evaluate --run RUN --perturb jpeg --strengths 90,70,50
 """
 
+import contextlib
 import csv
 import functools
 import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -24,9 +26,11 @@ from flax import nnx
 from jaxtyping import Float
 from tqdm import tqdm
 
-from wsdl_jax import command, hosts, methods, metrics, pipeline, report, runs
+from wsdl_jax import command, hosts, methods, metrics, perturbations, pipeline, runs, summary
+from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
+from wsdl_jax.perturbations import Perturbation
 from wsdl_jax.runs import State
 
 log = logging.getLogger("wsdl_jax")
@@ -34,13 +38,40 @@ SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
 FIGURES = (*metrics.LOCALIZATION, "manipulated_share")  # of a fake image
 COLUMNS = ("key", "label", "score", "probability", *FIGURES)  # of predictions.csv
 TRIVIAL = ("all real", "all fake", "random")
+AT_THRESHOLDS = tuple(f"iou_lg above {threshold:.2f}" for threshold in metrics.THRESHOLDS)
 # What is known of an image: its place in its source, what the network says of it and, of a fake
 # one, the figures of its map and of the trivial maps.
 NUMBERS = (
     *("index", "score", "probability"),
     *FIGURES,
+    *AT_THRESHOLDS,
     *(f"{name}: {figure}" for name in TRIVIAL for figure in metrics.LOCALIZATION),
 )
+
+
+class Test(NamedTuple):
+    """A trained run and what it is tested on.
+
+    Attributes:
+      config: the run's, with the directory that the data is really in.
+      names: the subsets, of sides "fake" and "real".
+      sides: their test splits.
+      step: (state, {"image": …}) → (None, Localization), on all devices.
+      state: of the network, on all devices.
+      parallel: the devices.
+      checkpoint: step of the checkpoint that the network is from.
+      out: where results belong: the run directory or, for other subsets than the config's,
+        `evaluations/FAKE+REAL/` in it.
+    """
+
+    config: ml_collections.ConfigDict
+    names: dict[str, str]
+    sides: dict[str, pipeline.Examples]
+    step: Step
+    state: State
+    parallel: Parallel
+    checkpoint: int
+    out: epath.Path
 
 
 def make_localize_step(method: methods.Method, model: nnx.Module) -> Step:
@@ -61,28 +92,20 @@ def on_devices(method: methods.Method, model: nnx.Module, parallel: Parallel) ->
     return parallel.map(make_localize_step(method, model)), parallel.replicate(state)
 
 
-def evaluate(
+def load(
     run: epath.Path,
     *,
     fake: str | None = None,
     real: str | None = None,
     data_dir: str | None = None,
-) -> dict:
-    """Scores the best checkpoint of a run on the test splits of a fake and a real subset.
-
-    Writes `results.json`, `results.txt`, `examples.png` and `predictions.csv` (a row an image) into
-    the run directory, or, for other subsets than the config's, into `evaluations/FAKE+REAL/` in it,
-    once every image has been scored: results that are there already stay until then. Of an image,
-    only its score and probability are kept in memory.
+) -> Test:
+    """The best checkpoint of a run, and the test splits of a fake and a real subset.
 
     Args:
       run: a run directory.
       fake: a prepared subset with masks; the config's own by default.
       real: a prepared subset of real images; the config's own by default.
       data_dir: the prepared datasets; where the run was trained on them by default.
-
-    Returns:
-      What results.json has: fractions times 100 (None where no image has the figure), and counts.
 
     Raises:
       UserError: not a run, nothing trained yet, or a subset that is not there or has no masks.
@@ -101,29 +124,46 @@ def evaluate(
     config.eval.batch = parallel.rounded_up(config.eval.batch)
     _, model, best = runs.load(run, AXIS)
     step, state = on_devices(methods.from_config(config), model, parallel)
+    out = results_folder(run, config, **names)
+    return Test(config, names, sides, step, state, parallel, best, out)
 
+
+def evaluate(
+    run: epath.Path,
+    *,
+    fake: str | None = None,
+    real: str | None = None,
+    data_dir: str | None = None,
+) -> dict:
+    """Scores the best checkpoint of a run on the test splits of a fake and a real subset.
+
+    Writes `results.json`, `results.txt`, `examples.png` and `predictions.csv` (a row an image) into
+    the run directory, or, for other subsets than the config's, into `evaluations/FAKE+REAL/` in it,
+    once every image has been scored: results that are there already stay until then. Of an image,
+    only its score and probability are kept in memory.
+
+    Args and Raises: as `load`.
+
+    Returns:
+      What results.json has: fractions times 100 (None where no image has the figure), and counts.
+    """
+    test = load(run, fake=fake, real=real, data_dir=data_dir)
     with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
         folder = Path(temporary)
-        figures, maps = _predict(config, sides, step, state, parallel, folder / "predictions.csv")
-        results = {
-            **figures,
-            "test_fake": names["fake"],
-            "test_real": names["real"],
-            "fake_images": len(sides["fake"]),
-            "real_images": len(sides["real"]),
-            "checkpoint": best,
-        }
-        table = report.text_table(results, title=f"{config.method}, setup {config.setup}")
-        out = results_folder(run, config, **names)
+        figures, maps = _predict(test, folder / "predictions.csv")
+        results = {**figures, **_tested(test)}
+        table = summary.text_table(
+            results, title=f"{test.config.method}, setup {test.config.setup}"
+        )
         if hosts.is_first():
-            report.save_sheet(_examples(sides, maps), epath.Path(folder) / "examples.png")
+            summary.save_sheet(_examples(test.sides, maps), epath.Path(folder) / "examples.png")
             (folder / "results.txt").write_text(table, encoding="utf-8")
             (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            out.mkdir(parents=True, exist_ok=True)
+            test.out.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.iterdir()):
-                place(path, out / path.name)
+                place(path, test.out / path.name)
     hosts.wait("results")
-    log.info("%s\nwritten to %s", table, out)
+    log.info("%s\nwritten to %s", table, test.out)
     return results
 
 
@@ -137,27 +177,89 @@ def results_folder(
     return run / "evaluations" / "+".join(name.replace("/", "-") for name in (fake, real))
 
 
+def robustness(
+    run: epath.Path,
+    kind: str,
+    strengths: Sequence[str | int | float] | None = None,
+    *,
+    fake: str | None = None,
+    real: str | None = None,
+    data_dir: str | None = None,
+) -> dict:
+    """Scores a run as `evaluate` does, on clean test images and on perturbed ones.
+
+    Writes `robustness-KIND.json` where `evaluate` writes its results, once all is scored.
+
+    Args:
+      run, fake, real, data_dir: as for `load`.
+      kind: one of `perturbations.KINDS`.
+      strengths: of the perturbation, in its kind's unit; the kind's own list by default.
+
+    Returns:
+      What the file has: `clean`, the figures of the images as they are, and `points`, those at each
+      `strength`; fractions times 100 (None where no image has the figure).
+
+    Raises:
+      ConfigError: a strength that the kind does not have.
+      UserError: as `load`.
+    """
+    series = perturbations.series(kind, strengths)
+    test = load(run, fake=fake, real=real, data_dir=data_dir)
+    with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
+        folder = Path(temporary)
+        points = []
+        for perturbation in (None, *series):
+            figures, _ = _predict(test, folder / "predictions.csv", perturbation)
+            del figures["trivial"], figures["iou_by_threshold"]
+            strength = "clean" if perturbation is None else f"{perturbation.strength:g}"
+            iou, ap = figures["iou_lg"], figures["ap"]
+            log.info("%s %-6s iou_lg %5.1f  ap %5.1f", kind, strength, iou, ap)
+            points.append(figures)
+        results = {
+            "perturbation": kind,
+            "unit": perturbations.KINDS[kind].unit,
+            "clean": points[0],
+            "points": [
+                {"strength": perturbation.strength, **figures}
+                for perturbation, figures in zip(series, points[1:], strict=True)
+            ],
+            **_tested(test),
+        }
+        name = f"robustness-{kind}.json"
+        if hosts.is_first():
+            (folder / name).write_text(json.dumps(results, indent=2) + "\n")
+            test.out.mkdir(parents=True, exist_ok=True)
+            place(folder / name, test.out / name)
+    hosts.wait("results")
+    log.info("written to %s", test.out / name)
+    return results
+
+
+def _tested(test: Test) -> dict[str, Any]:
+    """What figures are of."""
+    return {
+        "test_fake": test.names["fake"],
+        "test_real": test.names["real"],
+        "fake_images": len(test.sides["fake"]),
+        "real_images": len(test.sides["real"]),
+        "checkpoint": test.checkpoint,
+    }
+
+
 def _predict(
-    config: ml_collections.ConfigDict,
-    sides: dict[str, pipeline.Examples],
-    step: Step,
-    state: State,
-    parallel: Parallel,
-    path: Path,
+    test: Test, path: Path, perturbation: Perturbation | None = None
 ) -> tuple[dict[str, Any], dict[str, dict[int, Float[np.ndarray, "h w"]]]]:
     """Writes predictions.csv, image by image; returns the figures, × 100, and the maps to show."""
     means = metrics.Means(NUMBERS[3:])
-    told: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    told: dict[str, list[tuple[float, float]]] = {side: [] for side in test.sides}
     maps = {}
     keys: dict[int, str] = {}  # of the images that this host has measured
     with path.open("w", encoding="utf-8") as file, ThreadPoolExecutor() as pool:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for side, source in sides.items():
+        for side, source in test.sides.items():
             maps[side] = {index: None for index in _shown(source, SHOWN[side])}
-            for rows in _measure_all(
-                config, side, source, step, state, parallel, pool, maps[side], keys
-            ):
+            for rows in _measure_all(test, side, perturbation, pool, maps[side], keys):
                 for row in rows:
                     values = dict(zip(NUMBERS, row.tolist(), strict=True))
                     told[side].append((values["score"], values["probability"]))
@@ -183,6 +285,10 @@ def _predict(
         **{name: mean[name] for name in FIGURES},
         "pixel_images": means.count("pixel_auc"),
         **_percent(detection),
+        "iou_by_threshold": [
+            {"threshold": threshold, "iou_lg": mean[name]}
+            for threshold, name in zip(metrics.THRESHOLDS.tolist(), AT_THRESHOLDS, strict=True)
+        ],
         "trivial": {
             name: {figure: mean[f"{name}: {figure}"] for figure in metrics.LOCALIZATION}
             for name in TRIVIAL
@@ -197,12 +303,9 @@ def _shown(source: pipeline.Examples, count: int) -> list[int]:
 
 
 def _measure_all(
-    config: ml_collections.ConfigDict,
+    test: Test,
     side: str,
-    source: pipeline.Examples,
-    step: Step,
-    state: State,
-    parallel: Parallel,
+    perturbation: Perturbation | None,
     pool: ThreadPoolExecutor,
     maps: dict[int, Any],
     keys: dict[int, str],
@@ -213,27 +316,30 @@ def _measure_all(
     this host has measured in `keys`. A batch is measured while the
     network works on the next one.
     """
+    source = test.sides[side]
     batches = pipeline.eval_batches(
         source,
-        config,
+        test.config,
         mask_size=None,
+        perturb=perturbation,
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    total = -(-len(source) // config.eval.batch)
+    total = -(-len(source) // test.config.eval.batch)
     silent = None if hosts.is_first() else True  # None: unless there is a terminal
     pending: Iterator[np.ndarray] | None = None
-    for batch in tqdm(batches, "evaluating", total, unit="batch", disable=silent, leave=False):
-        _, localized = step(state, parallel.shard({"image": batch["image"]}))
-        if pending is not None:
-            yield _of_all_hosts(pending, source)
-        localized = parallel.gather(localized)
-        places = np.where(batch["weight"] > 0, batch["index"], -1).tolist()
-        measure = functools.partial(_measure, source, side, localized, keys)
-        pending = pool.map(measure, range(len(places)), places)
-        for row, index in enumerate(places):
-            if index in maps:  # a copy, or the whole batch would be kept
-                maps[index] = localized.maps[row].copy()
+    with contextlib.closing(batches):  # on Ctrl-C too: its threads must end before the program
+        for batch in tqdm(batches, "evaluating", total, unit="batch", disable=silent, leave=False):
+            _, localized = test.step(test.state, test.parallel.shard({"image": batch["image"]}))
+            if pending is not None:
+                yield _of_all_hosts(pending, source)
+            localized = test.parallel.gather(localized)
+            places = np.where(batch["weight"] > 0, batch["index"], -1).tolist()
+            measure = functools.partial(_measure, source, side, localized, keys)
+            pending = pool.map(measure, range(len(places)), places)
+            for row, index in enumerate(places):
+                if index in maps:  # a copy, or the whole batch would be kept
+                    maps[index] = localized.maps[row].copy()
     if pending is not None:
         yield _of_all_hosts(pending, source)
     shape = localized.maps.shape[1:]
@@ -279,6 +385,8 @@ def _measure(
             mask = pipeline.full_mask(record)
             values |= metrics.localization(localization_map, mask)
             values["manipulated_share"] = mask.mean()
+            at_thresholds = metrics.iou_by_threshold(localization_map, mask)
+            values |= zip(AT_THRESHOLDS, at_thresholds, strict=True)
             for name, trivial in _trivial_maps(localization_map.shape, index).items():
                 figures = metrics.localization(trivial, mask)
                 values |= {f"{name}: {figure}": value for figure, value in figures.items()}
@@ -287,14 +395,14 @@ def _measure(
 
 def _examples(
     sides: dict[str, pipeline.Examples], maps: dict[str, dict[int, Float[np.ndarray, "h w"]]]
-) -> list[report.Example]:
+) -> list[summary.Example]:
     examples = []
     for side, source in sides.items():
         for index, localization_map in maps[side].items():
             record = source[index]
             mask = pipeline.full_mask(record) if side == "fake" else None
             image, key = pipeline.full_image(record), record["key"].decode()
-            examples.append(report.Example(key, image, mask, localization_map))
+            examples.append(summary.Example(key, image, mask, localization_map))
     return examples
 
 
@@ -327,7 +435,13 @@ def main(_: list[str]) -> None:
     """The command."""
     jax.config.parse_flags_with_absl()
     run = epath.Path(_RUN.value)
-    evaluate(run, fake=_FAKE.value, real=_REAL.value, data_dir=_DATA_DIR.value)
+    where = {"fake": _FAKE.value, "real": _REAL.value, "data_dir": _DATA_DIR.value}
+    if _PERTURB.value is not None:
+        robustness(run, _PERTURB.value, _STRENGTHS.value, **where)
+    elif _STRENGTHS.value is not None:
+        raise ConfigError("--strengths goes with --perturb")
+    else:
+        evaluate(run, **where)
 
 
 if __name__ == "__main__":
@@ -335,4 +449,8 @@ if __name__ == "__main__":
     _FAKE = flags.DEFINE_string("fake", None, "A prepared subset with masks to test on.")
     _REAL = flags.DEFINE_string("real", None, "A prepared subset of real images to test on.")
     _DATA_DIR = flags.DEFINE_string("data_dir", None, "Prepared datasets; default: the run's.")
+    _PERTURB = flags.DEFINE_enum(
+        "perturb", None, list(perturbations.KINDS), "Test on images perturbed in this way instead."
+    )
+    _STRENGTHS = flags.DEFINE_list("strengths", None, "Of the perturbation, from mild to strong.")
     command.run(main)

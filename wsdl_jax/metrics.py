@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 THRESHOLD = 0.5  # a location is called manipulated strictly above it
 DRAWS = 5  # subsamples of the larger side, for detection AP
+THRESHOLDS = np.arange(1, 20) / 20  # IoU is known at each of these, `THRESHOLD` among them
 LOCALIZATION = ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1", "pixel_auc", "pixel_ap")
 
 
@@ -107,6 +108,21 @@ def localization(
         "pixel_auc": pixel_auc,
         "pixel_ap": pixel_ap,
     }
+
+
+def iou_by_threshold(
+    localization_map: Float[np.ndarray, "h w"], mask: Integer[np.ndarray, "H W"]
+) -> Float[np.ndarray, " t"]:
+    """`iou_lg` of a map (finite) with each of `THRESHOLDS` in the place of `THRESHOLD`."""
+    values, true = resize_map(localization_map, *mask.shape).ravel(), mask.ravel() > 0
+    passed = np.searchsorted(THRESHOLDS, values)  # how many thresholds a pixel is strictly above
+    # Pixels above threshold t are those that have passed more than t of them.
+    predicted, hits = (
+        len(numbers) - np.bincount(numbers, minlength=len(THRESHOLDS) + 1).cumsum()[:-1]
+        for numbers in (passed, passed[true])
+    )
+    union = predicted + np.count_nonzero(true) - hits
+    return np.divide(hits, union, where=union > 0, out=np.ones(len(THRESHOLDS)))
 
 
 class Means:

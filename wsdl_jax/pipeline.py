@@ -8,7 +8,7 @@ import ctypes
 import io
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import grain
@@ -156,7 +156,10 @@ class _Decode(grain.transforms.RandomMap):
 
     def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         flip = self._flip and rng.random() < 0.5
-        image = _open(record, "image").convert("RGB")
+        return self.example(record, _open(record, "image").convert("RGB"), flip)
+
+    def example(self, record: dict[str, Any], image: Image.Image, flip: bool) -> dict[str, Any]:
+        """Network input from the image of a record, and the rest of the record."""
         pixels = network_input(image, self._size, self._resize)
         example = {
             "image": pixels[:, ::-1] if flip else pixels,
@@ -215,6 +218,8 @@ def eval_batches(
     config: ml_collections.ConfigDict,
     *,
     mask_size: int | None,
+    places: Sequence[int] | None = None,
+    perturb: Callable[[np.ndarray, int], np.ndarray] | None = None,
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
@@ -223,28 +228,47 @@ def eval_batches(
     As `train_batches`, without randomness, and with `index` [b] int32, the place in `examples`, and
     `weight` [b] float32. The last batch is filled up with copies of the last example of weight 0,
     so that all batches, on all hosts, have one shape.
+
+    Args:
+      examples: of one split.
+      config: the run's; `data` and `eval` are read.
+      mask_size: of the targets, if there are to be any.
+      places: of the examples that are wanted; all by default.
+      perturb: (decoded image [h, w, 3] uint8, its place) → image, before it is resized.
+      process: this host.
+      processes: how many hosts there are.
     """
     batch = config.eval.batch
-    padded = -(-len(examples) // batch) * batch
-    load = _Load(examples, _Decode(config.data, flip=False, mask_size=mask_size))
+    places = range(len(examples)) if places is None else places
+    padded = -(-len(places) // batch) * batch
+    decode = _Decode(config.data, flip=False, mask_size=mask_size)
+    load = _Load(examples, places, decode, perturb)
     dataset = grain.MapDataset.range(padded)[process::processes].map(load)
     return _iterate(dataset.batch(batch // processes), config.data.workers)
 
 
 class _Load(grain.transforms.Map):
-    """A place in `examples` → network input; past the end, the last example with weight 0."""
+    """A number → network input of that one of `places`; past the end, the last with weight 0."""
 
-    def __init__(self, examples: Examples, decode: _Decode):
-        self._examples, self._decode = examples, decode
-        self._last = len(examples) - 1
+    def __init__(
+        self,
+        examples: Examples,
+        places: Sequence[int],
+        decode: _Decode,
+        perturb: Callable[[np.ndarray, int], np.ndarray] | None,
+    ):
+        self._examples, self._places = examples, places
+        self._decode, self._perturb = decode, perturb
+        self._last = len(places) - 1
 
-    def map(self, place: int) -> dict[str, Any]:
-        index = min(place, self._last)
-        example = self._decode.random_map(self._examples[index], _UNUSED)
-        return {**example, "index": np.int32(index), "weight": np.float32(place <= self._last)}
-
-
-_UNUSED = np.random.default_rng(0)  # evaluation never draws from it
+    def map(self, number: int) -> dict[str, Any]:
+        index = self._places[min(number, self._last)]
+        record = self._examples[index]
+        image = _open(record, "image").convert("RGB")
+        if self._perturb is not None:
+            image = Image.fromarray(self._perturb(np.asarray(image), index))
+        example = self._decode.example(record, image, False)
+        return {**example, "index": np.int32(index), "weight": np.float32(number <= self._last)}
 
 
 def _iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:

@@ -39,7 +39,7 @@ from jaxtyping import Float
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from wsdl_jax import command, methods, metrics, report, runs
+from wsdl_jax import command, methods, metrics, runs, summary
 from wsdl_jax.errors import UserError
 from wsdl_jax.evaluate import on_devices
 from wsdl_jax.parallel import AXIS, Parallel
@@ -57,7 +57,6 @@ COLUMNS = ("file", "score", "verdict", "manipulated_share", "error")  # of predi
 _CELL = 4  # pixels: where windows are blended, a map has no smaller cells
 _STRIP = 2**22  # pixels of a map at its image's size that are computed at once
 _OVERLAY, _THUMBNAIL = 4096, 160  # the most pixels a side
-_OPAQUE = 0.65  # of the colour of an overlay, where the map is 1
 
 A, B = TypeVar("A"), TypeVar("B")
 
@@ -581,7 +580,8 @@ def _write(file: str, name: str, prediction: Prediction, out: epath.Path, max_pi
     for strip in prediction.strips():
         values.paste(Image.fromarray((strip * 255).round().astype(np.uint8)), (0, top))
         top += len(strip)
-    overlay = _overlay(image, values)
+    shown = values if values.size == image.size else values.resize(image.size, Image.Resampling.BOX)
+    overlay = summary.overlay(image, shown)
     raw = {
         "map": prediction.raw,
         "covered": np.array(prediction.covered),
@@ -613,17 +613,6 @@ def _save(path: epath.Path, write: Callable[[Any], None]) -> None:
 
 def _save_jpeg(image: Image.Image, file: Any) -> None:
     image.save(file, "JPEG", quality=90, subsampling=0)
-
-
-def _overlay(image: Image.Image, values: Image.Image) -> Image.Image:
-    """An RGB image with a map (8-bit grey) in colour over it, opaque where the map is high."""
-    values = (
-        values if values.size == image.size else values.resize(image.size, Image.Resampling.BOX)
-    )
-    colours = values.copy()
-    colours.putpalette(report.colour(np.linspace(0, 1, 256)[None]).tobytes())
-    opacity = values.point([round(_OPAQUE * value) for value in range(256)])
-    return Image.composite(colours.convert("RGB"), image, opacity)
 
 
 def _side_by_side(*images: Image.Image) -> Image.Image:
@@ -694,7 +683,7 @@ $rows
 def _page(rows: list[Row], mode: str) -> str:
     """index.html: one table, without scripts, and without anything that is not beside it."""
     return _PAGE.substitute(
-        summary=html.escape(f"{summary(rows)}. Mode: {mode}. Bright is manipulated."),
+        summary=html.escape(f"{counts(rows)}. Mode: {mode}. Bright is manipulated."),
         rows="\n".join(map(_table_row, rows)),
     )
 
@@ -721,10 +710,10 @@ def _table_row(row: Row) -> str:
     )
 
 
-def summary(rows: list[Row]) -> str:
+def counts(rows: list[Row]) -> str:
     """How many images have which verdict, in words."""
-    counts = collections.Counter(row.verdict or "without a map" for row in rows)
-    told = ", ".join(f"{counts[kind]} {kind}" for kind in ("fake", "real", "without a map"))
+    number = collections.Counter(row.verdict or "without a map" for row in rows)
+    told = ", ".join(f"{number[kind]} {kind}" for kind in ("fake", "real", "without a map"))
     return f"{len(rows)} images: {told}"
 
 
@@ -737,7 +726,7 @@ def main(arguments: list[str]) -> None:
     run, out = epath.Path(_RUN.value), epath.Path(_OUT.value)
     # A shell makes several arguments of --images *.png, of which the flag gets the first.
     rows = predict(run, [*_IMAGES.value, *arguments[1:]], out, mode=_MODE.value)
-    log.info("%s; written to %s", summary(rows), out)
+    log.info("%s; written to %s", counts(rows), out)
     failed = [row for row in rows if row.error]
     if failed:
         raise UserError(

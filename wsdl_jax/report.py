@@ -1,93 +1,656 @@
-"""Results → tables and pictures for people."""
+"""Runs and their results → one folder with a page for people, which needs no server and no network.
 
-from typing import NamedTuple
+python -m wsdl_jax.report runs/patches-a-portraits-regrain_full
+python -m wsdl_jax.report RUN1 RUN2 RUN3 --out compared --gallery 90
+"""
 
+import contextlib
+import csv
+import importlib.resources
+import io
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jinja2
+import ml_collections
 import numpy as np
+from absl import flags
 from etils import epath
-from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Float
+from markupsafe import Markup
+from PIL import Image
+from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from wsdl_jax import metrics
+from wsdl_jax import (
+    command,
+    configuration,
+    evaluate,
+    metrics,
+    perturbations,
+    pipeline,
+    plots,
+    runs,
+    summary,
+)
+from wsdl_jax.configuration import ConfigError
+from wsdl_jax.errors import UserError
 
-# Anchors of a colour scale from 0 to 1 whose lightness rises evenly, readable without colour too.
-_SCALE = np.array([(8, 8, 24), (84, 20, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
-_CELL, _MARGIN, _LABEL = 128, 6, 70  # pixels
+log = logging.getLogger("wsdl_jax")
+GALLERY = 60  # test images shown, by default
+DETECTION = ("ap", "auc", "balanced_accuracy")
+_ALIKE = 0.05  # scores differ by less, of one image on two kinds of device
+_LONGEST = 384  # pixels of a side of a picture
+_BINS = 30  # of a histogram of scores
+_SIZES = 8  # groups of fake images by the size of their mask, of equal numbers
+_MARK = "wsdl-jax report"  # in the page: this folder may be replaced by the next report
 
 
-class Example(NamedTuple):
-    """One image of the sheet.
+class Prediction(NamedTuple):
+    """What is known of a test image: a row of predictions.csv.
 
     Attributes:
-      key: the image's name.
-      image: pixels.
-      mask: 1 = manipulated; None for a real image.
-      localization_map: in [0, 1].
+      place: in its side's test split.
+      key: its name.
+      score: of the run.
+      share: of its pixels that are manipulated, in [0, 1]; None for a real image.
+      iou: `iou_lg` of its map, in [0, 1]; None for a real image.
     """
 
+    place: int
     key: str
-    image: UInt8[np.ndarray, "h w 3"]
-    mask: UInt8[np.ndarray, "h w"] | None
-    localization_map: Float[np.ndarray, "h2 w2"]
+    score: float
+    share: float | None
+    iou: float | None
 
 
-def colour(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Values in [0, 1] on the colour scale, dark = 0."""
-    stops = np.linspace(0, 1, len(_SCALE))
-    channels = [np.interp(values, stops, _SCALE[:, c]) for c in range(3)]
-    return np.stack(channels, -1).round().astype(np.uint8)
+class Run(NamedTuple):
+    """A run directory, read.
+
+    Attributes:
+      name: that tells it from the others.
+      path: of the directory.
+      config: the run's.
+      losses: (step, training loss) and (step, validation loss), as logged.
+      results: what evaluations have written, the run's own first, then those of other subsets.
+      robustness: what evaluations on perturbed images have written.
+      predictions: on the run's own test subsets, of sides "fake" and "real".
+    """
+
+    name: str
+    path: epath.Path
+    config: ml_collections.ConfigDict
+    losses: dict[str, list[tuple[int, float]]]
+    results: list[dict[str, Any]]
+    robustness: list[dict[str, Any]]
+    predictions: dict[str, list[Prediction]]
 
 
-def save_sheet(examples: list[Example], path: epath.Path) -> None:
-    """Writes a PNG with a column an image: image, true mask, localization map, thresholded map."""
-    titles = ("image", "true mask", "map", f"map > {metrics.THRESHOLD}")
-    pitch = _CELL + _MARGIN
-    size = (_LABEL + len(examples) * pitch, _MARGIN + len(titles) * pitch)
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for row, title in enumerate(titles):
-        place = (_MARGIN, _MARGIN + row * pitch + _CELL // 2)
-        draw.text(place, title, fill="black", font=ImageFont.load_default(12), anchor="lm")
-    for column, example in enumerate(examples):
-        height, width = example.image.shape[:2]
-        mask = np.zeros((height, width), bool) if example.mask is None else example.mask > 0
-        large = metrics.resize_map(example.localization_map, height, width)
-        panels = (
-            example.image,
-            _black_and_white(mask),
-            colour(large.clip(0, 1)),
-            _black_and_white(large > metrics.THRESHOLD),
+class Shown(NamedTuple):
+    """What the gallery shows of one run on one image: file names, and figures."""
+
+    run: int
+    map: str
+    overlay: str
+    score: float
+    iou: float | None
+
+
+class Card(NamedTuple):
+    """One image of the gallery, with what each run says of it."""
+
+    key: str
+    side: str
+    subset: str
+    image: str
+    mask: str | None
+    share: float | None
+    shown: list[Shown]
+
+
+# ---------------------------------------------------------------------------------------------
+# What runs have written
+
+
+def read(paths: Sequence[epath.Path]) -> list[Run]:
+    """Run directories, each evaluated at least once.
+
+    Raises UserError: not a run, not evaluated, or a file that cannot be read.
+    """
+    out = []
+    for path, name in zip(paths, _names(paths), strict=True):
+        config = runs.load_config(path)
+        if not (path / "results.json").exists():
+            raise UserError(
+                f"{path} has no results.json: run python -m wsdl_jax.evaluate --run {path}"
+            )
+        beside = path / "evaluations"
+        folders = [path, *(sorted(beside.iterdir()) if beside.exists() else ())]
+        results = [_json(f / "results.json") for f in folders if (f / "results.json").exists()]
+        robustness = [
+            _json(file)
+            for folder in folders
+            for kind in perturbations.KINDS
+            if (file := folder / f"robustness-{kind}.json").exists()
+        ]
+        for figures in results:
+            if not {*DETECTION, *metrics.LOCALIZATION, "iou_by_threshold"} <= figures.keys():
+                raise UserError(f"{path} was evaluated by another version: evaluate it again")
+        for found in (*results, *robustness):
+            if found["checkpoint"] != results[0]["checkpoint"]:
+                subsets = f"--fake {found['test_fake']} --real {found['test_real']}"
+                kind = f" --perturb {found['perturbation']}" if "perturbation" in found else ""
+                raise UserError(
+                    f"{path} has results of steps {results[0]['checkpoint']} and "
+                    f"{found['checkpoint']}: run python -m wsdl_jax.evaluate --run {path} "
+                    f"{subsets}{kind} again"
+                )
+        predictions = _predictions(path / "predictions.csv")
+        counts = {side: len(rows) for side, rows in predictions.items()}
+        if counts != {side: results[0][f"{side}_images"] for side in counts}:
+            raise UserError(f"{path / 'predictions.csv'} is not of results.json: evaluate it again")
+        losses = _losses(path / "metrics.jsonl")
+        out.append(Run(name, path, config, losses, results, robustness, predictions))
+    return out
+
+
+def _names(paths: Sequence[epath.Path]) -> list[str]:
+    """The last parts of paths, as many as tell them from one another."""
+    if len({str(path) for path in paths}) < len(paths):
+        raise UserError("a run is given twice")
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _predictions(path: epath.Path) -> dict[str, list[Prediction]]:
+    out: dict[str, list[Prediction]] = {"fake": [], "real": []}
+    try:
+        text = io.StringIO(path.read_bytes().decode(), newline="")
+        for row in csv.DictReader(text):
+            side = out[row["label"]]
+            share, iou = (
+                float(row[name]) if row[name] else None for name in ("manipulated_share", "iou_lg")
+            )
+            side.append(Prediction(len(side), row["key"], float(row["score"]), share, iou))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there: evaluate the run again") from error
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): evaluate the run again") from error
+    return out
+
+
+def _losses(path: epath.Path) -> dict[str, list[tuple[int, float]]]:
+    """Without entries for a run that was not trained here."""
+    out: dict[str, list[tuple[int, float]]] = {"loss": [], "valid_loss": []}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # half a line, of a process that was killed
+            continue
+        for name, points in out.items():
+            if name in entry:
+                points.append((entry["step"], entry[name]))
+    return out
+
+
+# ---------------------------------------------------------------------------------------------
+# Tables
+
+
+def tables(all_runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One for each pair of test subsets: figures of every run that was tested on it.
+
+    A table has `title`, `head`, and `rows` of (name, colour or None, cells). The trivial maps are
+    scored at each run's own map size: where runs differ, the cell has the least and the largest.
+    """
+    out = []
+    tested: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
+    for number, run in enumerate(all_runs):
+        for results in run.results:
+            names = results["test_fake"], results["test_real"]
+            tested.setdefault(names, []).append((number, results))
+    none = ("–", False)
+    for (fake, real), entries in tested.items():
+        found = [results for _, results in entries]
+        rows = [
+            (all_runs[number].name, number, _cells(results, found)) for number, results in entries
+        ]
+        for name in evaluate.TRIVIAL:
+            cells = [
+                (_range([results["trivial"][name][figure] for results in found]), False)
+                for figure in metrics.LOCALIZATION
+            ]
+            rows.append((name, None, [*cells, *[none] * len(DETECTION), none]))
+        chance = [("50.0", False)] * len(DETECTION)
+        rows.append(("guessing", None, [*[none] * len(metrics.LOCALIZATION), *chance, none]))
+        title = (
+            f"{found[0]['fake_images']} images of {fake} ({found[0]['manipulated_share']:.1f}% "
+            f"manipulated) and {found[0]['real_images']} of {real}"
         )
-        for row, panel in enumerate(panels):
-            image = Image.fromarray(panel).resize((_CELL, _CELL), Image.Resampling.LANCZOS)
-            sheet.paste(image, (_LABEL + column * pitch, _MARGIN + row * pitch))
-    with path.open("wb") as file:
-        sheet.save(file, "PNG", optimize=True)
+        head = (*metrics.LOCALIZATION, *DETECTION, "best iou_lg")
+        out.append({"title": title, "head": head, "rows": rows})
+    return out
 
 
-def _black_and_white(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    return np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
+def _cells(results: dict[str, Any], found: list[dict[str, Any]]) -> list[tuple[str, bool]]:
+    """The texts of a run's row, each with whether it is the best of several runs."""
+    cells = []
+    for name in (*metrics.LOCALIZATION, *DETECTION):
+        text = _figure(results[name])
+        if name == "ap":
+            text += f" ± {results['ap_2sd']:.1f}"
+        known = [other[name] for other in found if other[name] is not None]
+        cells.append((text, len(known) > 1 and results[name] == max(known)))
+    at = max(results["iou_by_threshold"], key=lambda point: point["iou_lg"])
+    return [*cells, (f"{at['iou_lg']:.1f} at {at['threshold']:.2f}", False)]
 
 
-def text_table(results: dict, title: str) -> str:
-    """The results as a table of fixed-width text; figures × 100, "–" where there is none."""
-    columns = metrics.LOCALIZATION
-    width = 2 + max(map(len, columns))
-    lines = [
-        f"{title}: {results['fake_images']} images of {results['test_fake']}, "
-        f"{results['manipulated_share']:.1f}% manipulated",
-        f"{'localization':<14}" + "".join(f"{name:>{width}}" for name in columns),
-    ]
-    for name, figures in {"this run": results, **results["trivial"]}.items():
-        cells = ("–" if figures[c] is None else f"{figures[c]:.1f}" for c in columns)
-        lines.append(f"{name:<14}" + "".join(f"{cell:>{width}}" for cell in cells))
-    if results["pixel_images"] < results["fake_images"]:
-        lines.append(
-            f"pixel_auc and pixel_ap: over the {results['pixel_images']} images whose mask has "
-            "both classes"
+def _range(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    low, high = _figure(min(known)), _figure(max(known))
+    return low if low == high else f"{low}–{high}"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def settings(all_runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Fields of the configs with their values: all of one run, of several those that differ."""
+    essences = [dict(configuration.essence(run.config)) for run in all_runs]
+    rows = []
+    for field in essences[0]:
+        values = [_plain(essence[field]) for essence in essences]
+        if len(values) == 1 or len(set(values)) > 1:
+            rows.append((field, values))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "–"
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---------------------------------------------------------------------------------------------
+# Curves
+
+_REAL, _FAKE, _BASELINE = 2, 1, 7  # colours
+_PERCENT = (0.0, 100.0)
+
+
+def curves(all_runs: Sequence[Run]) -> list[tuple[str, list[Markup]]]:
+    """Headings, each with its plots; those without data are left out."""
+    sections = (
+        ("Detection", _detection_plots(all_runs)),
+        ("Localization", _localization_plots(all_runs)),
+        ("Robustness", _robustness_plots(all_runs)),
+        ("Training", _training_plots(all_runs)),
+    )
+    return [(heading, drawn) for heading, drawn in sections if drawn]
+
+
+def _training_plots(all_runs: Sequence[Run]) -> list[Markup]:
+    out = []
+    for name, title in (("loss", "Training loss"), ("valid_loss", "Validation loss")):
+        series = [
+            plots.Series(run.name, *zip(*run.losses[name], strict=True), colour=number)
+            for number, run in enumerate(all_runs)
+            if any(math.isfinite(loss) for _, loss in run.losses[name])
+        ]
+        if series:
+            out.append(plots.plot(series, title=title, x_label="step", y_label="loss"))
+    return out
+
+
+def precision_recall(
+    predictions: dict[str, list[Prediction]],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], float]:
+    """Recalls in rising order, their precisions, and average precision, over all test images."""
+    scores = [row.score for side in ("real", "fake") for row in predictions[side]]
+    labels = np.repeat([0, 1], [len(predictions["real"]), len(predictions["fake"])])
+    precision, recall, _ = precision_recall_curve(labels, scores, drop_intermediate=True)
+    return recall[::-1], precision[::-1], float(average_precision_score(labels, scores))
+
+
+def _detection_plots(all_runs: Sequence[Run]) -> list[Markup]:
+    series = []
+    for number, run in enumerate(all_runs):
+        recall, precision, ap = precision_recall(run.predictions)
+        name = f"{run.name}, AP {100 * ap:.1f}"
+        series.append(plots.Series(name, 100 * recall, 100 * precision, number))
+    for share in sorted({_share_of_fakes(run) for run in all_runs}):
+        name = f"guessing, {share:.1f}"
+        series.append(plots.Series(name, (0, 100), (share, share), _BASELINE, "dashed"))
+    out = [
+        plots.plot(
+            series,
+            title="Precision and recall, all test images",
+            x_label="recall, %",
+            y_label="precision, %",
+            x_range=_PERCENT,
+            y_range=_PERCENT,
         )
-    lines += [
-        f"detection, against {results['real_images']} images of {results['test_real']}:",
-        f"  ap {results['ap']:.1f} ± {results['ap_2sd']:.1f}, auc {results['auc']:.1f}, "
-        f"balanced_accuracy {results['balanced_accuracy']:.1f}",
     ]
-    return "\n".join(lines) + "\n"
+    for run in all_runs:
+        sides = {
+            side: np.array([row.score for row in run.predictions[side]])
+            for side in ("real", "fake")
+        }
+        edges = np.histogram_bin_edges(np.concatenate(list(sides.values())), _BINS)
+        series = [
+            plots.Series(side, edges, 100 * np.histogram(values, edges)[0] / len(values), c, "bars")
+            for (side, values), c in zip(sides.items(), (_REAL, _FAKE), strict=True)
+        ]
+        title = f"Scores: {run.name}"
+        out.append(plots.plot(series, title=title, x_label="score", y_label="images of a side, %"))
+    return out
+
+
+def _share_of_fakes(run: Run) -> float:
+    counts = {side: len(rows) for side, rows in run.predictions.items()}
+    return 100 * counts["fake"] / sum(counts.values())
+
+
+def iou_by_size(
+    predictions: Sequence[Prediction],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Fake images in groups of equal numbers by the size of their masks: mean share, mean IoU."""
+    pairs = np.array(sorted((row.share, row.iou) for row in predictions))
+    groups = np.array_split(pairs, min(_SIZES, len(pairs)))
+    shares, ious = np.array([group.mean(0) for group in groups]).T
+    return shares, ious
+
+
+def _localization_plots(all_runs: Sequence[Run]) -> list[Markup]:
+    by_size, by_threshold, trivial = [], [], []
+    for number, run in enumerate(all_runs):
+        shares, ious = iou_by_size(run.predictions["fake"])
+        by_size.append(plots.Series(run.name, 100 * shares, 100 * ious, number, "dots"))
+        # The map that calls everything manipulated has as IoU the share that is.
+        trivial.append(plots.Series("all fake", 100 * shares, 100 * shares, _BASELINE, "dashed"))
+        points = run.results[0]["iou_by_threshold"]
+        thresholds, at = zip(*((p["threshold"], p["iou_lg"]) for p in points), strict=True)
+        by_threshold.append(plots.Series(run.name, thresholds, at, number, "dots"))
+    share = all_runs[0].results[0]["manipulated_share"]
+    alike = len({run.results[0]["manipulated_share"] for run in all_runs}) == 1
+    baseline = [plots.Series("all fake", (0, 1), (share, share), _BASELINE, "dashed")]
+    return [
+        plots.plot(
+            [*by_size, *trivial[:1]],
+            title="IoU against the size of the mask",
+            x_label="manipulated, % of the image",
+            y_label="iou_lg",
+            y_range=_PERCENT,
+        ),
+        plots.plot(
+            [*by_threshold, *(baseline if alike else [])],
+            title="IoU against the threshold",
+            x_label="a pixel is called manipulated above",
+            y_label="iou_lg",
+            x_range=(0.0, 1.0),
+            y_range=_PERCENT,
+        ),
+    ]
+
+
+def _robustness_plots(all_runs: Sequence[Run]) -> list[Markup]:
+    groups: dict[tuple[str, str, str], list[tuple[int, dict[str, Any]]]] = {}
+    for number, run in enumerate(all_runs):
+        for found in run.robustness:
+            key = found["perturbation"], found["test_fake"], found["test_real"]
+            groups.setdefault(key, []).append((number, found))
+    several = len({(fake, real) for _, fake, real in groups}) > 1
+    out = []
+    for (kind, fake, real), entries in groups.items():
+        identity = perturbations.KINDS[kind].identity
+        for figure in ("iou_lg", "ap"):
+            series = []
+            for number, found in entries:
+                name, clean = all_runs[number].name, found["clean"][figure]
+                points = [(point["strength"], point[figure]) for point in found["points"]]
+                if identity is not None:
+                    points.append((identity, clean))
+                x, y = zip(*sorted(points), strict=True)
+                series.append(plots.Series(name, x, y, number, "dots"))
+                if identity is None:
+                    ends = (x[0], x[-1])
+                    series.append(
+                        plots.Series(f"{name}, clean", ends, (clean,) * 2, number, "dashed")
+                    )
+            out.append(
+                plots.plot(
+                    series,
+                    title=f"{figure} after {kind}" + (f": {fake}, {real}" if several else ""),
+                    x_label=f"{kind}: {perturbations.KINDS[kind].unit}",
+                    y_label=figure,
+                    y_range=_PERCENT,
+                )
+            )
+    return out
+
+
+# ---------------------------------------------------------------------------------------------
+# Gallery
+
+
+def chosen(predictions: dict[str, list[Prediction]], count: int) -> dict[str, list[int]]:
+    """Places of about `count` images of a run: of each side the best, the worst and evenly spaced.
+
+    Two thirds are fake, by IoU; the worst real ones are those of the highest scores.
+    """
+    fakes = sorted(predictions["fake"], key=lambda row: row.iou)
+    reals = sorted(predictions["real"], key=lambda row: -row.score)
+    out = {}
+    for side, rows, wanted in (
+        ("fake", fakes, -(-2 * count // 3)),
+        ("real", reals, count // 3),
+    ):
+        ends = wanted // 3
+        evenly = np.linspace(0, len(rows) - 1, wanted - 2 * ends).astype(int)
+        every = [row.place for row in (*rows[:ends], *rows[len(rows) - ends :])]
+        out[side] = sorted({*every, *(predictions[side][k].place for k in evenly.tolist())})
+    return out
+
+
+def gallery(all_runs: Sequence[Run], count: int, data_dir: str | None, folder: Path) -> list[Card]:
+    """Writes pictures into a folder and returns what belongs to them.
+
+    The maps are computed anew, by the checkpoint that was evaluated. Runs with common test subsets
+    are shown on the same images, those that any of them has chosen.
+
+    Raises UserError: the test images are not there, or not those that were evaluated.
+    """
+    wanted: dict[tuple[str, str], set[int]] = {}
+    for run in all_runs:
+        for side, places in chosen(run.predictions, -(-count // len(all_runs))).items():
+            wanted.setdefault((side, run.results[0][f"test_{side}"]), set()).update(places)
+    cards: dict[tuple[str, str, int], Card] = {}
+    for number, run in enumerate(all_runs):
+        test = evaluate.load(run.path, data_dir=data_dir)
+        if test.checkpoint != run.results[0]["checkpoint"]:
+            raise UserError(
+                f"{run.path} was evaluated at step {run.results[0]['checkpoint']}, and is best at "
+                f"step {test.checkpoint} now: evaluate it again"
+            )
+        log.info("maps of %s", run.name)
+        for side, rows in run.predictions.items():
+            subset, examples = test.names[side], test.sides[side]
+            differs = f"{subset} is not what {run.path} was evaluated on (is --data_dir right?)"
+            if len(examples) != len(rows):
+                raise UserError(f"{differs}: {len(examples)} images, not {len(rows)}")
+            places = sorted(wanted[side, subset])
+            for place, score, values in _maps(test, side, places) if places else ():
+                row, record = rows[place], examples[place]
+                if record["key"].decode() != row.key:
+                    raise UserError(f"{differs}: {record['key'].decode()}, not {row.key}")
+                if not math.isclose(score, row.score, rel_tol=_ALIKE, abs_tol=_ALIKE):
+                    raise UserError(
+                        f"{differs}: {row.key} has score {score:.3f}, not {row.score:.3f}"
+                    )
+                if (side, subset, place) not in cards:
+                    cards[side, subset, place] = _card(row, record, side, subset, folder)
+                cards[side, subset, place].shown.append(
+                    _shown(cards[side, subset, place].image, values, number, row, folder)
+                )
+    return list(cards.values())
+
+
+def _maps(
+    test: evaluate.Test, side: str, places: list[int]
+) -> Iterator[tuple[int, float, Float[np.ndarray, "h w"]]]:
+    """Place, score and localization map of some images of a side, in order."""
+    batches = pipeline.eval_batches(test.sides[side], test.config, mask_size=None, places=places)
+    with contextlib.closing(batches):  # on Ctrl-C too: its threads must end before the program
+        for batch in batches:
+            _, localized = test.step(test.state, test.parallel.shard({"image": batch["image"]}))
+            localized = test.parallel.gather(localized)
+            for row in np.flatnonzero(batch["weight"]):
+                yield int(batch["index"][row]), float(localized.scores[row]), localized.maps[row]
+
+
+def _card(row: Prediction, record: dict[str, Any], side: str, subset: str, folder: Path) -> Card:
+    stem = f"{subset.replace('/', '-')}-{side}-{row.place:06d}"
+    image = Image.fromarray(pipeline.full_image(record))
+    image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+    image.save(folder / f"{stem}.jpg", quality=90, subsampling=0)
+    mask = None
+    if side == "fake":
+        mask = f"{stem}.mask.png"
+        pixels = metrics.resize_mask(pipeline.full_mask(record), *image.size[::-1])
+        Image.fromarray(pixels * np.uint8(255)).convert("1").save(folder / mask, optimize=True)
+    return Card(row.key, side, subset, f"{stem}.jpg", mask, row.share, [])
+
+
+def _shown(
+    image_name: str,
+    values: Float[np.ndarray, "h w"],
+    number: int,
+    row: Prediction,
+    folder: Path,
+) -> Shown:
+    with Image.open(folder / image_name) as image:
+        width, height = image.size
+        large = metrics.resize_map(values, height, width).clip(0, 1)
+        grey = Image.fromarray((255 * large).round().astype(np.uint8))
+        stem = f"{Path(image_name).stem}.{number}"
+        summary.heat(grey).save(folder / f"{stem}.png", optimize=True)
+        summary.overlay(image, grey).save(folder / f"{stem}.jpg", quality=90, subsampling=0)
+    return Shown(number, f"{stem}.png", f"{stem}.jpg", row.score, row.iou)
+
+
+# ---------------------------------------------------------------------------------------------
+# The page
+
+
+def report(
+    paths: Sequence[epath.Path],
+    out: epath.Path,
+    *,
+    count: int = GALLERY,
+    data_dir: str | None = None,
+) -> None:
+    """Writes a folder with `index.html` and the pictures that it shows; an earlier one is replaced.
+
+    Args:
+      paths: of run directories, each evaluated.
+      out: the folder.
+      count: how many test images the gallery has, about; without any, no data is read.
+      data_dir: the prepared datasets; where the runs were trained on them by default.
+
+    Raises:
+      UserError: what cannot be read, or a folder with something else in it.
+    """
+    _check(out)
+    all_runs = read(paths)
+    with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
+        folder = Path(temporary)
+        cards = gallery(all_runs, count, data_dir, _pictures(folder)) if count else []
+        (folder / "index.html").write_text(_page(all_runs, cards), encoding="utf-8")
+        _move(folder, out)
+    log.info("written to %s", out / "index.html")
+
+
+def _pictures(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    return folder / "images"
+
+
+def _page(all_runs: Sequence[Run], cards: Sequence[Card]) -> str:
+    source = importlib.resources.files("wsdl_jax").joinpath("report.html").read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    scale = summary.colour(np.linspace(0, 1, 9)[None])[0].tolist()
+    return environment.from_string(source).render(
+        mark=_MARK,
+        runs=all_runs,
+        tables=tables(all_runs),
+        curves=curves(all_runs),
+        settings=settings(all_runs),
+        cards=cards,
+        scale=", ".join(f"rgb({r} {g} {b})" for r, g, b in scale),
+        colours=plots.COLOURS,
+    )
+
+
+def _check(out: epath.Path) -> None:
+    """Raises UserError for a folder that holds something else than an earlier report."""
+    page = out / "index.html"
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not page.exists() or _MARK not in page.read_text()[:2000]:
+        raise UserError(f"{out} is there and is no report: choose another --out")
+
+
+def _move(folder: Path, out: epath.Path) -> None:
+    """Puts a folder in its place as a whole, or not at all."""
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                target = partial / path.relative_to(folder).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                epath.Path(path).copy(target, overwrite=True)
+        if out.exists():
+            out.rmtree()
+        partial.rename(out)
+    finally:
+        if partial.exists():
+            partial.rmtree()
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    jax.config.parse_flags_with_absl()
+    paths = [epath.Path(path) for path in argv[1:]]
+    if _OUT.value is None and len(paths) > 1:
+        raise ConfigError("--out is missing: where the report of several runs goes")
+    out = paths[0] / "report" if _OUT.value is None else epath.Path(_OUT.value)
+    report(paths, out, count=_GALLERY.value, data_dir=_DATA_DIR.value)
+
+
+if __name__ == "__main__":
+    _OUT = flags.DEFINE_string("out", None, "The folder; default: RUN/report, of a single run.")
+    _GALLERY = flags.DEFINE_integer(
+        "gallery", GALLERY, "About how many test images are shown.", lower_bound=0
+    )
+    _DATA_DIR = flags.DEFINE_string("data_dir", None, "Prepared datasets; default: the runs'.")
+    command.run(main, operands=("RUN…",))

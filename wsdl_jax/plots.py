@@ -1,0 +1,156 @@
+"""Plots as inline SVG, whose colours are the page's: its classes are c0 … c7, dashed, area, grid.
+
+A page that shows them gives those classes a stroke or a fill, in light and in dark.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+COLOURS = 8  # c0 … c7, then from the first again
+_WIDTH, _HEIGHT = 360.0, 250.0  # of the drawing, in its own units
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 12.0, 12.0, 44.0  # margins
+_MOST = 600  # points of a line
+
+
+class Series(NamedTuple):
+    """One line, or one histogram, of a plot.
+
+    Attributes:
+      name: for the legend and for whoever points at it.
+      x: in rising order; of "bars" the edges, one more than y.
+      y: values; what is not finite is left out.
+      colour: a number; those of one run have one.
+      style: "line", "dots" (a line with a mark at every point), "dashed" or "bars".
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int
+    style: str = "line"
+
+
+def plot(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+) -> Markup:
+    """One plot with axes and a legend. Text from outside is escaped.
+
+    Raises ValueError where there is not one finite value to plot.
+    """
+    drawn = [_finite(one) for one in series]
+    drawn = [one for one in drawn if len(one.y)]
+    if not drawn:
+        raise ValueError(f"{title}: nothing to plot")
+    x_ticks, x_low, x_high = _axis(np.concatenate([one.x for one in drawn]), x_range)
+    bottom = [[0.0] for one in drawn if one.style == "bars"]
+    y_ticks, y_low, y_high = _axis(np.concatenate([*(one.y for one in drawn), *bottom]), y_range)
+
+    def across(x: float) -> float:
+        return _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def down(y: float) -> float:
+        share = (min(max(y, y_low), y_high) - y_low) / (y_high - y_low)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    right, floor = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    parts = []
+    for tick in x_ticks:
+        x = across(tick)
+        parts.append(Markup(f'<path class="grid" d="M{x:.1f} {_TOP}V{floor}"/>'))
+        parts.append(_text(_number(tick), x, floor + 15, "middle"))
+    for tick in y_ticks:
+        y = down(tick)
+        parts.append(Markup(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>'))
+        parts.append(_text(_number(tick), _LEFT - 6, y + 4, "end"))
+    parts.append(_text(x_label, (_LEFT + right) / 2, _HEIGHT - 8, "middle"))
+    middle = (_TOP + floor) / 2
+    parts.append(_text(y_label, 12.0, middle, "middle", f' transform="rotate(-90 12 {middle})"'))
+    for one in drawn:
+        parts.append(_draw(one, [across(x) for x in one.x], [down(y) for y in one.y], floor))
+    legend = Markup("").join(
+        Markup('<li><i class="c{} {}"></i>{}</li>').format(
+            one.colour % COLOURS, one.style, one.name
+        )
+        for one in drawn
+    )
+    drawing = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        _WIDTH, _HEIGHT, title, Markup("").join(parts)
+    )
+    return Markup("<figure><figcaption>{}</figcaption>{}<ul>{}</ul></figure>").format(
+        title, drawing, legend
+    )
+
+
+def _finite(one: Series) -> Series:
+    """Without values that are not finite, and thinned to what can be seen."""
+    x, y = np.asarray(one.x, float), np.asarray(one.y, float)
+    if one.style == "bars":
+        return one._replace(x=x.tolist(), y=y.tolist())
+    kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    if len(kept) > _MOST:
+        kept = kept[np.unique(np.linspace(0, len(kept) - 1, _MOST).astype(int))]
+    return one._replace(x=x[kept].tolist(), y=y[kept].tolist())
+
+
+def _axis(
+    values: np.ndarray, limits: tuple[float, float] | None
+) -> tuple[list[float], float, float]:
+    """Ticks at 1, 2 or 5 times a power of ten, and the ends; the data's, widened to ticks."""
+    low, high = limits or (float(values.min()), float(values.max()))
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    if limits:
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    else:
+        low, high = first * step, last * step
+    return [k * step for k in range(first, last + 1)], low, high
+
+
+def _number(value: float) -> str:
+    """Short: 0.25, 1,500, 2e+06."""
+    value = round(value, 10)
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:g}"
+    return f"{value:,.10f}".rstrip("0").rstrip(".")
+
+
+def _text(text: str, x: float, y: float, anchor: str, more: str = "") -> Markup:
+    place = Markup(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>')
+    return place + Markup("{}</text>").format(text)
+
+
+def _draw(one: Series, x: list[float], y: list[float], floor: float) -> Markup:
+    colour = f"c{one.colour % COLOURS}"
+    if one.style == "bars":
+        tops = "".join(f"V{top:.1f}H{end:.1f}" for top, end in zip(y, x[1:], strict=True))
+        path = f'<path class="{colour} area" d="M{x[0]:.1f} {floor}{tops}V{floor}Z">'
+        return Markup(path) + Markup("<title>{}</title></path>").format(one.name)
+    points = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+    style = "dashed" if one.style == "dashed" else ""
+    path = Markup(f'<path class="{colour} {style}" d="M{points}">')
+    drawing = path + Markup("<title>{}</title></path>").format(one.name)
+    if one.style != "dots":
+        return drawing
+    marks = (
+        Markup(
+            '<circle class="{}" cx="{}" cy="{}" r="3"><title>{}: {}, {}</title></circle>'
+        ).format(
+            colour, f"{a:.1f}", f"{b:.1f}", one.name, _number(round(u, 4)), _number(round(v, 2))
+        )
+        for a, b, u, v in zip(x, y, one.x, one.y, strict=True)
+    )
+    return drawing + Markup("").join(marks)
