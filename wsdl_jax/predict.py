@@ -251,7 +251,7 @@ class Localizer:
         size = image.height, image.width
         if self.mode == "resize" or max(size) <= self._size:
             pixels, side = network_input(image, self._size, self._resize), self._map_size
-            return View(size, [pixels], [(0, 0)], side, (side, side), (side, side))
+            return View(size, [pixels], [(0, 0)], side, (side, side), (float(side), float(side)))
         # Windows are whole cells apart, so that their maps can be added up cell by cell.
         per_window = min(self._map_size, self._size // _CELL)
         pitch = self._size / per_window
