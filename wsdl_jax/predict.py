@@ -168,7 +168,7 @@ class Prediction:
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
             box = (
-                *(0, top * self.covered[0] / height),
+                *(0.0, top * self.covered[0] / height),
                 *(self.covered[1], bottom * self.covered[0] / height),
             )
             yield metrics.resize_map(self.raw, bottom - top, width, box).clip(0, 1)
