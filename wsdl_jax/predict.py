@@ -89,7 +89,8 @@ def read(path: epath.Path, max_pixels: int) -> Image.Image:
     damaged, or has more than `max_pixels`; Pillow's own limit is to be switched off.
     """
     try:
-        if not path.is_file():
+        # etils takes a pipe for a file, and opening one would wait for its writer.
+        if not (path.is_file() if "://" in str(path) else os.path.isfile(path)):
             raise ValueError("not a file")
         with path.open("rb") as file:
             if not file.read(1):
