@@ -528,7 +528,7 @@ def test_an_output_that_is_there_is_kept(trained, tmp_path):
 @pytest.mark.parametrize(
     ("error", "raised", "said"),
     [
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
         (OSError(28, "No space left on device"), UserError, "out cannot be written: .*No space"),
         (UserError("scores are not finite"), UserError, "not finite"),
     ],
