@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsdl_jax import collect, report
+from wsdl_jax import collect, summary
 from wsdl_jax.collect import Finding, Published
 
 GENERATORS = ("ldm", "lama", "pluralistic")
@@ -222,7 +222,7 @@ def test_heatmap_has_the_colours_of_its_cells(tmp_path):
     with Image.open(write(findings, tmp_path, published=[])["heatmaps.png"]) as image:
         colours = {colour for _, colour in image.getcolors(1 << 24)}
     values = np.delete(iou[0].T.ravel(), 4)
-    for colour in report.colour(values[None] / 100)[0]:
+    for colour in summary.colour(values[None] / 100)[0]:
         assert tuple(colour.tolist()) in colours
-    assert tuple(report.colour(np.zeros((1, 1)))[0, 0].tolist()) not in colours
+    assert tuple(summary.colour(np.zeros((1, 1)))[0, 0].tolist()) not in colours
     assert (225, 225, 225) in colours

@@ -376,17 +376,6 @@ def test_files_of_an_image(trained, tmp_path, mode):
         assert overlay.size == (97, 150)
 
 
-def test_overlay_shows_the_image_where_the_map_is_low():
-    image = smooth(30, 40)
-    values = np.zeros((30, 40), np.uint8)
-    values[:, 20:] = 255
-    found = np.asarray(predict._overlay(image, Image.fromarray(values)))
-    np.testing.assert_array_equal(found[:, :20], np.asarray(image)[:, :20])
-    brightest = np.array([252, 255, 164])
-    expected = 0.35 * np.asarray(image)[:, 20:] + 0.65 * brightest
-    assert np.abs(found[:, 20:] - expected).max() <= 1.5
-
-
 def test_overlays_of_large_images_are_smaller(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "_OVERLAY", 100)
     smooth(300, 150).save(tmp_path / "photo.png")

@@ -12,7 +12,7 @@ from etils import epath
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from wsdl_jax import report
+from wsdl_jax import summary
 from wsdl_jax.evaluate import place
 
 FIGURES = (
@@ -324,7 +324,7 @@ def save_heatmaps(found: Sequence[Matrix], path: Path) -> None:
                 if math.isnan(value):
                     draw.rectangle(box, fill=(225, 225, 225))
                     continue
-                shade = tuple(report.colour(np.array([[value / 100]]))[0, 0].tolist())
+                shade = tuple(summary.colour(np.array([[value / 100]]))[0, 0].tolist())
                 draw.rectangle(box, fill=shade)
                 dark = np.dot(shade, (0.299, 0.587, 0.114)) < 140
                 text = _cell(value, matrix.std[row, column]).replace(" ", "\n", 1)

@@ -239,10 +239,11 @@ def test_skypilot(skypilot):
 def test_extras_exist(jobset, skypilot):
     """What the launchers install."""
     project = (REPOSITORY / "pyproject.toml").read_text()
-    for text, extra in (
-        (text_of("tpu_pod.sh"), "tpu"),
-        (container(jobset)["args"][0], "tpu"),
-        (skypilot["setup"], "cuda"),
+    for text, extras in (
+        (text_of("tpu_pod.sh"), ("tpu", "gcs")),
+        (container(jobset)["args"][0], ("tpu", "gcs")),
+        (skypilot["setup"], ("cuda", "gcs")),
     ):
-        assert f"'.[{extra}]'" in text
-        assert re.search(rf"^{extra} = ", project, re.MULTILINE)
+        assert f"'.[{','.join(extras)}]'" in text
+        for extra in extras:
+            assert re.search(rf"^{extra} = ", project, re.MULTILINE)
