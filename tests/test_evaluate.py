@@ -147,6 +147,51 @@ def test_trivial_maps(run, predicted):
     assert 45 < trivial["random"]["pixel_auc"] < 55
 
 
+def test_verdict(run, predicted, evaluated):
+    """The threshold is from real validation images alone, and kept with their scores."""
+    method, model, step = (*load(run)[:2], runs.load(run).step)
+    kept = json.loads((run / "real_scores.json").read_text())
+    source = pipeline.Examples((REAL,), "valid", runs.load_config(run).data.dir)
+    records = [source[n] for n in range(len(source))]
+    decoded = [Image.open(io.BytesIO(record["image"])).convert("RGB") for record in records]
+    resized = [image.resize((64, 64), Image.Resampling.LANCZOS) for image in decoded]
+    batch = jnp.asarray(np.stack(resized).astype(np.float32) / 127.5 - 1)
+    scores = np.sort(method.localize(model, batch).scores)
+    np.testing.assert_allclose(kept.pop("scores"), scores, atol=1e-5)
+    assert kept == {"checkpoint": step, "real": [REAL], "split": "valid"}
+    stored = results(run)
+    above = int(0.05 * len(scores))
+    assert stored["threshold"] == pytest.approx(scores[len(scores) - 1 - above], abs=1e-5)
+    for side, name in (("fake", FAKE), ("real", REAL)):
+        share = np.mean(np.array(predicted[name][1]) > stored["threshold"])
+        assert stored[f"{side}_above"] == pytest.approx(100 * share, abs=1e-9)
+
+
+def test_kept_scores_are_used_again_unless_of_another_network(run, tmp_path, caplog):
+    other = epath.Path(shutil.copytree(run, tmp_path / "other"))
+    path = other / "real_scores.json"
+    kept = json.loads(path.read_text())
+    for checkpoint, threshold in ((kept["checkpoint"], 1e9), (0, results(run)["threshold"])):
+        path.write_text(json.dumps({**kept, "checkpoint": checkpoint, "scores": [1e9]}))
+        assert evaluate(other)["threshold"] == pytest.approx(threshold)
+    assert json.loads(path.read_text()) == kept
+
+
+def test_without_real_validation_images_there_is_no_threshold(run, tmp_path, caplog):
+    other = epath.Path(shutil.copytree(run, tmp_path / "other"))
+    (other / "real_scores.json").unlink()
+    config = runs.load_config(other)
+    config.data.real = ("dolos/ffhq_real",)
+    (other / "config.json").write_text(config.to_json())
+    with caplog.at_level("WARNING", "wsdl_jax"):
+        stored = evaluate(other)
+    assert "no threshold for a verdict" in caplog.text and "dolos/ffhq_real" in caplog.text
+    assert stored["threshold"] is stored["fake_above"] is stored["real_above"] is None
+    assert stored["auc"] == results(run)["auc"]
+    assert "called fake" not in (other / "results.txt").read_text()
+    assert not (other / "real_scores.json").exists()
+
+
 def test_detection(run, predicted):
     fake, real = np.array(predicted[FAKE][1]), np.array(predicted[REAL][1])
     assert (len(fake), len(real)) == (11, 8)
@@ -406,7 +451,7 @@ def contents(folder: Path) -> set[str]:
     ("arguments", "message"),
     [
         ({"fake": "dolos/celebahq_p2"}, r"dolos/celebahq_p2 has no split 'test'"),
-        ({"fake": REAL}, r"dolos/celebahq_real has no masks"),
+        ({"fake": REAL}, r"dolos/celebahq_real holds real images, where fake ones are needed"),
         ({"real": FAKE}, r"dolos/celebahq_repaint_p2 .*fake"),
         ({"fake": "dolos/nobody"}, r"nobody.*choose from .*celebahq_ldm"),
         ({"fake": "dolos/celebahq_ldm"}, r"dolos/celebahq_ldm is not prepared in"),

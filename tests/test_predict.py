@@ -4,6 +4,7 @@ import copy
 import csv
 import html.parser
 import itertools
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsdl_jax import methods, predict, runs
+from wsdl_jax import methods, predict, runs, verdict
 from wsdl_jax.errors import UserError
 from wsdl_jax.evaluate import evaluate
 from wsdl_jax.predict import Localizer, Prediction
@@ -102,22 +103,45 @@ def test_compiled_once(localizer):
     assert localizer._step._cache_size() == 1
 
 
-def test_verdict_and_share():
+def test_manipulated_share():
     raw = np.zeros((10, 10), np.float32)
     raw[:, 5:] = 1
+    prediction = Prediction(3.0, 0.5, "real", raw, (40, 40), (10.0, 10.0))
+    assert prediction.manipulated_share == 0.5
+    assert prediction.map[:, :15].max() == pytest.approx(0, abs=1e-6)
+    assert prediction.map[:, 25:].min() == pytest.approx(1, abs=1e-6)
     # On a map that is 5 columns wide for the image, which ends where the ones begin.
-    for probability, verdict in ((0.5, "real"), (0.51, "fake")):
-        prediction = Prediction(3.0, probability, raw, (40, 40), (10.0, 10.0))
-        assert prediction.verdict == verdict
-        assert prediction.manipulated_share == 0.5
-        assert prediction.map[:, :15].max() == pytest.approx(0, abs=1e-6)
-        assert prediction.map[:, 25:].min() == pytest.approx(1, abs=1e-6)
-    assert Prediction(0.0, 0.0, raw, (40, 40), (10.0, 4.0)).manipulated_share == 0
+    assert Prediction(0.0, 0.0, "real", raw, (40, 40), (10.0, 4.0)).manipulated_share == 0
+
+
+def test_verdict(trained, network):
+    """By the scores of the real validation images; by probability before those are known."""
+    images = [noise(40, 40, seed) for seed in range(6)]
+    scores, _ = network([Image.fromarray(image) for image in images])
+    config, model, _ = runs.load(trained)
+    at = sorted(scores.tolist())[2]
+    margin = np.diff(sorted(scores.tolist())).min() / 2
+    localizer = Localizer(config, model, threshold=at + margin)
+    assert [p.verdict == "fake" for p in localizer(images)] == (scores > at + margin).tolist()
+    localizer = Localizer.load(trained)
+    assert localizer.threshold is None
+    assert [p.verdict == "fake" for p in localizer(images)] == (scores > 0.5).tolist()
+
+
+def test_threshold_of_a_run(trained, tmp_path):
+    run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
+    step = runs.load(run).step
+    verdict.save(run, step, ["dolos/celebahq_real"], [0.1 * n for n in range(10)])
+    for rate, threshold in ((0.0, 0.9), (0.05, 0.9), (0.1, 0.8), (0.59, 0.4)):
+        found = Localizer.load(run, false_positive_rate=rate).threshold
+        assert found == pytest.approx(threshold)
+    verdict.save(run, step + 1, ["dolos/celebahq_real"], [0.5])  # of a network that was replaced
+    assert Localizer.load(run).threshold is None
 
 
 def test_strips_make_the_map(monkeypatch):
     raw = np.random.default_rng(0).random((9, 7), np.float32)
-    prediction = Prediction(0.0, 0.0, raw, (101, 53), (8.25, 6.5))
+    prediction = Prediction(0.0, 0.0, "real", raw, (101, 53), (8.25, 6.5))
     whole = prediction.map
     box = (0, 0, 6.5, 8.25)
     large = Image.fromarray(raw).resize((53, 101), Image.Resampling.BICUBIC, box)
@@ -219,11 +243,11 @@ def test_tiles_of_finer_maps(tiler):
         assert not parts.complete
         parts.add(place, score, np.float32(0.5), part)
     assert parts.complete
-    found = parts.prediction()
+    found = parts.prediction(2.4)
     left, right = maps.reshape(2, 16, 4, 16, 4).mean((2, 4))
     assert found.raw[:, :8] == pytest.approx(left[:, :8], abs=1e-6)
     assert found.raw[:, 16:] == pytest.approx(right[:, 8:], abs=1e-6)
-    assert (found.score, found.probability) == (2.5, 0.5)
+    assert (found.score, found.probability, found.verdict) == (2.5, 0.5, "fake")
 
 
 # ----- Reading ------------------------------------------------------------------------------------
@@ -342,10 +366,14 @@ def test_equal_to_the_evaluation(trained, dolos_folder, tmp_path):
     ]
     predict.predict(run, list(map(str, folders)), epath.Path(tmp_path / "out"))
     measured, found = table(Path(run)), table(tmp_path / "out")
+    results = json.loads((run / "results.json").read_text())
+    said = (tmp_path / "out/index.html").read_text()
+    assert f"score above {results['threshold']:.4g}, as 5% of real validation images have" in said
     assert [row["file"] for row in found] == [str(f) for d in folders for f in sorted(d.iterdir())]
     for theirs, ours in zip(measured, found, strict=True):
         assert float(ours["score"]) == pytest.approx(float(theirs["score"]), abs=1e-6)
-        assert ours["verdict"] == ("fake" if float(theirs["probability"]) > 0.5 else "real")
+        above = float(theirs["score"]) > results["threshold"]
+        assert ours["verdict"] == ("fake" if above else "real")
 
 
 @pytest.mark.parametrize("mode", predict.MODES)
@@ -563,7 +591,8 @@ def test_command(trained, tmp_path):
     images = [tmp_path / name for name in ("a.png", "b.png", "empty.png")]
     done = execute("--run", trained, "--images", *images, "--out", tmp_path / "out")
     assert done.returncode == 1
-    first, last = done.stderr.splitlines()
+    warning, first, last = done.stderr.splitlines()
+    assert warning.startswith(f"{trained} was never evaluated")
     assert first.startswith("3 images: ")
     assert last == (
         f"error: 1 of 3 images have no map, first {tmp_path}/empty.png: empty; see "

@@ -155,6 +155,8 @@ def test_the_table_has_the_results(pair, page):
         for name in (*metrics.LOCALIZATION, "auc", "balanced_accuracy"):
             assert cells[name] == f"{stored[name]:.1f}"
         assert cells["ap"] == f"{stored['ap']:.1f} ± {stored['ap_2sd']:.1f}"
+        above = f"{stored['fake_above']:.1f} / {stored['real_above']:.1f}"
+        assert cells["called fake"] == above
         iou, threshold = map(float, cells["best iou_lg"].split(" at "))
         points = {p["threshold"]: p["iou_lg"] for p in stored["iou_by_threshold"]}
         assert iou == pytest.approx(max(points.values()), abs=0.05)

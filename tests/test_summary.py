@@ -107,6 +107,9 @@ def test_text_table_has_every_figure():
         "ap_2sd": 1.04,
         "auc": 87.5,
         "balanced_accuracy": 77.77,
+        "threshold": 0.123456,
+        "fake_above": 66.66,
+        "real_above": 5.04,
         "pixel_images": 8500,
         "manipulated_share": 12.34,
         "test_fake": "dolos/fakes",
@@ -121,7 +124,13 @@ def test_text_table_has_every_figure():
     for part in ("8500", "dolos/fakes", "12.3%", "900", "dolos/reals"):
         assert part in text
     assert "ap 91.3 ± 1.0, auc 87.5, balanced_accuracy 77.8" in text
+    above = "above 0.1235: 66.7% of the fake images, 5.0% of the real ones"
+    assert above in text
     assert "both classes" not in text
+    bare = {**results, **dict.fromkeys(names), "manipulated_share": None, "threshold": None}
+    told = summary.text_table(bare, title="bare").splitlines()
+    assert told[0] == "bare: 8500 images of dolos/fakes, without masks"
+    assert told[1:] == [line for line in text.splitlines()[-3:] if above not in line]
     header = next(line for line in lines if "iou_lg" in line)
     for row, values in figures.items():
         line = next(line for line in lines if line.startswith(row))

@@ -26,7 +26,17 @@ from flax import nnx
 from jaxtyping import Float
 from tqdm import tqdm
 
-from wsdl_jax import command, hosts, methods, metrics, perturbations, pipeline, runs, summary
+from wsdl_jax import (
+    command,
+    hosts,
+    methods,
+    metrics,
+    perturbations,
+    pipeline,
+    runs,
+    summary,
+    verdict,
+)
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
@@ -60,6 +70,8 @@ class Test(NamedTuple):
       state: of the network, on all devices.
       parallel: the devices.
       checkpoint: step of the checkpoint that the network is from.
+      threshold: score above which the run calls an image fake (see `verdict`); None where the real
+        images of its validation split are not at hand.
       out: where results belong: the run directory or, for other subsets than the config's,
         `evaluations/FAKE+REAL/` in it.
     """
@@ -71,6 +83,7 @@ class Test(NamedTuple):
     state: State
     parallel: Parallel
     checkpoint: int
+    threshold: float | None
     out: epath.Path
 
 
@@ -103,12 +116,14 @@ def load(
 
     Args:
       run: a run directory.
-      fake: a prepared subset with masks; the config's own by default.
+      fake: a prepared subset; the config's own by default. Without masks, there are no figures of
+        localization.
       real: a prepared subset of real images; the config's own by default.
       data_dir: the prepared datasets; where the run was trained on them by default.
 
     Raises:
-      UserError: not a run, nothing trained yet, or a subset that is not there or has no masks.
+      ConfigError: a subset that is unknown or not prepared.
+      UserError: not a run, nothing trained yet, or real images that are fake.
     """
     config = runs.load_config(run)
     config.data.dir = data_dir or config.data.dir
@@ -116,16 +131,78 @@ def load(
     sides = {
         side: pipeline.Examples((name,), "test", config.data.dir) for side, name in names.items()
     }
-    if "mask" not in sides["fake"][0]:
-        raise UserError(f"{names['fake']} has no masks to compare a localization map with")
-    if sides["real"][0]["label"] != pipeline.REAL:
-        raise UserError(f"{names['real']} holds fake images, where real ones are needed")
+    for side, label in (("fake", pipeline.FAKE), ("real", pipeline.REAL)):
+        if sides[side][0]["label"] != label:
+            other = "real" if side == "fake" else "fake"
+            raise UserError(f"{names[side]} holds {other} images, where {side} ones are needed")
     parallel = Parallel(config.parallel.backend)
     config.eval.batch = parallel.rounded_up(config.eval.batch)
     _, model, best = runs.load(run, AXIS)
     step, state = on_devices(methods.from_config(config), model, parallel)
     out = results_folder(run, config, **names)
-    return Test(config, names, sides, step, state, parallel, best, out)
+    test = Test(config, names, sides, step, state, parallel, best, None, out)
+    return test._replace(threshold=_threshold(run, test))
+
+
+def _threshold(run: epath.Path, test: Test) -> float | None:
+    """The verdict's, from what real images of the validation split score, which is kept in the run.
+
+    Those are the images of the checkpoint's selection, too; test images have no part in it.
+    """
+    scores = verdict.load(run, test.checkpoint)
+    if not hosts.any_host(scores is None):
+        return verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
+    subsets = test.config.data.real
+    try:
+        source = pipeline.Examples(subsets, "valid", test.config.data.dir)
+    except ConfigError as error:
+        log.warning("no threshold for a verdict from real validation images: %s", error)
+        return None
+    told = []
+    with contextlib.closing(_localized(test, source, "scoring real images")) as batches:
+        for batch, localized in batches:
+            rows = np.stack([batch["index"], batch["weight"], localized.scores], 1)
+            told.append(hosts.gather(rows.astype(np.float64)).reshape(-1, 3))
+    rows = np.concatenate(told)
+    rows = rows[rows[:, 1] > 0]
+    bad = rows[~np.isfinite(rows[:, 2])]
+    if len(bad):
+        first = source[int(bad[0, 0])]["key"].decode()
+        raise UserError(f"scores are not finite, first that of {first}")
+    scores = rows[:, 2].tolist()
+    if hosts.is_first():
+        verdict.save(run, test.checkpoint, subsets, scores)
+    hosts.wait("scores of real images")
+    return verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
+
+
+def _localized(
+    test: Test,
+    source: pipeline.Examples,
+    what: str,
+    perturbation: Perturbation | None = None,
+) -> Iterator[tuple[methods.Batch, methods.Localization]]:
+    """This host's rows of every batch and what the network says of them, one batch late: it works
+    on the next one meanwhile."""
+    batches = pipeline.eval_batches(
+        source,
+        test.config,
+        mask_size=None,
+        perturb=perturbation,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    total = -(-len(source) // test.config.eval.batch)
+    silent = None if hosts.is_first() else True  # None: unless there is a terminal
+    pending = None
+    with contextlib.closing(batches):  # on Ctrl-C too: its threads must end before the program
+        for batch in tqdm(batches, what, total, unit="batch", disable=silent, leave=False):
+            _, localized = test.step(test.state, test.parallel.shard({"image": batch["image"]}))
+            if pending is not None:
+                yield pending[0], test.parallel.gather(pending[1])
+            pending = batch, localized
+    if pending is not None:
+        yield pending[0], test.parallel.gather(pending[1])
 
 
 def evaluate(
@@ -145,7 +222,9 @@ def evaluate(
     Args and Raises: as `load`.
 
     Returns:
-      What results.json has: fractions times 100 (None where no image has the figure), and counts.
+      What results.json has: fractions times 100 (None where no image has the figure), counts, and
+      `threshold`, the score above which the run calls an image fake, which `real_above` and
+      `fake_above` of the images of either side exceed.
     """
     test = load(run, fake=fake, real=real, data_dir=data_dir)
     with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
@@ -212,8 +291,8 @@ def robustness(
             figures, _ = _predict(test, folder / "predictions.csv", perturbation)
             del figures["trivial"], figures["iou_by_threshold"]
             strength = "clean" if perturbation is None else f"{perturbation.strength:g}"
-            iou, ap = figures["iou_lg"], figures["ap"]
-            log.info("%s %-6s iou_lg %5.1f  ap %5.1f", kind, strength, iou, ap)
+            iou = "–" if figures["iou_lg"] is None else f"{figures['iou_lg']:.1f}"
+            log.info("%s %-6s iou_lg %5s  ap %5.1f", kind, strength, iou, figures["ap"])
             points.append(figures)
         results = {
             "perturbation": kind,
@@ -268,7 +347,8 @@ def _predict(
                     if hosts.is_first():
                         index = int(values["index"])
                         key = keys.pop(index, None) or source[index]["key"].decode()
-                        known = COLUMNS[2:] if side == "fake" else COLUMNS[2:4]
+                        has_mask = not math.isnan(values["manipulated_share"])
+                        known = COLUMNS[2:] if has_mask else COLUMNS[2:4]
                         figures = {name: values[name] for name in known}
                         writer.writerow({"key": key, "label": side, **figures})
     (real_scores, real_probabilities), (fake_scores, fake_probabilities) = (
@@ -285,6 +365,9 @@ def _predict(
         **{name: mean[name] for name in FIGURES},
         "pixel_images": means.count("pixel_auc"),
         **_percent(detection),
+        "threshold": test.threshold,
+        "real_above": _percent_above(real_scores, test.threshold),
+        "fake_above": _percent_above(fake_scores, test.threshold),
         "iou_by_threshold": [
             {"threshold": threshold, "iou_lg": mean[name]}
             for threshold, name in zip(metrics.THRESHOLDS.tolist(), AT_THRESHOLDS, strict=True)
@@ -317,23 +400,12 @@ def _measure_all(
     network works on the next one.
     """
     source = test.sides[side]
-    batches = pipeline.eval_batches(
-        source,
-        test.config,
-        mask_size=None,
-        perturb=perturbation,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
-    total = -(-len(source) // test.config.eval.batch)
-    silent = None if hosts.is_first() else True  # None: unless there is a terminal
     pending: Iterator[np.ndarray] | None = None
-    with contextlib.closing(batches):  # on Ctrl-C too: its threads must end before the program
-        for batch in tqdm(batches, "evaluating", total, unit="batch", disable=silent, leave=False):
-            _, localized = test.step(test.state, test.parallel.shard({"image": batch["image"]}))
+    batches = _localized(test, source, f"evaluating, {side}", perturbation)
+    with contextlib.closing(batches):
+        for batch, localized in batches:
             if pending is not None:
                 yield _of_all_hosts(pending, source)
-            localized = test.parallel.gather(localized)
             places = np.where(batch["weight"] > 0, batch["index"], -1).tolist()
             measure = functools.partial(_measure, source, side, localized, keys)
             pending = pool.map(measure, range(len(places)), places)
@@ -381,7 +453,7 @@ def _measure(
         record = source[index]
         keys[index] = record["key"].decode()
         values |= {"score": score, "probability": probability}
-        if side == "fake":
+        if side == "fake" and "mask" in record:
             mask = pipeline.full_mask(record)
             values |= metrics.localization(localization_map, mask)
             values["manipulated_share"] = mask.mean()
@@ -400,7 +472,7 @@ def _examples(
     for side, source in sides.items():
         for index, localization_map in maps[side].items():
             record = source[index]
-            mask = pipeline.full_mask(record) if side == "fake" else None
+            mask = pipeline.full_mask(record) if side == "fake" and "mask" in record else None
             image, key = pipeline.full_image(record), record["key"].decode()
             examples.append(summary.Example(key, image, mask, localization_map))
     return examples
@@ -419,6 +491,10 @@ def _trivial_maps(shape: tuple[int, ...], index: int) -> dict[str, Float[np.ndar
 def _percent(figures: dict[str, float]) -> dict[str, float | None]:
     """× 100; None for what no image has."""
     return {name: None if math.isnan(value) else 100 * value for name, value in figures.items()}
+
+
+def _percent_above(scores: Float[np.ndarray, " n"], threshold: float | None) -> float | None:
+    return None if threshold is None else 100 * float(np.mean(scores > threshold))
 
 
 def place(source: Path, target: epath.Path) -> None:
@@ -446,7 +522,7 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     _RUN = flags.DEFINE_string("run", None, "A run directory.", required=True)
-    _FAKE = flags.DEFINE_string("fake", None, "A prepared subset with masks to test on.")
+    _FAKE = flags.DEFINE_string("fake", None, "A prepared subset of fakes to test on.")
     _REAL = flags.DEFINE_string("real", None, "A prepared subset of real images to test on.")
     _DATA_DIR = flags.DEFINE_string("data_dir", None, "Prepared datasets; default: the run's.")
     _PERTURB = flags.DEFINE_enum(

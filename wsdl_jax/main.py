@@ -51,30 +51,21 @@ def main(_: list[str]) -> None:
         pipeline.prepare(config, _ALSO_ON.value)
     hosts.wait("datasets")
     pipeline.prepare(config, _ALSO_ON.value)  # where the others have disks of their own
-    tested = [
-        pipeline.Examples((name,), "test", config.data.dir)
-        for name in (config.data.test_fake, config.data.test_real, *_ALSO_ON.value)
-    ]
+    for name in (config.data.test_fake, config.data.test_real, *_ALSO_ON.value):
+        pipeline.Examples((name,), "test", config.data.dir)  # raises ConfigError
     try:
         train(config, run)
     except Interrupted as stop:
         log.info("%s: %s; the same command continues it", run, stop)
         sys.exit(128 + stop.signal_number)
-    if tested[0].have_masks:
-        for fake in (None, *_ALSO_ON.value):
-            evaluate(run, fake=fake)
-    else:
-        log.info(
-            "%s is trained, but not evaluated: %s has no masks; for a dataset that has them:"
-            " python -m wsdl_jax.evaluate --run %s --fake …",
-            *(run, config.data.test_fake, run),
-        )
+    for fake in (None, *_ALSO_ON.value):
+        evaluate(run, fake=fake)
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default: a name under runs/.")
-    _ALSO_ON = flags.DEFINE_list("also_on", [], "Further subsets with masks to evaluate on.")
+    _ALSO_ON = flags.DEFINE_list("also_on", [], "Further subsets of fakes to evaluate on.")
     flags.mark_flag_as_required("config")
     _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
     _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, one a host.")

@@ -39,7 +39,7 @@ from jaxtyping import Float
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from wsdl_jax import command, methods, metrics, runs, summary
+from wsdl_jax import command, methods, metrics, runs, summary, verdict
 from wsdl_jax.errors import UserError
 from wsdl_jax.evaluate import on_devices
 from wsdl_jax.parallel import AXIS, Parallel
@@ -144,6 +144,7 @@ class Prediction:
     Attributes:
       score: higher = more likely fake; a probability or a logit, by method.
       probability: of being fake.
+      verdict: "fake" or "real", see `Localizer`.
       raw: the localization map as the network gives it, of windows blended, in [0, 1].
       size: height and width of the image.
       covered: rows and columns of `raw` that the image covers, see `View`.
@@ -153,14 +154,10 @@ class Prediction:
 
     score: float
     probability: float
+    verdict: str
     raw: Float[np.ndarray, "h w"]
     size: tuple[int, int]
     covered: tuple[float, float]
-
-    @property
-    def verdict(self) -> str:
-        """By the probability, over one half or not: "fake" or "real"."""
-        return "fake" if self.probability > metrics.THRESHOLD else "real"
 
     def strips(self) -> Iterator[Float[np.ndarray, "n width"]]:
         """`map` in strips of whole rows, from the top, so that it need not be in memory at once."""
@@ -198,6 +195,9 @@ class Localizer:
     "tile", images that are larger than that are seen in their own resolution, through windows of
     that size which overlap by half. Their maps are blended with weights that fall off smoothly from
     the centre (sin², in either direction). A window that reaches beyond the image sees it mirrored.
+
+    An image is called fake where its score is above `threshold`, and without a threshold where its
+    probability of being fake is above one half.
     """
 
     def __init__(
@@ -207,10 +207,12 @@ class Localizer:
         *,
         mode: str = "resize",
         batch: int | None = None,
+        threshold: float | None = None,
     ):
         """See `load`, for a config and its network in evaluation mode."""
         if mode not in MODES:
             raise UserError(f"mode {mode!r}: choose from {', '.join(MODES)}")
+        self.threshold = threshold
         self.mode = mode
         self._size, self._resize = config.data.image_size, config.data.resize
         self._parallel = Parallel(config.parallel.backend)
@@ -222,7 +224,12 @@ class Localizer:
 
     @classmethod
     def load(
-        cls, run: epath.PathLike, *, mode: str = "resize", batch: int | None = None
+        cls,
+        run: epath.PathLike,
+        *,
+        mode: str = "resize",
+        batch: int | None = None,
+        false_positive_rate: float = verdict.FALSE_POSITIVE_RATE,
     ) -> "Localizer":
         """The best network of a run, on all devices.
 
@@ -231,12 +238,18 @@ class Localizer:
           mode: "resize" or "tile".
           batch: images, or windows, that the network takes at once, over all devices; fewer are
             padded. By default the run's config.eval.batch.
+          false_positive_rate: the share of the real validation images, in [0, 1), that may be
+            called fake, from which `threshold` follows. A run that was never evaluated does not
+            know what they score, and has none.
 
         Raises:
           UserError: not a run, no checkpoint yet, or no such mode.
         """
-        config, model, _ = runs.load(epath.Path(run), AXIS)
-        return cls(config, model, mode=mode, batch=batch)
+        run = epath.Path(run)
+        config, model, checkpoint = runs.load(run, AXIS)
+        scores = verdict.load(run, checkpoint)
+        threshold = None if scores is None else verdict.threshold(scores, false_positive_rate)
+        return cls(config, model, mode=mode, batch=batch, threshold=threshold)
 
     def __call__(self, images: Iterable[np.ndarray | Image.Image]) -> list[Prediction]:
         """Localizes images: uint8 arrays [H, W, 3] or Pillow's, of any size each.
@@ -304,7 +317,7 @@ class Localizer:
                 raise UserError(f"scores or maps are not finite, first those of {parts.name}")
             parts.add(place, scores[row], probabilities[row], maps[row])
             if parts.complete:
-                yield parts.name, parts.prediction()
+                yield parts.name, parts.prediction(self.threshold)
 
 
 class _Parts:
@@ -339,10 +352,12 @@ class _Parts:
         self._sum[here] += self._falloff * part
         self._weights[here] += self._falloff
 
-    def prediction(self) -> Prediction:
+    def prediction(self, threshold: float | None) -> Prediction:
         score, probability = np.mean(self._told, axis=0).tolist()
+        fake = probability > metrics.THRESHOLD if threshold is None else score > threshold
+        called = "fake" if fake else "real"
         raw = self._sum / self._weights
-        return Prediction(score, probability, raw, self.view.size, self.view.covered)
+        return Prediction(score, probability, called, raw, self.view.size, self.view.covered)
 
 
 def _starts(covered: float, window: int) -> list[int]:
@@ -437,6 +452,7 @@ def predict(
     out: epath.Path,
     *,
     mode: str = "resize",
+    false_positive_rate: float = verdict.FALSE_POSITIVE_RATE,
 ) -> list[Row]:
     """Localizes images of files with the best network of a run.
 
@@ -454,6 +470,7 @@ def predict(
       images: paths of files, folders and patterns.
       out: a new or empty folder.
       mode: see `Localizer`.
+      false_positive_rate: see `Localizer.load`.
 
     Returns:
       A row an image, in the order of the files.
@@ -469,7 +486,16 @@ def predict(
     batch = runs.load_config(run).eval.batch
     if mode == "resize":
         batch = min(batch, len(files))
-    localizer = Localizer.load(run, mode=mode, batch=batch)
+    localizer = Localizer.load(run, mode=mode, batch=batch, false_positive_rate=false_positive_rate)
+    if localizer.threshold is None:
+        rule = "probability above 0.5"
+        log.warning(
+            "%s was never evaluated, so what real images score is not known: called fake by a %s",
+            *(run, rule),
+        )
+    else:
+        share = f"{100 * false_positive_rate:g}%"
+        rule = f"score above {localizer.threshold:.4g}, as {share} of real validation images have"
     partial = out.with_name(f".{out.name}.partial")
     try:
         if partial.exists():  # of a command that was killed
@@ -478,7 +504,7 @@ def predict(
         with _pillow_without_its_limit():
             rows = _localize_files(localizer, files, partial)
         _write_table(rows, partial / "predictions.csv")
-        (partial / "index.html").write_text(_page(rows, mode))
+        (partial / "index.html").write_text(_page(rows, mode, rule))
         if out.exists():
             out.rmdir()
         partial.rename(out)
@@ -681,10 +707,12 @@ $rows
 """)
 
 
-def _page(rows: list[Row], mode: str) -> str:
+def _page(rows: list[Row], mode: str, rule: str) -> str:
     """index.html: one table, without scripts, and without anything that is not beside it."""
     return _PAGE.substitute(
-        summary=html.escape(f"{counts(rows)}. Mode: {mode}. Bright is manipulated."),
+        summary=html.escape(
+            f"{counts(rows)}. Mode: {mode}. Called fake: {rule}. Bright is manipulated."
+        ),
         rows="\n".join(map(_table_row, rows)),
     )
 
@@ -726,7 +754,13 @@ def main(arguments: list[str]) -> None:
     jax.config.parse_flags_with_absl()
     run, out = epath.Path(_RUN.value), epath.Path(_OUT.value)
     # A shell makes several arguments of --images *.png, of which the flag gets the first.
-    rows = predict(run, [*_IMAGES.value, *arguments[1:]], out, mode=_MODE.value)
+    rows = predict(
+        run,
+        [*_IMAGES.value, *arguments[1:]],
+        out,
+        mode=_MODE.value,
+        false_positive_rate=_FALSE_POSITIVE_RATE.value,
+    )
     log.info("%s; written to %s", counts(rows), out)
     failed = [row for row in rows if row.error]
     if failed:
@@ -747,5 +781,12 @@ if __name__ == "__main__":
         "resize",
         MODES,
         "Squash images to the size trained on, or look at larger ones in tiles.",
+    )
+    _FALSE_POSITIVE_RATE = flags.DEFINE_float(
+        "false_positive_rate",
+        verdict.FALSE_POSITIVE_RATE,
+        "The share of the run's real validation images that may be called fake.",
+        lower_bound=0.0,
+        upper_bound=0.99,
     )
     command.run(main, operands=("[IMAGES…]",))

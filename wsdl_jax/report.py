@@ -58,8 +58,8 @@ class Prediction(NamedTuple):
       place: in its side's test split.
       key: its name.
       score: of the run.
-      share: of its pixels that are manipulated, in [0, 1]; None for a real image.
-      iou: `iou_lg` of its map, in [0, 1]; None for a real image.
+      share: of its pixels that are manipulated, in [0, 1]; None without a mask.
+      iou: `iou_lg` of its map, in [0, 1]; None without a mask.
     """
 
     place: int
@@ -139,7 +139,10 @@ def read(paths: Sequence[epath.Path]) -> list[Run]:
             if (file := folder / f"robustness-{kind}.json").exists()
         ]
         for figures in results:
-            if not {*DETECTION, *metrics.LOCALIZATION, "iou_by_threshold"} <= figures.keys():
+            if (
+                not {*DETECTION, *metrics.LOCALIZATION, "iou_by_threshold", "threshold"}
+                <= figures.keys()
+            ):
                 raise UserError(f"{path} was evaluated by another version: evaluate it again")
         for found in (*results, *robustness):
             if found["checkpoint"] != results[0]["checkpoint"]:
@@ -235,16 +238,21 @@ def tables(all_runs: Sequence[Run]) -> list[dict[str, Any]]:
                 (_range([results["trivial"][name][figure] for results in found]), False)
                 for figure in metrics.LOCALIZATION
             ]
-            rows.append((name, None, [*cells, *[none] * len(DETECTION), none]))
+            rows.append((name, None, [*cells, *[none] * (len(DETECTION) + 2)]))
         chance = [("50.0", False)] * len(DETECTION)
-        rows.append(("guessing", None, [*[none] * len(metrics.LOCALIZATION), *chance, none]))
+        rows.append(("guessing", None, [*[none] * len(metrics.LOCALIZATION), *chance, none, none]))
         title = (
-            f"{found[0]['fake_images']} images of {fake} ({found[0]['manipulated_share']:.1f}% "
-            f"manipulated) and {found[0]['real_images']} of {real}"
+            f"{found[0]['fake_images']} images of {fake} ({_masks(found[0])}) and "
+            f"{found[0]['real_images']} of {real}"
         )
-        head = (*metrics.LOCALIZATION, *DETECTION, "best iou_lg")
+        head = (*metrics.LOCALIZATION, *DETECTION, "called fake", "best iou_lg")
         out.append({"title": title, "head": head, "rows": rows})
     return out
+
+
+def _masks(results: dict[str, Any]) -> str:
+    share = results["manipulated_share"]
+    return "without masks" if share is None else f"{share:.1f}% manipulated"
 
 
 def _cells(results: dict[str, Any], found: list[dict[str, Any]]) -> list[tuple[str, bool]]:
@@ -256,6 +264,10 @@ def _cells(results: dict[str, Any], found: list[dict[str, Any]]) -> list[tuple[s
             text += f" ± {results['ap_2sd']:.1f}"
         known = [other[name] for other in found if other[name] is not None]
         cells.append((text, len(known) > 1 and results[name] == max(known)))
+    above = (_figure(results[f"{side}_above"]) for side in ("fake", "real"))
+    cells.append((" / ".join(above), False))
+    if results["iou_lg"] is None:  # no masks
+        return [*cells, ("–", False)]
     at = max(results["iou_by_threshold"], key=lambda point: point["iou_lg"])
     return [*cells, (f"{at['iou_lg']:.1f} at {at['threshold']:.2f}", False)]
 
@@ -372,7 +384,7 @@ def _share_of_fakes(run: Run) -> float:
 def iou_by_size(
     predictions: Sequence[Prediction],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Fake images in groups of equal numbers by the size of their masks: mean share, mean IoU."""
+    """Images with masks, in groups of equal numbers by their size: mean share, mean IoU."""
     pairs = np.array(sorted((row.share, row.iou) for row in predictions))
     groups = np.array_split(pairs, min(_SIZES, len(pairs)))
     shares, ious = np.array([group.mean(0) for group in groups]).T
@@ -381,7 +393,12 @@ def iou_by_size(
 
 def _localization_plots(all_runs: Sequence[Run]) -> list[Markup]:
     by_size, by_threshold, trivial = [], [], []
-    for number, run in enumerate(all_runs):
+    with_masks = [
+        (number, run) for number, run in enumerate(all_runs) if run.results[0]["iou_lg"] is not None
+    ]
+    if not with_masks:
+        return []
+    for number, run in with_masks:
         shares, ious = iou_by_size(run.predictions["fake"])
         by_size.append(plots.Series(run.name, 100 * shares, 100 * ious, number, "dots"))
         # The map that calls everything manipulated has as IoU the share that is.
@@ -389,8 +406,8 @@ def _localization_plots(all_runs: Sequence[Run]) -> list[Markup]:
         points = run.results[0]["iou_by_threshold"]
         thresholds, at = zip(*((p["threshold"], p["iou_lg"]) for p in points), strict=True)
         by_threshold.append(plots.Series(run.name, thresholds, at, number, "dots"))
-    share = all_runs[0].results[0]["manipulated_share"]
-    alike = len({run.results[0]["manipulated_share"] for run in all_runs}) == 1
+    share = with_masks[0][1].results[0]["manipulated_share"]
+    alike = len({run.results[0]["manipulated_share"] for _, run in with_masks}) == 1
     baseline = [plots.Series("all fake", (0, 1), (share, share), _BASELINE, "dashed")]
     return [
         plots.plot(
@@ -424,6 +441,8 @@ def _robustness_plots(all_runs: Sequence[Run]) -> list[Markup]:
         for figure in ("iou_lg", "ap"):
             series = []
             for number, found in entries:
+                if found["clean"][figure] is None:  # no masks
+                    continue
                 name, clean = all_runs[number].name, found["clean"][figure]
                 points = [(point["strength"], point[figure]) for point in found["points"]]
                 if identity is not None:
@@ -435,6 +454,8 @@ def _robustness_plots(all_runs: Sequence[Run]) -> list[Markup]:
                     series.append(
                         plots.Series(f"{name}, clean", ends, (clean,) * 2, number, "dashed")
                     )
+            if not series:
+                continue
             out.append(
                 plots.plot(
                     series,
@@ -454,9 +475,10 @@ def _robustness_plots(all_runs: Sequence[Run]) -> list[Markup]:
 def chosen(predictions: dict[str, list[Prediction]], count: int) -> dict[str, list[int]]:
     """Places of about `count` images of a run: of each side the best, the worst and evenly spaced.
 
-    Two thirds are fake, by IoU; the worst real ones are those of the highest scores.
+    Two thirds are fake, by IoU, or by score where they have no masks; the worst real ones are those
+    of the highest scores.
     """
-    fakes = sorted(predictions["fake"], key=lambda row: row.iou)
+    fakes = sorted(predictions["fake"], key=lambda row: row.score if row.iou is None else row.iou)
     reals = sorted(predictions["real"], key=lambda row: -row.score)
     out = {}
     for side, rows, wanted in (
@@ -532,7 +554,7 @@ def _card(row: Prediction, record: dict[str, Any], side: str, subset: str, folde
     image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
     image.save(folder / f"{stem}.jpg", quality=90, subsampling=0)
     mask = None
-    if side == "fake":
+    if "mask" in record and side == "fake":
         mask = f"{stem}.mask.png"
         pixels = metrics.resize_mask(pipeline.full_mask(record), *image.size[::-1])
         Image.fromarray(pixels * np.uint8(255)).convert("1").save(folder / mask, optimize=True)

@@ -86,22 +86,27 @@ def text_table(results: dict, title: str) -> str:
     """The results as a table of fixed-width text; figures × 100, "–" where there is none."""
     columns = metrics.LOCALIZATION
     width = 2 + max(map(len, columns))
-    lines = [
-        f"{title}: {results['fake_images']} images of {results['test_fake']}, "
-        f"{results['manipulated_share']:.1f}% manipulated",
-        f"{'localization':<14}" + "".join(f"{name:>{width}}" for name in columns),
-    ]
-    for name, figures in {"this run": results, **results["trivial"]}.items():
-        cells = ("–" if figures[c] is None else f"{figures[c]:.1f}" for c in columns)
-        lines.append(f"{name:<14}" + "".join(f"{cell:>{width}}" for cell in cells))
-    if results["pixel_images"] < results["fake_images"]:
-        lines.append(
-            f"pixel_auc and pixel_ap: over the {results['pixel_images']} images whose mask has "
-            "both classes"
-        )
+    share = results["manipulated_share"]
+    masks = "without masks" if share is None else f"{share:.1f}% manipulated"
+    lines = [f"{title}: {results['fake_images']} images of {results['test_fake']}, {masks}"]
+    if share is not None:
+        lines.append(f"{'localization':<14}" + "".join(f"{name:>{width}}" for name in columns))
+        for name, figures in {"this run": results, **results["trivial"]}.items():
+            cells = ("–" if figures[c] is None else f"{figures[c]:.1f}" for c in columns)
+            lines.append(f"{name:<14}" + "".join(f"{cell:>{width}}" for cell in cells))
+        if results["pixel_images"] < results["fake_images"]:
+            lines.append(
+                f"pixel_auc and pixel_ap: over the {results['pixel_images']} images whose mask has "
+                "both classes"
+            )
     lines += [
         f"detection, against {results['real_images']} images of {results['test_real']}:",
         f"  ap {results['ap']:.1f} ± {results['ap_2sd']:.1f}, auc {results['auc']:.1f}, "
         f"balanced_accuracy {results['balanced_accuracy']:.1f}",
     ]
+    if results["threshold"] is not None:
+        lines.append(
+            f"  called fake, score above {results['threshold']:.4g}: {results['fake_above']:.1f}% "
+            f"of the fake images, {results['real_above']:.1f}% of the real ones"
+        )
     return "\n".join(lines) + "\n"

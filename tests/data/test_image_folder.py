@@ -5,9 +5,11 @@ Images are told apart by their first pixel.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from wsdl_data import build
 from wsdl_data.image_folder import listing
+from wsdl_jax import report
+from wsdl_jax.evaluate import robustness
 
 REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("train", "valid", "test")
@@ -568,24 +574,40 @@ def test_methods_train_and_are_tested_on_it(
     assert results["test_real"] == "image_folder/mine_real"
 
 
-def test_a_method_trains_without_masks_and_says_what_it_leaves_out(
+def test_without_masks_there_is_detection_alone(
     shrunk: dict, prepared: Path, tmp_path: Path
 ) -> None:
     run, fields = tmp_path / "run", {**shrunk, "data.dir": prepared}
     done = train(run, "grad_cam", "setup=a,source=image_folder/bare", fields)
     assert done.returncode == 0, done.stderr
-    assert (run / "checkpoints/2").is_dir()
-    assert done.stderr.splitlines()[-1] == (
-        f"{run} is trained, but not evaluated: image_folder/bare_fake has no masks; for a"
-        f" dataset that has them: python -m wsdl_jax.evaluate --run {run} --fake …"
-    )
+    results = json.loads((run / "results.json").read_text())
+    assert results["iou_lg"] is results["manipulated_share"] is results["pixel_ap"] is None
+    assert results["pixel_images"] == 0
+    with (run / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    scores = {
+        side: [float(row["score"]) for row in rows if row["label"] == side]
+        for side in ("fake", "real")
+    }
+    labels = np.repeat([0, 1], [len(scores["real"]), len(scores["fake"])])
+    auc = roc_auc_score(labels, [*scores["real"], *scores["fake"]])
+    assert results["auc"] == pytest.approx(100 * auc)
+    assert {row["iou_lg"] for row in rows} == {row["manipulated_share"] for row in rows} == {""}
+    text = (run / "results.txt").read_text()
+    assert "image_folder/bare_fake, without masks" in text and "iou_lg" not in text
+    stored = robustness(epath.Path(run), "gamma", [2])
+    assert stored["points"][0]["iou_lg"] is None and stored["points"][0]["auc"] is not None
+    report.report([epath.Path(run)], epath.Path(run / "report"))
+    page = (run / "report/index.html").read_text()
+    assert "without masks" in page and "no mask</div>" in page
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert "ap after gamma" in titles
+    assert not [title for title in titles if "IoU" in title or "iou" in title]
 
 
 def test_setup_c_without_masks_is_one_line_before_anything_is_written(
     real_config: Callable, prepared: Path, tmp_path: Path
 ) -> None:
-    from etils import epath
-
     from wsdl_jax import train
     from wsdl_jax.configuration import ConfigError
 

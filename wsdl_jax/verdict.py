@@ -1,0 +1,63 @@
+"""From scores to a verdict: what real images score, and the threshold that follows from it.
+
+A method's score ranks images; where "fake" begins is another question. The probability 0.5 is no
+answer for methods whose score is not calibrated: by the mean of a map, for one, an image with a
+small manipulated part stays under one half. So the share of real images that may be called fake is
+chosen, and the threshold is the score that real images of the validation split exceed that often.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from wsdl_jax.errors import UserError
+
+FALSE_POSITIVE_RATE = 0.05  # of real images, by default
+_FILE = "real_scores.json"  # in a run directory
+
+
+def threshold(real_scores: Sequence[float], false_positive_rate: float) -> float:
+    """The score above which (strictly) an image is called fake.
+
+    It is the least one of `real_scores` that at most the given share of them exceeds.
+
+    Raises ValueError for a share outside [0, 1) or no scores.
+    """
+    if not 0 <= false_positive_rate < 1:
+        raise ValueError(f"false-positive rate {false_positive_rate}, not in [0, 1)")
+    if not len(real_scores):
+        raise ValueError("no scores of real images")
+    # A share like 0.29 of 100 must be 29, though floating point has 28.999…
+    above = math.floor(false_positive_rate * len(real_scores) + 1e-9)
+    return float(np.sort(real_scores)[::-1][above])
+
+
+def save(run: epath.Path, checkpoint: int, subsets: Sequence[str], scores: Sequence[float]) -> None:
+    """Keeps in a run directory what the real images of its validation split score.
+
+    checkpoint: step of the one whose network gave the scores.
+    """
+    facts = {"checkpoint": checkpoint, "real": list(subsets), "split": "valid"}
+    text = json.dumps({**facts, "scores": sorted(scores)}) + "\n"
+    partial = run / f".{_FILE}.partial"
+    partial.write_text(text)
+    partial.replace(run / _FILE)
+
+
+def load(run: epath.Path, checkpoint: int) -> list[float] | None:
+    """What `save` has kept; None if there is nothing, or of another checkpoint.
+
+    Raises UserError for a file that cannot be read.
+    """
+    path = run / _FILE
+    if not path.exists():
+        return None
+    try:
+        kept = json.loads(path.read_text())
+        scores = [float(score) for score in kept["scores"]]
+        return scores if kept["checkpoint"] == checkpoint and scores else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): delete it, and evaluate") from error
