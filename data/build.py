@@ -301,7 +301,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status: 0 ready, 1 a build failed, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m wsdl_data.build",
-        description="Prepare datasets as TFDS folders of ArrayRecord files.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"{' or '.join(_MODULES)}, or dataset/config"

@@ -146,7 +146,8 @@ def evaluated(trained: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> 
     model.eval()
     fakes = pipeline.Examples((config.data.test_fake,), "test", config.data.dir)
     batches = pipeline.eval_batches(fakes, config, mask_size=None)
-    logits = np.concatenate([model(jnp.asarray(b["image"])).map_logits for b in batches])
+    images = [methods.network_input(jnp.asarray(batch["image"])) for batch in batches]
+    logits = np.concatenate([model(x).map_logits for x in images])
     middle = np.median(logits[: len(fakes), ..., 1] - logits[: len(fakes), ..., 0])
     bias = state["params"]["classifier"]["bias"]
     bias.set_value(bias.get_value() - jnp.asarray([0, middle], jnp.float32))

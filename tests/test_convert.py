@@ -585,7 +585,8 @@ def test_a_run_is_evaluated(files, data_dir, tmp_path):
     for side, name in (("real", config.data.test_real), ("fake", config.data.test_fake)):
         source = pipeline.Examples((name,), "test", config.data.dir)
         (batch,) = pipeline.eval_batches(source, config, mask_size=None)
-        scores[side] = np.asarray(localize(narrow("dolos-patches"), batch["image"]).scores)
+        images = methods.network_input(jnp.asarray(batch["image"]))
+        scores[side] = np.asarray(localize(narrow("dolos-patches"), images).scores)
         scores[side] = scores[side][batch["weight"] > 0]
     labels = np.repeat([0, 1], [len(scores["real"]), len(scores["fake"])])
     expected = roc_auc_score(labels, np.r_[scores["real"], scores["fake"]])

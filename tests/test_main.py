@@ -112,8 +112,10 @@ def test_the_same_command_again_only_evaluates(finished, shrunk, dolos_folder):
 # Imports take seconds: one process imports the commands, and a fork of it runs each command line.
 FORKS = """
 import json, os, runpy, sys, traceback
-import wsdl_jax.evaluate, wsdl_jax.train, wsdl_jax.command  # noqa
-del sys.modules["wsdl_jax.evaluate"], sys.modules["wsdl_jax.convert"]
+import wsdl_jax.predict, wsdl_jax.report, wsdl_jax.train, wsdl_jax.command  # noqa
+for name in ("evaluate", "convert", "predict", "report"):
+    del sys.modules[f"wsdl_jax.{name}"]
+del sys.modules["wsdl_data.build"]
 for number, (module, *arguments) in enumerate(json.load(sys.stdin)):
     child = os.fork()
     if not child:
@@ -136,6 +138,7 @@ for number, (module, *arguments) in enumerate(json.load(sys.stdin)):
 CONVERT = ("wsdl_jax.convert", "--layout=ffd-attention", "--out=x")
 PATCHES = ("wsdl_jax.main", "--config", str(REPOSITORY / "configs/patches.py"))
 SWEEP = ("wsdl_jax.sweep", "--workdir=w")
+PREDICT = ("wsdl_jax.predict", "--run=nowhere", "--images=.", "--out=x")
 SETUPS = str(REPOSITORY / "configs/sweeps/setups.py")
 BAD = {  # command line: exit code, and what the line on stderr has
     (*PATCHES, "--config.train.bacth=3"): (2, ["bacth", "batch"]),
@@ -173,15 +176,33 @@ BAD = {  # command line: exit code, and what the line on stderr has
     (*SWEEP, SETUPS): (2, ["no config file configs/patches.py", "repository"]),
     (*SWEEP, f"{SETUPS}:source=mars"): (2, ["source=mars", "portraits|celebahq"]),
     (*SWEEP, SETUPS, "--runner=abacus"): (2, ["abacus", "here|print|slurm|skypilot"]),
+    ("wsdl_jax.predict", "--run=nowhere", "--out=x"): (2, ["--images"]),
+    ("wsdl_jax.predict", "--run=nowhere", "--images=.", "--out=x"): (1, ["nowhere", "not a run"]),
+    (*PREDICT, "--false_positive_rate=5"): (2, ["false_positive_rate", "[0.0, 0.99]"]),
+    (*PREDICT, "--mode=zoom"): (2, ["zoom", "resize|tile"]),
+    ("wsdl_jax.report",): (2, ["RUN… is missing"]),
+    ("wsdl_jax.report", "nowhere"): (1, ["nowhere", "not a run"]),
+    ("wsdl_jax.report", "a", "b"): (2, ["--out is missing"]),
+    ("wsdl_jax.pod_check", *PATCHES[1:]): (2, ["--topology"]),
 }
-HELP = (*((f"wsdl_jax.{name}", "--help") for name in ("main", "evaluate", "convert", "sweep")),)
+HELP = {  # of each command: what it has to tell of
+    "wsdl_jax.main": ("--config", "--workdir", "--config configs/patches.py"),
+    "wsdl_jax.evaluate": ("--run", "--fake", "--real", "--perturb jpeg"),
+    "wsdl_jax.convert": ("--layout", "--out", "--setup", "xcp_reg.tar"),
+    "wsdl_jax.predict": ("--run", "--images", "--mode", "--false_positive_rate", "photo.jpg"),
+    "wsdl_jax.report": ("--out", "--gallery", "runs/patches-a-portraits-regrain_full"),
+    "wsdl_jax.sweep": ("--collect", "--runner", "--workdir", "configs/sweeps/setups.py"),
+    "wsdl_jax.pod_check": ("--topology", "--find-batch", "v5e:16x16"),
+    "wsdl_data.portraits.contact_sheet": ("PNG",),
+    "wsdl_data.build": ("--manual_dir", "--images", "--masks", "build image_folder/NAME"),
+}
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory) -> dict[tuple[str, ...], tuple[int, str, str]]:
     """Exit code, standard output and standard error of each command line."""
     folder = tmp_path_factory.mktemp("said")
-    lines = [*BAD, *HELP]
+    lines = [*BAD, *((module, "--help") for module in HELP)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     subprocess.run(
         [*PYTHON, "-W", "ignore:.*fork", "-c", FORKS],
@@ -217,18 +238,26 @@ def test_bad_command_lines_write_nothing(said):
     assert said[()] == (0, "", "")
 
 
-@pytest.mark.parametrize("line", HELP, ids=lambda line: line[0])
-def test_help(said, line):
-    code, out, err = said[line]
+@pytest.mark.parametrize("module", HELP)
+def test_help_has_the_flags_and_an_example(said, module):
+    code, out, err = said[module, "--help"]
     assert (code, err) == (0, "")
-    assert f"python -m {line[0]} " in out
-    names = {
-        "wsdl_jax.main": ("--config", "--workdir", "configs/patches.py"),
-        "wsdl_jax.evaluate": ("--run", "--fake", "--real"),
-        "wsdl_jax.convert": ("--layout", "--out", "--setup", "xcp_reg.tar"),
-        "wsdl_jax.sweep": ("--collect", "--runner", "--workdir", "configs/sweeps/setups.py"),
+    assert f"python -m {module} " in out
+    for part in HELP[module]:
+        assert part in out
+
+
+def test_every_command_is_tried():
+    runnable = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        for folder in ("wsdl_jax", "data")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        if '__name__ == "__main__"' in path.read_text()
     }
-    assert all(name in out for name in names[line[0]])
+    assert {
+        name.replace("data.", "wsdl_data.", 1) if name.startswith("data.") else name
+        for name in runnable
+    } == set(HELP)
 
 
 @pytest.mark.parametrize("finished", ["patches"], indirect=True)

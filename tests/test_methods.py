@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,6 +49,16 @@ class GivenClassifier(ImageClassifier):
 
     def upper(self, activations):
         return activations.mean((1, 2))[:, :2] - IMAGES.mean((1, 2))[:, :2] + IMAGE_LOGITS
+
+
+def test_network_input():
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 4, 64, 1).repeat(3, -1)
+    expected = pixels.astype(np.float64) / 127.5 - 1
+    for convert in (methods.network_input, jax.jit(methods.network_input)):
+        images = convert(jnp.asarray(pixels))
+        assert images.dtype == jnp.float32
+        np.testing.assert_allclose(images, expected, rtol=0, atol=2e-7)
+        np.testing.assert_array_equal(convert(images), images)
 
 
 def localize(name: str, network, variant: str = "") -> methods.Localization:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from etils import epath
+from PIL import Image
 from test_main import PYTHON, REPOSITORY
 
 from wsdl_jax import configuration, runs, storage
@@ -187,3 +188,15 @@ def test_a_run_in_a_bucket_is_the_run_on_disk(
     execute("wsdl_jax.evaluate", bucket, "--run", run, "--fake", "dolos/celebahq_repaint_p2_9k")
     beside = "dolos-celebahq_repaint_p2_9k+dolos-celebahq_real/results.json"
     assert beside in python(bucket, LIST, f"{run}/evaluations").splitlines()
+    execute("wsdl_jax.report", bucket, run, "--gallery", "3")
+    pictures = python(bucket, LIST, f"{run}/report").splitlines()
+    assert "index.html" in pictures and any(name.startswith("images/") for name in pictures)
+    photo = tmp_path / "photo.png"
+    Image.linear_gradient("L").resize((80, 70)).save(photo)
+    for out in ("gs://bucket/found", str(tmp_path / "found")):
+        execute("wsdl_jax.predict", bucket, "--run", run, "--images", str(photo), "--out", out)
+    found = set(python(bucket, LIST, "gs://bucket/found").splitlines())
+    local = [path for path in (tmp_path / "found").rglob("*") if path.is_file()]
+    assert found == {str(path.relative_to(tmp_path / "found")) for path in local}
+    table = (tmp_path / "found/predictions.csv").read_text()
+    assert python(bucket, READ, "gs://bucket/found/predictions.csv") == table

@@ -194,7 +194,8 @@ def test_validation_loss_is_the_mean_over_the_split(trained: epath.Path):
     assert len(source) == 18
     config.eval.batch = 18
     (batch,) = pipeline.eval_batches(source, config, mask_size=None)
-    logits = np.asarray(model(jnp.asarray(batch["image"])).map_logits, np.float64)
+    images = methods.network_input(jnp.asarray(batch["image"]))
+    logits = np.asarray(model(images).map_logits, np.float64)
     logits -= logits.max(-1, keepdims=True)
     log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     losses = [-log_probability[i, ..., label].mean() for i, label in enumerate(batch["label"])]
@@ -203,16 +204,17 @@ def test_validation_loss_is_the_mean_over_the_split(trained: epath.Path):
 
 
 def poisoned(at: int):
-    """`train_batches` whose batch of step `at` (from 1) has a NaN pixel."""
+    """`train_batches` whose batch of step `at` (from 1) has an image of no known weight."""
     clean = pipeline.train_batches
 
     def batches(config, *, start_step, **kwargs):
         for step, batch in enumerate(
             clean(config, start_step=start_step, **kwargs), start=start_step + 1
         ):
+            weight = np.ones(len(batch["label"]), np.float32)
             if step == at:
-                batch["image"][0, 5, 5, 0] = np.nan
-            yield batch
+                weight[0] = np.nan
+            yield {**batch, "weight": weight}
 
     return batches
 

@@ -2,10 +2,13 @@
 
 import functools
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -53,6 +56,25 @@ def _parse(argv: Sequence[str], operands: Sequence[str]) -> list[str]:
     return rest
 
 
+def _keep_compiled_programs() -> None:
+    """In a folder of the user's, so that the next start need not compile them again.
+
+    JAX's own settings, `JAX_COMPILATION_CACHE_DIR` and so on, go first. Small programs are kept,
+    too: a network's starting weights are drawn by a hundred of them.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsdl-jax"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or one that cannot be written: as if it were empty
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None:
     """Parses the flags and runs a command.
 
@@ -68,6 +90,7 @@ def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None
         absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
         absl_logging.set_verbosity(absl_logging.WARNING)
         logging.getLogger("wsdl_jax").setLevel(logging.INFO)
+        _keep_compiled_programs()
         try:
             main(argv)
         except (UserError, BuildError) as error:

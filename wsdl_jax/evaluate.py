@@ -94,7 +94,7 @@ def make_localize_step(method: methods.Method, model: nnx.Module) -> Step:
     def step(state: State, batch: methods.Batch):
         network = nnx.merge(graphdef, state["params"], state["stats"], rest)
         network.eval()
-        return None, method.localize(network, batch["image"])
+        return None, method.localize(network, methods.network_input(batch["image"]))
 
     return step
 
@@ -407,7 +407,9 @@ def _measure_all(
             if pending is not None:
                 yield _of_all_hosts(pending, source)
             places = np.where(batch["weight"] > 0, batch["index"], -1).tolist()
-            measure = functools.partial(_measure, source, side, localized, keys)
+            # Perturbed images have the masks of the clean ones, and the same trivial figures.
+            compared = perturbation is None
+            measure = functools.partial(_measure, source, side, localized, compared, keys)
             pending = pool.map(measure, range(len(places)), places)
             for row, index in enumerate(places):
                 if index in maps:  # a copy, or the whole batch would be kept
@@ -438,13 +440,15 @@ def _measure(
     source: pipeline.Examples,
     side: str,
     localized: methods.Localization,
+    compared: bool,
     keys: dict[int, str],
     row: int,
     index: int,
 ) -> Float[np.ndarray, " k"]:
     """`NUMBERS` of the image at `index` of its source, which is at `row` of its batch.
 
-    Padding has index -1, and what is not finite no numbers.
+    Padding has index -1, and what is not finite no numbers. Unless `compared`, those at other
+    thresholds and of the trivial maps are left out, which take most of the time.
     """
     values = dict.fromkeys(NUMBERS, np.nan)
     values["index"] = index
@@ -457,11 +461,12 @@ def _measure(
             mask = pipeline.full_mask(record)
             values |= metrics.localization(localization_map, mask)
             values["manipulated_share"] = mask.mean()
-            at_thresholds = metrics.iou_by_threshold(localization_map, mask)
-            values |= zip(AT_THRESHOLDS, at_thresholds, strict=True)
-            for name, trivial in _trivial_maps(localization_map.shape, index).items():
-                figures = metrics.localization(trivial, mask)
-                values |= {f"{name}: {figure}": value for figure, value in figures.items()}
+            if compared:
+                at_thresholds = metrics.iou_by_threshold(localization_map, mask)
+                values |= zip(AT_THRESHOLDS, at_thresholds, strict=True)
+                for name, trivial in _trivial_maps(localization_map.shape, index).items():
+                    figures = metrics.localization(trivial, mask)
+                    values |= {f"{name}: {figure}": value for figure, value in figures.items()}
     return np.array([values[name] for name in NUMBERS], np.float64)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from wsdl_jax import losses
 from wsdl_jax.grad_cam import FAKE, grad_cam, to_image_size
@@ -48,14 +48,24 @@ class Method:
       network: builds the network in training mode from its axis name (for BatchNorm over devices;
         None: one device) and random streams.
       loss: (network, batch) → scalar loss and its parts. A batch has `image` [B, H, W, 3] float32
-        in [-1, 1]; `label` [B]; under full supervision `mask` [B, h, w], 1 = manipulated; and
-        optionally `weight` [B], 0 for padding.
+        in [-1, 1], see `network_input`; `label` [B]; under full supervision `mask` [B, h, w], 1 =
+        manipulated; and optionally `weight` [B], 0 for padding.
       localize: (network, images) → Localization, for a network in evaluation mode.
     """
 
     network: Callable[[str | None, nnx.Rngs], nnx.Module]
     loss: Callable[[Any, Batch], tuple[Float[Array, ""], Metrics]]
     localize: Callable[[Any, Float[Array, "b h w 3"]], Localization]
+
+
+def network_input(
+    images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+) -> Float[Array, "b h w 3"]:
+    """Pixels 0 … 255, as pipelines send them to a device, → float32 in [-1, 1], as networks take
+    them. Images that are floating-point already stay as they are."""
+    if images.dtype != jnp.uint8:
+        return images
+    return images.astype(jnp.float32) / 127.5 - 1
 
 
 def _from_maps(maps: Float[Array, "b h w"]) -> Localization:

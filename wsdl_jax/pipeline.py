@@ -15,7 +15,7 @@ import grain
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from wsdl_data import build
@@ -136,18 +136,16 @@ def full_image(record: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(_open(record, "image").convert("RGB"))
 
 
-def network_input(
-    image: Image.Image, size: int, resize: str
-) -> Float[np.ndarray, "{size} {size} 3"]:
-    """An RGB image squashed to size × size pixels, with values in [-1, 1].
+def squashed(image: Image.Image, size: int, resize: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The pixels of an RGB image at size × size.
 
     resize: Pillow's filter, by its name in config.data.resize; for an image of another size.
     """
-    return np.asarray(_resized(image, size, _FILTERS[resize]), np.float32) / 127.5 - 1
+    return np.asarray(_resized(image, size, _FILTERS[resize]))
 
 
 class _Decode(grain.transforms.RandomMap):
-    """An encoded record → network input, with the flip of the recipe."""
+    """An encoded record → pixels at the network's size, with the flip of the recipe."""
 
     def __init__(self, data: ml_collections.ConfigDict, *, flip: bool, mask_size: int | None):
         self._size, self._resize = data.image_size, data.resize
@@ -159,8 +157,8 @@ class _Decode(grain.transforms.RandomMap):
         return self.example(record, _open(record, "image").convert("RGB"), flip)
 
     def example(self, record: dict[str, Any], image: Image.Image, flip: bool) -> dict[str, Any]:
-        """Network input from the image of a record, and the rest of the record."""
-        pixels = network_input(image, self._size, self._resize)
+        """Pixels from the image of a record, and the rest of the record."""
+        pixels = squashed(image, self._size, self._resize)
         example = {
             "image": pixels[:, ::-1] if flip else pixels,
             "label": np.int32(record["label"]),
@@ -192,8 +190,8 @@ def train_batches(
     """Endless training batches from step `start_step` on: this host's rows of each.
 
     Real and fake examples are pooled and reshuffled in every pass; a pass drops what does not fill
-    a batch. Batches have `image` [b, S, S, 3] float32 in [-1, 1], `label` [b] int32 and, if
-    `mask_size` is given, `mask` [b, m, m] int32 (1 = manipulated), where b = train.batch / hosts.
+    a batch. Batches have `image` [b, S, S, 3] uint8, `label` [b] int32 and, if `mask_size` is
+    given, `mask` [b, m, m] int32 (1 = manipulated), where b = train.batch / hosts.
 
     Raises ConfigError where there are fewer examples than a batch takes.
     """
@@ -248,7 +246,7 @@ def eval_batches(
 
 
 class _Load(grain.transforms.Map):
-    """A number → network input of that one of `places`; past the end, the last with weight 0."""
+    """A number → that one of `places`, decoded; past the end, the last with weight 0."""
 
     def __init__(
         self,

@@ -210,7 +210,7 @@ def lower(
     state = jax.eval_shape(lambda: runs.initial_state(methods.blank(config, AXIS), config.train))
     method = methods.from_config(config)
     images, side = batch * devices, config.data.image_size
-    inputs = {"image": jax.ShapeDtypeStruct((images, side, side, 3), jnp.float32)}
+    inputs = {"image": jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8)}
     if step == "evaluate":
         state = {name: state[name] for name in ("params", "stats")}
         mapped = parallel.map(make_localize_step(method, model))

@@ -35,7 +35,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
@@ -43,7 +43,7 @@ from wsdl_jax import command, methods, metrics, runs, summary, verdict
 from wsdl_jax.errors import UserError
 from wsdl_jax.evaluate import on_devices
 from wsdl_jax.parallel import AXIS, Parallel
-from wsdl_jax.pipeline import network_input
+from wsdl_jax.pipeline import squashed
 from wsdl_jax.storage import is_remote
 
 log = logging.getLogger("wsdl_jax")
@@ -121,7 +121,7 @@ class View:
 
     Attributes:
       size: height and width of the image.
-      pixels: network input [S, S, 3] of each window. To be read once, as it may hold the image.
+      pixels: [S, S, 3] of each window. To be read once, as it may hold the image.
       places: row and column of each window in the map, in cells.
       window: cells of the map that a window has a side.
       cells: of the map, rows and columns.
@@ -130,7 +130,7 @@ class View:
     """
 
     size: tuple[int, int]
-    pixels: Iterable[Float[np.ndarray, "s s 3"]]
+    pixels: Iterable[UInt8[np.ndarray, "s s 3"]]
     places: list[tuple[int, int]]
     window: int
     cells: tuple[int, int]
@@ -264,7 +264,7 @@ class Localizer:
         """An RGB image as the network will see it."""
         size = image.height, image.width
         if self.mode == "resize" or max(size) <= self._size:
-            pixels, side = network_input(image, self._size, self._resize), self._map_size
+            pixels, side = squashed(image, self._size, self._resize), self._map_size
             return View(size, [pixels], [(0, 0)], side, (side, side), (float(side), float(side)))
         # Windows are whole cells apart, so that their maps can be added up cell by cell.
         per_window = min(self._map_size, self._size // _CELL)
@@ -276,13 +276,13 @@ class Localizer:
         pixels = (self._window(image, row * pitch, column * pitch) for row, column in places)
         return View(size, pixels, places, per_window, cells, covered)
 
-    def _window(self, image: Image.Image, top: float, left: float) -> Float[np.ndarray, "s s 3"]:
+    def _window(self, image: Image.Image, top: float, left: float) -> UInt8[np.ndarray, "s s 3"]:
         top, left = round(top), round(left)
         bottom, right = min(top + self._size, image.height), min(left + self._size, image.width)
         pixels = np.asarray(image.crop((left, top, right, bottom)))
         beyond = (0, self._size - pixels.shape[0]), (0, self._size - pixels.shape[1]), (0, 0)
         window = Image.fromarray(np.pad(pixels, beyond, "symmetric"))
-        return network_input(window, self._size, self._resize)
+        return squashed(window, self._size, self._resize)
 
     def stream(self, views: Iterable[tuple[str, View]]) -> Iterator[tuple[str, Prediction]]:
         """Localizes (name, view) one after the other, in batches that are filled across images.
@@ -296,7 +296,7 @@ class Localizer:
         )
         pending = None  # the batch that the devices are at, while the next one is read
         while chunk := list(itertools.islice(windows, self.batch)):
-            images = np.zeros((self.batch, self._size, self._size, 3), np.float32)
+            images = np.zeros((self.batch, self._size, self._size, 3), np.uint8)
             for row, (_, _, pixels) in enumerate(chunk):
                 images[row] = pixels
             whose = [(parts, place) for parts, place, _ in chunk]
@@ -561,7 +561,7 @@ def _localize_files(localizer: Localizer, files: dict[str, str], out: epath.Path
             else:
                 yield file, dataclasses.replace(view, pixels=counted(view))
 
-    def counted(view: View) -> Iterator[Float[np.ndarray, "s s 3"]]:
+    def counted(view: View) -> Iterator[UInt8[np.ndarray, "s s 3"]]:
         for pixels in view.pixels:
             bar.update(1 / len(view.places))
             yield pixels

@@ -54,7 +54,8 @@ def make_train_step(
             # A copy: inside a gradient, statistics of shared variables cannot be updated.
             network = nnx.merge(graphdef, params, stats, rest, copy=True)
             nnx.reseed(network, dropout=key)
-            loss, metrics = method.loss(network, batch)
+            images = methods.network_input(batch["image"])
+            loss, metrics = method.loss(network, {**batch, "image": images})
             return loss, ({"loss": loss, **metrics}, nnx.state(network, nnx.BatchStat))
 
         gradients, (metrics, moved) = jax.grad(objective, has_aux=True)(params)
@@ -103,7 +104,8 @@ def make_loss_step(method: methods.Method, model: nnx.Module) -> Step:
     def step(state: State, batch: methods.Batch):
         network = nnx.merge(graphdef, state["params"], state["stats"], rest)
         network.eval()
-        loss, metrics = method.loss(network, batch)
+        images = methods.network_input(batch["image"])
+        loss, metrics = method.loss(network, {**batch, "image": images})
         weight = batch["weight"].sum()
         sums = {name: value * weight for name, value in {"loss": loss, **metrics}.items()}
         return jax.lax.psum({**sums, "weight": weight}, AXIS), None

@@ -1,4 +1,7 @@
-"""Draws the dataset's contact sheet: `python -m wsdl_data.portraits.contact_sheet OUT.png`."""
+"""Draws the dataset's contact sheet.
+
+python -m wsdl_data.portraits.contact_sheet OUT.png
+"""
 
 import argparse
 import pathlib
@@ -78,7 +81,9 @@ def contact_sheet() -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=pathlib.Path, help="the PNG file to write")
     out = parser.parse_args().out
     contact_sheet().save(out, optimize=True)
