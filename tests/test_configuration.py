@@ -456,6 +456,7 @@ def test_differences_name_field_and_values():
 def test_where_and_how_fast_data_is_read_is_no_difference():
     old, new = GET_CONFIG["patches"](), GET_CONFIG["patches"]()
     new.data.dir, new.data.manual_dir, new.data.workers = "/elsewhere", "/download", 3
+    new.data.cache = True
     assert configuration.differences(old, new) == []
     old.data.real = ("portraits/real", "portraits/real-96px")
     assert len(configuration.differences(old, new)) == 1

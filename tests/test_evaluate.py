@@ -167,6 +167,15 @@ def test_verdict(run, predicted, evaluated):
         assert stored[f"{side}_above"] == pytest.approx(100 * share, abs=1e-9)
 
 
+def test_without_real_training_images_those_tested_on_have_a_validation_split(run, tmp_path):
+    other = epath.Path(shutil.copytree(run, tmp_path / "other"))
+    (other / "real_scores.json").unlink()
+    config = runs.load_config(other)
+    config.setup, config.supervision, config.data.real = "c", "full", ()
+    (other / "config.json").write_text(config.to_json())
+    assert evaluate(other)["threshold"] == results(run)["threshold"]
+
+
 def test_kept_scores_are_used_again_unless_of_another_network(run, tmp_path, caplog):
     other = epath.Path(shutil.copytree(run, tmp_path / "other"))
     path = other / "real_scores.json"

@@ -171,6 +171,26 @@ def test_flips_about_half_and_the_mask_with_the_image(masked):
     np.testing.assert_array_equal(in_order(masked, "train", MASKED)["image"], known["image"])
 
 
+def test_what_is_cached_is_not_decoded_again(masked, monkeypatch):
+    masked.train.batch, masked.data.flip = 8, True
+    passes = 3 * TRAIN // 8
+    plain = take(passes, masked, mask_size=16)
+    opened: list[str] = []
+    read = pipeline._open
+
+    def counted(record: dict[str, Any], feature: str) -> Image.Image:
+        opened.append(feature)
+        return read(record, feature)
+
+    monkeypatch.setattr(pipeline, "_open", counted)
+    masked.data.cache = True
+    for one, other in zip(take(passes, masked, mask_size=16), plain, strict=True):
+        for name, values in other.items():
+            np.testing.assert_array_equal(one[name], values)
+    # Three passes; threads that ask for an image before the first has decoded it do so, too.
+    assert TRAIN <= opened.count("image") == opened.count("mask") <= 2 * TRAIN
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("start", [0, 3, 7])
 def test_hosts_and_restarts_read_the_same_global_batches(masked, hosts, start):

@@ -29,7 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "parallel.backend": ("shard_map", "pmap"),
 }
 # Where and how fast the data is read: a run may be continued with other values.
-CIRCUMSTANCES = ("data.dir", "data.manual_dir", "data.workers", "profile")
+CIRCUMSTANCES = ("data.dir", "data.manual_dir", "data.workers", "data.cache", "profile")
 
 # Fake subsets of each source: those of fully generated images, and those with masks. All masked
 # subsets of Dolos are tested on CelebA-HQ, the only part with test images.
@@ -75,6 +75,7 @@ def base() -> ml_collections.ConfigDict:
     data.mask_resize = "nearest"  # Pillow's filter for mask targets
     data.flip = False  # horizontal flips with probability 0.5
     data.workers = 0  # processes that read and decode; 0: threads of this process
+    data.cache = False  # keep decoded training images in memory: image_size² × 3 bytes each
 
     config.model = model = ml_collections.ConfigDict()
     model.width = 1.0  # multiplies every channel count of Xception

@@ -152,9 +152,10 @@ def _threshold(run: epath.Path, test: Test) -> float | None:
     scores = verdict.load(run, test.checkpoint)
     if not hosts.any_host(scores is None):
         return verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
-    subsets = test.config.data.real
+    data = test.config.data
+    subsets = data.real or (data.test_real,)  # setup c trains without real images
     try:
-        source = pipeline.Examples(subsets, "valid", test.config.data.dir)
+        source = pipeline.Examples(subsets, "valid", data.dir)
     except ConfigError as error:
         log.warning("no threshold for a verdict from real validation images: %s", error)
         return None

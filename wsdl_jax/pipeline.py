@@ -144,35 +144,65 @@ def squashed(image: Image.Image, size: int, resize: str) -> UInt8[np.ndarray, "{
     return np.asarray(_resized(image, size, _FILTERS[resize]))
 
 
-class _Decode(grain.transforms.RandomMap):
-    """An encoded record → pixels at the network's size, with the flip of the recipe."""
+class _Decoded:
+    """Examples as pixels at the network's size, in a dict, with their labels and targets."""
 
-    def __init__(self, data: ml_collections.ConfigDict, *, flip: bool, mask_size: int | None):
+    def __init__(
+        self,
+        examples: Examples,
+        data: ml_collections.ConfigDict,
+        *,
+        mask_size: int | None,
+        cache: bool = False,
+    ):
+        """cache: whether what was decoded once is kept, by each process that reads."""
+        self._examples = examples
         self._size, self._resize = data.image_size, data.resize
         self._mask_size, self._mask_filter = mask_size, _FILTERS[data.mask_resize]
-        self._flip = flip
+        self._kept: dict[int, dict[str, Any]] | None = {} if cache else None
 
-    def random_map(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        flip = self._flip and rng.random() < 0.5
-        return self.example(record, _open(record, "image").convert("RGB"), flip)
+    def __len__(self) -> int:
+        return len(self._examples)
 
-    def example(self, record: dict[str, Any], image: Image.Image, flip: bool) -> dict[str, Any]:
-        """Pixels from the image of a record, and the rest of the record."""
-        pixels = squashed(image, self._size, self._resize)
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        index = int(index)
+        if self._kept is None:
+            return self.read(index)
+        if index not in self._kept:
+            self._kept[index] = self.read(index)
+        return self._kept[index]
+
+    def read(
+        self, index: int, perturb: Callable[[np.ndarray, int], np.ndarray] | None = None
+    ) -> dict[str, Any]:
+        """perturb: (decoded image [h, w, 3] uint8, its place) → image, before it is resized."""
+        record = self._examples[index]
+        image = _open(record, "image").convert("RGB")
+        if perturb is not None:
+            image = Image.fromarray(perturb(np.asarray(image), index))
         example = {
-            "image": pixels[:, ::-1] if flip else pixels,
+            "image": squashed(image, self._size, self._resize),
             "label": np.int32(record["label"]),
         }
         if self._mask_size is not None:
-            example["mask"] = self._target(record, flip)
+            example["mask"] = self._target(record)
         return example
 
-    def _target(self, record: dict[str, Any], flip: bool) -> np.ndarray:
+    def _target(self, record: dict[str, Any]) -> np.ndarray:
         # As published: the mask file (white = untouched) is resized, and dark is manipulated.
         untouched = Image.fromarray(255 - np.asarray(_open(record, "mask")))
         resized = np.asarray(_resized(untouched, self._mask_size, self._mask_filter))
-        target = (resized < 127.5).astype(np.int32)
-        return target[:, ::-1] if flip else target
+        return (resized < 127.5).astype(np.int32)
+
+
+class _Flip(grain.transforms.RandomMap):
+    """The flip of the recipe: of half of the images, and of their masks with them."""
+
+    def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        if rng.random() >= 0.5:
+            return example
+        images = {name: example[name][:, ::-1] for name in ("image", "mask") if name in example}
+        return {**example, **images}
 
 
 def _resized(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
@@ -200,14 +230,11 @@ def train_batches(
     whole = len(examples) // batch * batch
     if not whole:
         raise ConfigError(f"train.batch = {batch}, but there are {len(examples)} training images")
-    decode = _Decode(data, flip=data.flip, mask_size=mask_size)
-    dataset = (
-        grain.MapDataset.source(examples)
-        .seed(config.seed)
-        .shuffle()
-        .random_map(decode)  # before the slice, or hosts would draw the same randomness
-    )[:whole]
-    dataset = dataset[process::processes].batch(batch // processes, drop_remainder=True)
+    decoded = _Decoded(examples, data, mask_size=mask_size, cache=data.cache)
+    dataset = grain.MapDataset.source(decoded).seed(config.seed).shuffle()
+    if data.flip:  # before the slice, or hosts would draw the same randomness
+        dataset = dataset.random_map(_Flip())
+    dataset = dataset[:whole][process::processes].batch(batch // processes, drop_remainder=True)
     return _iterate(dataset.repeat()[start_step:], data.workers)
 
 
@@ -239,8 +266,7 @@ def eval_batches(
     batch = config.eval.batch
     places = range(len(examples)) if places is None else places
     padded = -(-len(places) // batch) * batch
-    decode = _Decode(config.data, flip=False, mask_size=mask_size)
-    load = _Load(examples, places, decode, perturb)
+    load = _Load(_Decoded(examples, config.data, mask_size=mask_size), places, perturb)
     dataset = grain.MapDataset.range(padded)[process::processes].map(load)
     return _iterate(dataset.batch(batch // processes), config.data.workers)
 
@@ -250,23 +276,18 @@ class _Load(grain.transforms.Map):
 
     def __init__(
         self,
-        examples: Examples,
+        decoded: _Decoded,
         places: Sequence[int],
-        decode: _Decode,
         perturb: Callable[[np.ndarray, int], np.ndarray] | None,
     ):
-        self._examples, self._places = examples, places
-        self._decode, self._perturb = decode, perturb
+        self._decoded, self._places, self._perturb = decoded, places, perturb
         self._last = len(places) - 1
 
     def map(self, number: int) -> dict[str, Any]:
         index = self._places[min(number, self._last)]
-        record = self._examples[index]
-        image = _open(record, "image").convert("RGB")
-        if self._perturb is not None:
-            image = Image.fromarray(self._perturb(np.asarray(image), index))
-        example = self._decode.example(record, image, False)
-        return {**example, "index": np.int32(index), "weight": np.float32(number <= self._last)}
+        weight = np.float32(number <= self._last)
+        example = self._decoded.read(index, self._perturb)
+        return {**example, "index": np.int32(index), "weight": weight}
 
 
 def _iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
