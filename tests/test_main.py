@@ -238,6 +238,14 @@ def test_bad_command_lines_write_nothing(said):
     assert said[()] == (0, "", "")
 
 
+def test_what_takes_seconds_to_import_is_imported_when_needed():
+    code = "import sys, wsdl_jax.main, wsdl_jax.predict; print(*sys.modules)"
+    done = execute([*PYTHON, "-c", code])
+    assert done.returncode == 0, done.stderr
+    slow = {"sklearn", "scipy.stats", "tensorboardX", "tensorflow", "torch", "jinja2"}
+    assert not slow & set(done.stdout.split())
+
+
 @pytest.mark.parametrize("module", HELP)
 def test_help_has_the_flags_and_an_example(said, module):
     code, out, err = said[module, "--help"]

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from PIL import Image
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 THRESHOLD = 0.5  # a location is called manipulated strictly above it
 DRAWS = 5  # subsamples of the larger side, for detection AP
@@ -169,6 +168,9 @@ def detection(
     `balanced_accuracy`, the mean of the shares of either side that are on the right side of
     probability 0.5, take all images. Raises ValueError for an empty side or a NaN score.
     """
+    # Here, since it takes two seconds, which a command that starts to train need not wait for.
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     if not len(real_scores) or not len(fake_scores):
         raise ValueError(f"{len(real_scores)} real and {len(fake_scores)} fake scores")
     size = min(len(real_scores), len(fake_scores))

@@ -6,7 +6,6 @@ import sys
 import time
 
 from etils import epath
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from wsdl_jax.storage import Staged
@@ -32,6 +31,9 @@ class RunLog:
         path = self._staged.local / "metrics.jsonl"
         path.write_text("".join(line + "\n" for line in kept))
         self._file = path.open("a")
+        # Here, since it takes half a second, or three where PyTorch is installed.
+        from tensorboardX import SummaryWriter
+
         self._events = SummaryWriter(
             str(self._staged.local / "events"), purge_step=start_step + 1 if start_step else None
         )
