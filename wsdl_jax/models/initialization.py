@@ -2,8 +2,7 @@
 
 import math
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from wsdl_jax.models.layers import BatchNorm
@@ -18,28 +17,32 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
       "normal": kernels normal with std 0.01, biases 0; scale N(1, 0.01).
     BatchNorm's shift is 0 in all of them.
     """
-    rngs = nnx.Rngs(params=seed)
+    # Drawn by NumPy: JAX would compile a program for each shape first, for many seconds.
+    rng = np.random.default_rng(seed)
+
+    def normal(mean: float, std: float, shape: tuple[int, ...]) -> np.ndarray:
+        return mean + std * rng.standard_normal(shape, np.float32)
+
+    def uniform(bound: float, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.uniform(-bound, bound, shape).astype(np.float32)
+
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):
             std = {"torch": 0.0, "xavier": 0.02, "normal": 0.01}[scheme]
             shape = module.scale.shape
-            module.scale[...] = 1 + std * jax.random.normal(rngs.params(), shape)
-            module.bias[...] = jnp.zeros(shape)
+            module.scale[...] = normal(1.0, std, shape)
+            module.bias[...] = np.zeros(shape, np.float32)
         elif isinstance(kernel := getattr(module, "kernel", None), nnx.Param):
             bias = getattr(module, "bias", None)
             receptive = math.prod(kernel.shape[:-2])
             fan_in, fan_out = receptive * kernel.shape[-2], receptive * kernel.shape[-1]
             if scheme == "torch":
                 bound = 1 / math.sqrt(fan_in)
-                kernel[...] = jax.random.uniform(
-                    rngs.params(), kernel.shape, minval=-bound, maxval=bound
-                )
+                kernel[...] = uniform(bound, kernel.shape)
                 if bias is not None:
-                    bias[...] = jax.random.uniform(
-                        rngs.params(), bias.shape, minval=-bound, maxval=bound
-                    )
+                    bias[...] = uniform(bound, bias.shape)
             else:
                 std = 0.01 if scheme == "normal" else 0.02 * math.sqrt(2 / (fan_in + fan_out))
-                kernel[...] = std * jax.random.normal(rngs.params(), kernel.shape)
+                kernel[...] = normal(0.0, std, kernel.shape)
                 if bias is not None:
-                    bias[...] = jnp.zeros(bias.shape)
+                    bias[...] = np.zeros(bias.shape, np.float32)
