@@ -54,7 +54,7 @@ def test_everything_is_there(finished):
     method, run, done = finished
     assert {path.name for path in run.iterdir()} == {
         *("config.json", "checkpoints", "events", "metrics.jsonl"),
-        *("predictions.csv", "results.json", "results.txt", "examples.png"),
+        *("predictions.csv", "real_scores.json", "results.json", "results.txt", "examples.png"),
     }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "4"}
     config = json.loads((run / "config.json").read_text())

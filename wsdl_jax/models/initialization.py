@@ -2,8 +2,10 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
 from wsdl_jax.models.layers import BatchNorm
 
@@ -20,18 +22,18 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
     # Drawn by NumPy: JAX would compile a program for each shape first, for many seconds.
     rng = np.random.default_rng(seed)
 
-    def normal(mean: float, std: float, shape: tuple[int, ...]) -> np.ndarray:
-        return mean + std * rng.standard_normal(shape, np.float32)
+    def normal(mean: float, std: float, shape: tuple[int, ...]) -> Array:
+        return jnp.asarray(mean + std * rng.standard_normal(shape, np.float32))
 
-    def uniform(bound: float, shape: tuple[int, ...]) -> np.ndarray:
-        return rng.uniform(-bound, bound, shape).astype(np.float32)
+    def uniform(bound: float, shape: tuple[int, ...]) -> Array:
+        return jnp.asarray(rng.uniform(-bound, bound, shape).astype(np.float32))
 
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):
             std = {"torch": 0.0, "xavier": 0.02, "normal": 0.01}[scheme]
             shape = module.scale.shape
             module.scale[...] = normal(1.0, std, shape)
-            module.bias[...] = np.zeros(shape, np.float32)
+            module.bias[...] = jnp.zeros(shape)
         elif isinstance(kernel := getattr(module, "kernel", None), nnx.Param):
             bias = getattr(module, "bias", None)
             receptive = math.prod(kernel.shape[:-2])
@@ -45,4 +47,4 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
                 std = 0.01 if scheme == "normal" else 0.02 * math.sqrt(2 / (fan_in + fan_out))
                 kernel[...] = normal(0.0, std, kernel.shape)
                 if bias is not None:
-                    bias[...] = np.zeros(bias.shape, np.float32)
+                    bias[...] = jnp.zeros(bias.shape)
