@@ -252,19 +252,20 @@ def test_a_step_that_fits(answers, name, chips, hosts, images):
 
 def test_arguments_are_the_state_and_the_batch(answers):
     said = rows(answers["weak"][1])
-    batch = 32 * (128 * 128 * 3 + 1) * 4
+    batch = 32 * (128 * 128 * 3 + 4)  # pixels of 8 bits, labels of 32
     state = (3 * PARAMETERS + 2 * NORMALIZED + 3) * 4
     assert number(said["next batch"]) == pytest.approx(batch, rel=0.01)
-    assert batch + state < number(said["arguments"]) < 1.05 * (batch + state)
+    tiles = 300_000  # bytes, to which small arrays are rounded up
+    assert batch + state < number(said["arguments"]) < batch + state + tiles
     assert number(said["outputs"]) < 4096  # loss and gradient norm: the state is overwritten
     # With masks, of as many locations as the map has; nothing is smaller than a tile.
     said = rows(answers["full"][1])
-    images, masks = 8 * 64 * 64 * 3 * 4, 8 * 15 * 15 * 4
+    images, masks = 8 * 64 * 64 * 3, 8 * 15 * 15 * 4
     assert images + masks < number(said["next batch"]) < 2 * images + 10 * masks
     # No optimizer and nothing to overwrite, but maps.
     said = rows(answers["evaluate"][1])
     assert "next batch" not in said
-    assert number(said["arguments"]) < 1.05 * batch
+    assert number(said["arguments"]) < batch + tiles
     assert 32 * 31 * 31 * 4 < number(said["outputs"]) < 5 * 32 * 31 * 31 * 4
 
 
@@ -274,7 +275,7 @@ def test_arithmetic_is_that_of_the_convolutions(answers):
     forward = 2 * PRODUCTS
     first = 2 * math.prod(LAYERS["conv1"])
     assert number(rows(answers["evaluate"][1])["arithmetic"]) == pytest.approx(
-        32 * forward, rel=0.15
+        32 * forward, rel=0.2
     )
     assert number(rows(answers["weak"][1])["arithmetic"]) == pytest.approx(
         32 * (3 * forward - first), rel=0.2
@@ -316,7 +317,7 @@ def test_the_largest_batch(libtpu_log):
     # libtpu's own figures, of program and temporaries; arguments and outputs are small beside them.
     assert len(used) == len(fitting) >= 2
     for (images, memory), program in zip(fitting.items(), used, strict=True):
-        inputs = images * 800 * 800 * 3 * 4
+        inputs = images * 800 * 800 * 3
         assert program + inputs < memory * 1.005 < 1.02 * (program + 1.1 * inputs)
 
 
