@@ -8,7 +8,7 @@ Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generat
 leave_out=… (see `set_data`).
 
 The default (portraits, setup a) takes 3:51 min on two CPU cores, dataset and compilation included,
-and reaches AP 93.4, iou_lg 17.1 (the all-fake map: 17.6).
+and reaches AP 93.1, iou_lg 22.1 (the all-fake map: 17.6).
 """
 
 from wsdl_jax import configuration

@@ -8,9 +8,8 @@ Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generat
 leave_out=… (see `set_data`).
 
 The default (portraits, setup a) takes 2:46 min on two CPU cores, dataset and compilation included,
-and reaches AP 99.2, iou_lg 70.2 (the all-fake map: 17.6).
+and reaches AP 99.0, iou_lg 71.1 (the all-fake map: 17.6).
 
-Setup b with --config.train.epochs=15 (1,500 steps) reaches AP 99.8, iou_lg 33.9.
 """
 
 from wsdl_jax import configuration
