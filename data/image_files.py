@@ -60,6 +60,27 @@ def read_pixels(path: Path) -> Image.Image:
     return _upright_rgb(path, image)
 
 
+def read_pair(path: Path, mask: Path | None) -> tuple[bytes, Image.Image | None]:
+    """Reads and checks an image and its mask.
+
+    Returns:
+        The image as of `read_rgb`, encoded, and the mask as of `read_pixels`, if there is one.
+
+    Raises:
+        ValueError: as `read_rgb`, or the sizes differ.
+    """
+    encoded, image = read_rgb(path)
+    if mask is None:
+        return encoded, None
+    pixels = read_pixels(mask)
+    if pixels.size != image.size:
+        raise ValueError(
+            f"{mask}: the mask is {pixels.width}x{pixels.height},"
+            f" its image {image.width}x{image.height}"
+        )
+    return encoded, pixels
+
+
 def png(image: Image.Image) -> bytes:
     """The image as a PNG, without what else the file that it came from has said of it."""
     stream = io.BytesIO()

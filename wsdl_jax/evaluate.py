@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from tqdm import tqdm
 
 from wsdl_jax import (
@@ -70,8 +70,6 @@ class Test(NamedTuple):
       state: of the network, on all devices.
       parallel: the devices.
       checkpoint: step of the checkpoint that the network is from.
-      threshold: score above which the run calls an image fake (see `verdict`); None where the real
-        images of its validation split are not at hand.
       out: where results belong: the run directory or, for other subsets than the config's,
         `evaluations/FAKE+REAL/` in it.
     """
@@ -83,7 +81,6 @@ class Test(NamedTuple):
     state: State
     parallel: Parallel
     checkpoint: int
-    threshold: float | None
     out: epath.Path
 
 
@@ -140,14 +137,14 @@ def load(
     _, model, best = runs.load(run, AXIS)
     step, state = on_devices(methods.from_config(config), model, parallel)
     out = results_folder(run, config, **names)
-    test = Test(config, names, sides, step, state, parallel, best, None, out)
-    return test._replace(threshold=_threshold(run, test))
+    return Test(config, names, sides, step, state, parallel, best, out)
 
 
 def _threshold(run: epath.Path, test: Test) -> float | None:
-    """The verdict's, from what real images of the validation split score, which is kept in the run.
+    """The score above which the run calls an image fake, see `verdict`; None where the real images
+    of its validation split are not at hand. What those score is kept in the run.
 
-    Those are the images of the checkpoint's selection, too; test images have no part in it.
+    They are the images of the checkpoint's selection, too; test images have no part in it.
     """
     scores = verdict.load(run, test.checkpoint)
     if not hosts.any_host(scores is None):
@@ -159,51 +156,60 @@ def _threshold(run: epath.Path, test: Test) -> float | None:
     except ConfigError as error:
         log.warning("no threshold for a verdict from real validation images: %s", error)
         return None
-    told = []
-    with contextlib.closing(_localized(test, source, "scoring real images")) as batches:
-        for batch, localized in batches:
-            rows = np.stack([batch["index"], batch["weight"], localized.scores], 1)
-            told.append(hosts.gather(rows.astype(np.float64)).reshape(-1, 3))
-    rows = np.concatenate(told)
-    rows = rows[rows[:, 1] > 0]
-    bad = rows[~np.isfinite(rows[:, 2])]
-    if len(bad):
-        first = source[int(bad[0, 0])]["key"].decode()
-        raise UserError(f"scores are not finite, first that of {first}")
-    scores = rows[:, 2].tolist()
+    scores = []
+    with contextlib.closing(localized(test, source, "scoring real images")) as batches:
+        for batch, found in batches:
+            rows = np.stack([_places(batch), found.scores, found.probabilities], 1)
+            scores += _of_all_hosts(rows.astype(np.float64), source)[:, 1].tolist()
     if hosts.is_first():
         verdict.save(run, test.checkpoint, subsets, scores)
     hosts.wait("scores of real images")
     return verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
 
 
-def _localized(
+def localized(
     test: Test,
     source: pipeline.Examples,
     what: str,
+    *,
+    places: Sequence[int] | None = None,
     perturbation: Perturbation | None = None,
-) -> Iterator[tuple[methods.Batch, methods.Localization]]:
+) -> Iterator[tuple[pipeline.Batch, methods.Localization]]:
     """This host's rows of every batch and what the network says of them, one batch late: it works
-    on the next one meanwhile."""
+    on the next one meanwhile.
+
+    Args:
+      test: the network.
+      source: the images.
+      what: is being done, beside the progress bar.
+      places: of the images that are wanted; all by default.
+      perturbation: of the images.
+    """
     batches = pipeline.eval_batches(
         source,
         test.config,
         mask_size=None,
+        places=places,
         perturb=perturbation,
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    total = -(-len(source) // test.config.eval.batch)
+    total = -(-len(source if places is None else places) // test.config.eval.batch)
     silent = None if hosts.is_first() else True  # None: unless there is a terminal
     pending = None
     with contextlib.closing(batches):  # on Ctrl-C too: its threads must end before the program
         for batch in tqdm(batches, what, total, unit="batch", disable=silent, leave=False):
-            _, localized = test.step(test.state, test.parallel.shard({"image": batch["image"]}))
+            _, found = test.step(test.state, test.parallel.shard({"image": batch["image"]}))
             if pending is not None:
                 yield pending[0], test.parallel.gather(pending[1])
-            pending = batch, localized
+            pending = batch, found
     if pending is not None:
         yield pending[0], test.parallel.gather(pending[1])
+
+
+def _places(batch: pipeline.Batch) -> Integer[np.ndarray, " b"]:
+    """Of the images of a batch in their source; -1 for padding."""
+    return np.where(batch["weight"] > 0, batch["index"], -1)
 
 
 def evaluate(
@@ -228,9 +234,10 @@ def evaluate(
       `fake_above` of the images of either side exceed.
     """
     test = load(run, fake=fake, real=real, data_dir=data_dir)
+    threshold = _threshold(run, test)
     with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
         folder = Path(temporary)
-        figures, maps = _predict(test, folder / "predictions.csv")
+        figures, maps = _predict(test, threshold, folder / "predictions.csv")
         results = {**figures, **_tested(test)}
         table = summary.text_table(
             results, title=f"{test.config.method}, setup {test.config.setup}"
@@ -285,14 +292,15 @@ def robustness(
     """
     series = perturbations.series(kind, strengths)
     test = load(run, fake=fake, real=real, data_dir=data_dir)
+    threshold = _threshold(run, test)
     with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
         folder = Path(temporary)
         points = []
         for perturbation in (None, *series):
-            figures, _ = _predict(test, folder / "predictions.csv", perturbation)
+            figures, _ = _predict(test, threshold, folder / "predictions.csv", perturbation)
             del figures["trivial"], figures["iou_by_threshold"]
             strength = "clean" if perturbation is None else f"{perturbation.strength:g}"
-            iou = "–" if figures["iou_lg"] is None else f"{figures['iou_lg']:.1f}"
+            iou = summary.figure(figures["iou_lg"])
             log.info("%s %-6s iou_lg %5s  ap %5.1f", kind, strength, iou, figures["ap"])
             points.append(figures)
         results = {
@@ -327,7 +335,7 @@ def _tested(test: Test) -> dict[str, Any]:
 
 
 def _predict(
-    test: Test, path: Path, perturbation: Perturbation | None = None
+    test: Test, threshold: float | None, path: Path, perturbation: Perturbation | None = None
 ) -> tuple[dict[str, Any], dict[str, dict[int, Float[np.ndarray, "h w"]]]]:
     """Writes predictions.csv, image by image; returns the figures, × 100, and the maps to show."""
     means = metrics.Means(NUMBERS[3:])
@@ -366,12 +374,12 @@ def _predict(
         **{name: mean[name] for name in FIGURES},
         "pixel_images": means.count("pixel_auc"),
         **_percent(detection),
-        "threshold": test.threshold,
-        "real_above": _percent_above(real_scores, test.threshold),
-        "fake_above": _percent_above(fake_scores, test.threshold),
+        "threshold": threshold,
+        "real_above": _percent_above(real_scores, threshold),
+        "fake_above": _percent_above(fake_scores, threshold),
         "iou_by_threshold": [
-            {"threshold": threshold, "iou_lg": mean[name]}
-            for threshold, name in zip(metrics.THRESHOLDS.tolist(), AT_THRESHOLDS, strict=True)
+            {"threshold": at, "iou_lg": mean[name]}
+            for at, name in zip(metrics.THRESHOLDS.tolist(), AT_THRESHOLDS, strict=True)
         ],
         "trivial": {
             name: {figure: mean[f"{name}: {figure}"] for figure in metrics.LOCALIZATION}
@@ -402,32 +410,33 @@ def _measure_all(
     """
     source = test.sides[side]
     pending: Iterator[np.ndarray] | None = None
-    batches = _localized(test, source, f"evaluating, {side}", perturbation)
+    batches = localized(test, source, f"evaluating, {side}", perturbation=perturbation)
     with contextlib.closing(batches):
-        for batch, localized in batches:
+        for batch, found in batches:
             if pending is not None:
                 yield _of_all_hosts(pending, source)
-            places = np.where(batch["weight"] > 0, batch["index"], -1).tolist()
+            places = _places(batch).tolist()
             # Perturbed images have the masks of the clean ones, and the same trivial figures.
             compared = perturbation is None
-            measure = functools.partial(_measure, source, side, localized, compared, keys)
+            measure = functools.partial(_measure, source, side, found, compared, keys)
             pending = pool.map(measure, range(len(places)), places)
             for row, index in enumerate(places):
                 if index in maps:  # a copy, or the whole batch would be kept
-                    maps[index] = localized.maps[row].copy()
+                    maps[index] = found.maps[row].copy()
     if pending is not None:
         yield _of_all_hosts(pending, source)
-    shape = localized.maps.shape[1:]
+    shape = found.maps.shape[1:]
     absent = np.full(shape, -np.inf, np.float32)
     mine = np.stack([absent if value is None else value for value in maps.values()])
     maps.update(zip(maps, hosts.gather(mine).max(0), strict=True))
 
 
 def _of_all_hosts(
-    measured: Iterator[Float[np.ndarray, " k"]], source: pipeline.Examples
+    measured: Iterable[Float[np.ndarray, " k"]], source: pipeline.Examples
 ) -> Float[np.ndarray, "n k"]:
     """The rows of a batch, of which each host has measured some, in order and without padding."""
-    rows = hosts.gather(np.stack(list(measured))).reshape(-1, len(NUMBERS))
+    mine = np.stack(list(measured))
+    rows = hosts.gather(mine).reshape(-1, mine.shape[1])
     rows = rows[np.argsort(rows[:, 0])]
     rows = rows[rows[:, 0] >= 0]
     bad = rows[~np.isfinite(rows[:, 1:3]).all(1)]

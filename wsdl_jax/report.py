@@ -242,7 +242,7 @@ def tables(all_runs: Sequence[Run]) -> list[dict[str, Any]]:
         chance = [("50.0", False)] * len(DETECTION)
         rows.append(("guessing", None, [*[none] * len(metrics.LOCALIZATION), *chance, none, none]))
         title = (
-            f"{found[0]['fake_images']} images of {fake} ({_masks(found[0])}) and "
+            f"{found[0]['fake_images']} images of {fake} ({summary.masks(found[0])}) and "
             f"{found[0]['real_images']} of {real}"
         )
         head = (*metrics.LOCALIZATION, *DETECTION, "called fake", "best iou_lg")
@@ -250,21 +250,16 @@ def tables(all_runs: Sequence[Run]) -> list[dict[str, Any]]:
     return out
 
 
-def _masks(results: dict[str, Any]) -> str:
-    share = results["manipulated_share"]
-    return "without masks" if share is None else f"{share:.1f}% manipulated"
-
-
 def _cells(results: dict[str, Any], found: list[dict[str, Any]]) -> list[tuple[str, bool]]:
     """The texts of a run's row, each with whether it is the best of several runs."""
     cells = []
     for name in (*metrics.LOCALIZATION, *DETECTION):
-        text = _figure(results[name])
+        text = summary.figure(results[name])
         if name == "ap":
             text += f" ± {results['ap_2sd']:.1f}"
         known = [other[name] for other in found if other[name] is not None]
         cells.append((text, len(known) > 1 and results[name] == max(known)))
-    above = (_figure(results[f"{side}_above"]) for side in ("fake", "real"))
+    above = (summary.figure(results[f"{side}_above"]) for side in ("fake", "real"))
     cells.append((" / ".join(above), False))
     if results["iou_lg"] is None:  # no masks
         return [*cells, ("–", False)]
@@ -276,12 +271,8 @@ def _range(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    low, high = _figure(min(known)), _figure(max(known))
+    low, high = summary.figure(min(known)), summary.figure(max(known))
     return low if low == high else f"{low}–{high}"
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 def settings(all_runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
@@ -539,11 +530,9 @@ def _maps(
     test: evaluate.Test, side: str, places: list[int]
 ) -> Iterator[tuple[int, float, Float[np.ndarray, "h w"]]]:
     """Place, score and localization map of some images of a side, in order."""
-    batches = pipeline.eval_batches(test.sides[side], test.config, mask_size=None, places=places)
-    with contextlib.closing(batches):  # on Ctrl-C too: its threads must end before the program
-        for batch in batches:
-            _, localized = test.step(test.state, test.parallel.shard({"image": batch["image"]}))
-            localized = test.parallel.gather(localized)
+    batches = evaluate.localized(test, test.sides[side], f"maps, {side}", places=places)
+    with contextlib.closing(batches):
+        for batch, localized in batches:
             for row in np.flatnonzero(batch["weight"]):
                 yield int(batch["index"][row]), float(localized.scores[row]), localized.maps[row]
 

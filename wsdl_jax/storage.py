@@ -1,4 +1,4 @@
-"""Folders in a bucket, for libraries that write to a local disk alone."""
+"""Writing to a disk or a bucket: whole files, and folders for libraries that know disks alone."""
 
 import os
 import pathlib
@@ -10,6 +10,13 @@ from etils import epath
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is a URL, such as gs://bucket/run."""
     return "://" in os.fspath(path)
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a file that is there as a whole or, if this is stopped, as it was before."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 class Staged:

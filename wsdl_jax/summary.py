@@ -82,18 +82,28 @@ def _black_and_white(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"
     return np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
 
 
+def figure(value: float | None) -> str:
+    """A figure × 100 as text, "–" where there is none."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def masks(results: dict) -> str:
+    """How much of the fake images is manipulated, in words."""
+    share = results["manipulated_share"]
+    return "without masks" if share is None else f"{share:.1f}% manipulated"
+
+
 def text_table(results: dict, title: str) -> str:
     """The results as a table of fixed-width text; figures × 100, "–" where there is none."""
     columns = metrics.LOCALIZATION
     width = 2 + max(map(len, columns))
-    share = results["manipulated_share"]
-    masks = "without masks" if share is None else f"{share:.1f}% manipulated"
-    lines = [f"{title}: {results['fake_images']} images of {results['test_fake']}, {masks}"]
-    if share is not None:
+    tested = f"{results['fake_images']} images of {results['test_fake']}"
+    lines = [f"{title}: {tested}, {masks(results)}"]
+    if results["manipulated_share"] is not None:
         lines.append(f"{'localization':<14}" + "".join(f"{name:>{width}}" for name in columns))
         for name, figures in {"this run": results, **results["trivial"]}.items():
-            cells = ("–" if figures[c] is None else f"{figures[c]:.1f}" for c in columns)
-            lines.append(f"{name:<14}" + "".join(f"{cell:>{width}}" for cell in cells))
+            cells = (f"{figure(figures[column]):>{width}}" for column in columns)
+            lines.append(f"{name:<14}" + "".join(cells))
         if results["pixel_images"] < results["fake_images"]:
             lines.append(
                 f"pixel_auc and pixel_ap: over the {results['pixel_images']} images whose mask has "

@@ -37,6 +37,7 @@ from wsdl_jax import collect, command, configuration, runs
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
 from wsdl_jax.evaluate import results_folder
+from wsdl_jax.storage import write_whole
 
 log = logging.getLogger("wsdl_jax")
 _NAME = re.compile(r"\w[\w.+=-]*/\w[\w.+=-]*")
@@ -304,9 +305,7 @@ def _read(path: epath.Path) -> dict[str, Any]:
 
 
 def _write(path: epath.Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 # ----- Elsewhere ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from wsdl_jax.errors import UserError
+from wsdl_jax.storage import write_whole
 
 FALSE_POSITIVE_RATE = 0.05  # of real images, by default
 _FILE = "real_scores.json"  # in a run directory
@@ -42,9 +43,7 @@ def save(run: epath.Path, checkpoint: int, subsets: Sequence[str], scores: Seque
     """
     facts = {"checkpoint": checkpoint, "real": list(subsets), "split": "valid"}
     text = json.dumps({**facts, "scores": sorted(scores)}) + "\n"
-    partial = run / f".{_FILE}.partial"
-    partial.write_text(text)
-    partial.replace(run / _FILE)
+    write_whole(run / _FILE, text)
 
 
 def load(run: epath.Path, checkpoint: int) -> list[float] | None:

@@ -248,15 +248,9 @@ def read_pair(pair: Pair) -> tuple[bytes, bytes | None]:
     Raises:
         ValueError: a file cannot be decoded to its end, or the sizes differ.
     """
-    encoded, image = image_files.read_rgb(pair.image)
-    if pair.mask is None:
+    encoded, mask = image_files.read_pair(pair.image, pair.mask)
+    if mask is None:
         return encoded, None
-    mask = image_files.read_pixels(pair.mask)
-    if mask.size != image.size:
-        raise ValueError(
-            f"{pair.mask}: the mask is {mask.width}x{mask.height},"
-            f" its image {image.width}x{image.height}"
-        )
     return encoded, image_files.png(ImageOps.invert(mask.getchannel(0)))
 
 

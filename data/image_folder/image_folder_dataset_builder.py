@@ -212,15 +212,9 @@ def read_item(item: Item, *, white: bool) -> tuple[bytes, Bool[np.ndarray, "h w"
         OSError, ValueError: a file cannot be decoded to its end, the sizes differ, or the mask has
             colours.
     """
-    encoded, image = image_files.read_rgb(item.image)
-    if item.mask is None:
+    encoded, mask = image_files.read_pair(item.image, item.mask)
+    if mask is None:
         return encoded, None
-    mask = image_files.read_pixels(item.mask)
-    if mask.size != image.size:
-        raise ValueError(
-            f"{item.mask}: the mask is {mask.width}x{mask.height},"
-            f" its image {image.width}x{image.height}"
-        )
     pixels = np.asarray(mask).astype(np.int16)
     if np.ptp(pixels, axis=-1).max() > _COLOURED:
         raise ValueError(f"{item.mask}: the mask has colours, where black and white are expected")
