@@ -18,7 +18,7 @@ class Network(nnx.Module):
 
     def __init__(self):
         rngs = nnx.Rngs(0)
-        self.conv = Conv(WIDTH, 2 * WIDTH, 3, dtype=jnp.float32, rngs=rngs)
+        self.conv = Conv(WIDTH, 2 * WIDTH, dtype=jnp.float32, rngs=rngs)
         self.separable = SeparableConv(8 * WIDTH, WIDTH, dtype=jnp.float32, rngs=rngs)
         self.norms = nnx.List([BatchNorm(30 * WIDTH, axis_name=None) for _ in range(2)])
         self.classifier = Pointwise(WIDTH, 8 * WIDTH, use_bias=True, dtype=jnp.float32, rngs=rngs)

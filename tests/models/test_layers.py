@@ -154,15 +154,11 @@ def test_programs_of_other_platforms_have_native_operators(operator):
     assert name not in program(gradient, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(3, 2, 0), (3, 1, 0), (3, 1, 1)], ids=str
-)
-@pytest.mark.parametrize("size", [(7, 8)])
-def test_conv(form, size, kernel, stride, padding):
+@pytest.mark.parametrize(("stride", "padding"), [(2, 0), (1, 0), (1, 1)])
+@pytest.mark.parametrize("size", [(7, 8), (8, 5)])
+def test_conv(form, size, stride, padding):
     rng = np.random.default_rng(0)
-    conv = layers.Conv(
-        4, 6, kernel, stride=stride, padding=padding, dtype=jnp.float32, rngs=nnx.Rngs(0)
-    )
+    conv = layers.Conv(4, 6, stride=stride, padding=padding, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x, weights = small_integers(rng, (2, *size, 4)), small_integers(rng, (3, 3, 4, 6))
     windows = taps(x, stride, padding)
     gradient = small_integers(rng, (*windows.shape[:3], 6))

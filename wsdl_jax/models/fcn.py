@@ -27,7 +27,7 @@ class FCN(nnx.Module):
         )
         features = self.trunk.features
         hidden = features // 4
-        self.conv = Conv(features, hidden, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.conv = Conv(features, hidden, padding=1, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(hidden, axis_name=axis_name)
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
         self.classifier = Pointwise(hidden, 2, use_bias=True, dtype=jnp.float32, rngs=rngs)

@@ -5,6 +5,7 @@ to ten times. The form is chosen when a program is lowered for its platform, so 
 model runs well on each; both forms give the same values and gradients.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,14 @@ Dtype = Any
 
 
 def _by_platform(
-    on_cpu: Callable[..., Array], native: Callable[..., Array]
+    on_cpu: Callable[..., Array],
+    native: Callable[..., Array],
+    gradient_on_cpu: Callable[..., tuple[Array, ...]],
 ) -> Callable[..., Array]:
     """One differentiable operator out of two equal ones, the CPU's and everybody else's.
 
-    The gradient is chosen by platform as well: differentiating through the choice itself would
-    keep the intermediate values of both forms alive.
+    The gradient is chosen by platform as well: `gradient_on_cpu`, of (gradient, *args), or the
+    native operator's own.
     """
 
     @jax.custom_vjp
@@ -33,16 +36,16 @@ def _by_platform(
         return operator(*args), args
 
     def backward(args: tuple[Array, ...], gradient: Array):
-        def of(form: Callable[..., Array]):
-            return lambda g, *args: jax.vjp(form, *args)[1](g)
+        def of_native(gradient: Array, *args: Array):
+            return jax.vjp(native, *args)[1](gradient)
 
-        return jax.lax.platform_dependent(gradient, *args, cpu=of(on_cpu), default=of(native))
+        return jax.lax.platform_dependent(gradient, *args, cpu=gradient_on_cpu, default=of_native)
 
     operator.defvjp(forward, backward)
     return operator
 
 
-def _shifts(x: Array, *, stride: int = 1, fill: float = 0.0, pad: int = 1) -> list[Array]:
+def _shifts(x: Array, stride: int = 1, pad: int = 1, fill: float = 0.0) -> list[Array]:
     """The nine views of x [B, H, W, C] under a 3×3 window, in row-major order."""
     if pad:
         margins = ((0, 0), (pad, pad), (pad, pad), (0, 0))
@@ -71,7 +74,34 @@ def _depthwise_native(x: Array, kernel: Array) -> Array:
     )
 
 
-_depthwise = _by_platform(_depthwise_shifted, _depthwise_native)
+def _depthwise_gradient_shifted(gradient: Array, x: Array, kernel: Array) -> tuple[Array, Array]:
+    dx = _depthwise_shifted(gradient, kernel[::-1, ::-1])
+    # A tap's gradient is a sum over all locations. As nine reductions, the compiler would store
+    # nine shifted copies of x; so rows are summed up one after the other. A row of the gradient
+    # meets the one above, the same and the one below of x, and in each all columns but a border's.
+    height, width = x.shape[1:3]
+
+    def add_row(sums: list[Array], row: Array) -> tuple[list[Array], None]:
+        g = jax.lax.dynamic_index_in_dim(gradient, row, 1, keepdims=False).astype(jnp.float32)
+        added = []
+        for i in range(3):
+            inside = (row + i - 1 >= 0) & (row + i - 1 < height)
+            line = jax.lax.dynamic_index_in_dim(x, row + i - 1, 1, keepdims=False)
+            for j in range(3):
+                first, last = max(1 - j, 0), width - max(j - 1, 0)
+                product = line[:, first + j - 1 : last + j - 1] * g[:, first:last]
+                added.append(sums[3 * i + j] + jnp.where(inside, product, 0))
+        return added, None
+
+    batch, channels = x.shape[0], x.shape[-1]
+    widths = [width - 1, width, width - 1] * 3
+    zeros = [jnp.zeros((batch, n, channels)) for n in widths]
+    sums, _ = jax.lax.scan(add_row, zeros, jnp.arange(height))
+    dkernel = jnp.stack([s.sum((0, 1)) for s in sums]).reshape(kernel.shape)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+_depthwise = _by_platform(_depthwise_shifted, _depthwise_native, _depthwise_gradient_shifted)
 
 
 def depthwise_3x3(
@@ -153,31 +183,75 @@ def _pool_backward(residuals: tuple[Array, Array], gradient: Array):
 max_pool_3x3.defvjp(_pool_forward, _pool_backward)
 
 
-class Conv(nnx.Conv):
-    """A dense convolution without bias: float32 parameters, computed in `dtype`."""
+@functools.cache
+def _dense(stride: int, padding: int) -> Callable[[Array, Array], Array]:
+    """Dense 3×3 convolution, as a function of x [B, H, W, C] and kernel [3, 3, C, D]."""
+
+    def native(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(stride, stride),
+            padding=((padding, padding), (padding, padding)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def gradient_on_cpu(gradient: Array, x: Array, kernel: Array) -> tuple[Array, Array]:
+        (dx,) = jax.vjp(lambda x: native(x, kernel), x)[1](gradient)
+
+        # The kernel's as nine products of shifted inputs with the gradient, image by image.
+        def add_image(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
+            x, gradient = image
+            taps = [_over_locations(v[0], gradient) for v in _shifts(x[None], stride, padding)]
+            return total + jnp.stack(taps).reshape(total.shape), None
+
+        dkernel, _ = jax.lax.scan(add_image, jnp.zeros(kernel.shape), (x, gradient))
+        return dx, dkernel.astype(kernel.dtype)
+
+    return _by_platform(native, native, gradient_on_cpu)
+
+
+class Conv(nnx.Module):
+    """A dense 3×3 convolution without bias: float32 parameters, computed in `dtype`."""
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        kernel: int,
         *,
         stride: int = 1,
         padding: int = 0,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        super().__init__(
-            inputs,
-            outputs,
-            (kernel, kernel),
-            strides=stride,
-            padding=padding,
-            use_bias=False,
-            kernel_init=nnx.initializers.zeros_init(),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.kernel = nnx.Param(jnp.zeros((3, 3, inputs, outputs)))
+        self.stride, self.padding, self.dtype = stride, padding, dtype
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        convolve = _dense(self.stride, self.padding)
+        return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+
+
+def _over_locations(x: Float[Array, "h w c"], y: Float[Array, "h w d"]) -> Float[Array, "c d"]:
+    """Sums over all locations, float32, of the products of two images' channels."""
+    return jnp.tensordot(x, y, ((0, 1), (0, 1)), preferred_element_type=jnp.float32)
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    return x @ kernel
+
+
+def _product_gradient(gradient: Array, x: Array, kernel: Array) -> tuple[Array, Array]:
+    # Image by image: as one product over all locations, the compiler would store a transposed copy
+    # of x, or compute x a second time, by columns.
+    def add_image(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + _over_locations(*image), None
+
+    dkernel, _ = jax.lax.scan(add_image, jnp.zeros(kernel.shape), (x, gradient))
+    return gradient @ kernel.T, dkernel.astype(kernel.dtype)
+
+
+_pointwise = _by_platform(_product, _product, _product_gradient)
 
 
 class Pointwise(nnx.Linear):
@@ -204,7 +278,9 @@ class Pointwise(nnx.Linear):
         self.stride = stride
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        return super().__call__(x[:, :: self.stride, :: self.stride])
+        x = x[:, :: self.stride, :: self.stride]
+        x = _pointwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
 class SeparableConv(nnx.Module):
@@ -218,6 +294,52 @@ class SeparableConv(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         x = depthwise_3x3(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return self.pointwise(x)
+
+
+def _devices(axis_name: str | None) -> int:
+    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
+def _mean(x: Array, axis_name: str | None) -> Array:
+    """The mean of each channel, over all locations of all devices."""
+    mean = x.mean((0, 1, 2))
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    axis_name: str | None,
+) -> tuple[Float[Array, "b h w c"], Float[Array, " c"], Float[Array, " c"]]:
+    """x normalized over all devices of an axis; and its mean and variance, without a gradient."""
+    return _normalize_forward(x, scale, bias, axis_name)[0]
+
+
+def _normalize_forward(x: Array, scale: Array, bias: Array, axis_name: str | None):
+    x32 = x.astype(jnp.float32)
+    mean = _mean(x32, axis_name)
+    var = _mean(jnp.square(x32 - mean), axis_name)
+    deviation = jax.lax.rsqrt(var + BatchNorm.epsilon)
+    out = ((x32 - mean) * (scale * deviation) + bias).astype(x.dtype)
+    return (out, mean, var), (x, mean, deviation, scale)
+
+
+def _normalize_backward(axis_name: str | None, residuals: tuple[Array, ...], gradients):
+    # Ioffe and Szegedy (2015), section 3, with the sums over all locations as means.
+    x, mean, deviation, scale = residuals
+    gradient = gradients[0].astype(jnp.float32)
+    unit = (x.astype(jnp.float32) - mean) * deviation
+    dbias, dscale = gradient.sum((0, 1, 2)), (gradient * unit).sum((0, 1, 2))
+    means = dbias / (x.size // x.shape[-1]), dscale / (x.size // x.shape[-1])
+    if axis_name is not None:
+        means = jax.lax.pmean(means, axis_name)
+    dx = scale * deviation * (gradient - means[0] - unit * means[1])
+    return dx.astype(x.dtype), dscale, dbias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class BatchNorm(nnx.Module):
@@ -242,26 +364,11 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            mean, var = self._batch_statistics(x.astype(jnp.float32))
-        gain = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        return ((x.astype(jnp.float32) - mean) * gain + self.bias[...]).astype(x.dtype)
-
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
-        count = x.size // x.shape[-1]
-        mean = x.mean((0, 1, 2))
-        if self.axis_name is not None:
-            count *= jax.lax.axis_size(self.axis_name)
-            mean = jax.lax.pmean(mean, self.axis_name)
-        var = jnp.square(x - mean).mean((0, 1, 2))
-        if self.axis_name is not None:
-            var = jax.lax.pmean(var, self.axis_name)
-
-        def move(running: nnx.BatchStat, value: Array) -> None:
-            value = jax.lax.stop_gradient(value)
+            gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+            x32 = x.astype(jnp.float32)
+            return ((x32 - self.mean[...]) * gain + self.bias[...]).astype(x.dtype)
+        out, mean, var = _normalize(x, self.scale[...], self.bias[...], self.axis_name)
+        count = x.size // x.shape[-1] * _devices(self.axis_name)
+        for running, value in ((self.mean, mean), (self.var, var * (count / max(count - 1, 1)))):
             running[...] = self.decay * running[...] + (1 - self.decay) * value
-
-        move(self.mean, mean)
-        move(self.var, var * (count / max(count - 1, 1)))
-        return mean, var
+        return out

@@ -92,9 +92,9 @@ class Trunk(nnx.Module):
         kwargs: dict[str, Any] = {"dtype": dtype, "axis_name": axis_name, "rngs": rngs}
         self.width = width
         stem = scaled(32, width), scaled(64, width)
-        self.conv1 = Conv(3, stem[0], 3, stride=2, dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(3, stem[0], stride=2, dtype=dtype, rngs=rngs)
         self.norm1 = BatchNorm(stem[0], axis_name=axis_name)
-        self.conv2 = Conv(stem[0], stem[1], 3, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv(stem[0], stem[1], dtype=dtype, rngs=rngs)
         self.norm2 = BatchNorm(stem[1], axis_name=axis_name)
         entry = [scaled(c, width) for c in _ENTRY_WIDTHS]
         middle = entry[-1]
