@@ -136,22 +136,108 @@ def test_max_pool_loses_no_gradient_between_programs(size, dtype):
     np.testing.assert_allclose(apart[1]["bias"][...], expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("operator", ["depthwise", "max_pool"])
+def convolution(x, kernel, stride: int, padding: int, groups: int = 1):
+    margins = ((padding, padding), (padding, padding))
+    return jax.lax.conv_general_dilated(
+        *(x, kernel, (stride, stride), margins),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+# Operator here, plain operator, shape of the kernel for C channels, what a program for a TPU has.
+OPERATORS = {
+    "depthwise": (
+        layers.depthwise_3x3,
+        lambda x, kernel: convolution(x, kernel, 1, 1, x.shape[-1]),
+        lambda c: (3, 3, 1, c),
+        "stablehlo.convolution",
+    ),
+    "max_pool": (
+        layers.max_pool_3x3,
+        lambda x: nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))),
+        None,
+        "stablehlo.reduce_window",
+    ),
+    "conv1": (
+        layers.dense_3x3(2, 0),
+        lambda x, kernel: convolution(x, kernel, 2, 0),
+        lambda c: (3, 3, c, 4),
+        "stablehlo.convolution",
+    ),
+    "conv2": (
+        layers.dense_3x3(1, 0),
+        lambda x, kernel: convolution(x, kernel, 1, 0),
+        lambda c: (3, 3, c, 4),
+        "stablehlo.convolution",
+    ),
+    "fcn": (
+        layers.dense_3x3(1, 1),
+        lambda x, kernel: convolution(x, kernel, 1, 1),
+        lambda c: (3, 3, c, 4),
+        "stablehlo.convolution",
+    ),
+    "pointwise": (
+        layers.pointwise,
+        lambda x, kernel: x @ kernel,
+        lambda c: (c, 4),
+        "stablehlo.dot_general",
+    ),
+}
+
+
+def value_and_gradients(f, *args):
+    """f(*args), and the gradients of its sum weighted by position."""
+    value, pull_back = jax.vjp(f, *args)
+    weights = jnp.sin(jnp.arange(value.size, dtype=value.dtype)).reshape(value.shape)
+    return value, *pull_back(weights)
+
+
+def arguments(operator: str, shape: tuple[int, ...], dtype: str, seed: int) -> list[jax.Array]:
+    rng, kernel = np.random.default_rng(seed), OPERATORS[operator][2]
+    shapes = [shape] if kernel is None else [shape, kernel(shape[-1])]
+    return [jnp.array(rng.normal(size=s), dtype) for s in shapes]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operators_under_transformations(operator):
+    """Many of them at once, and computed again in the backward pass."""
+    ours, plain, *_ = OPERATORS[operator]
+    args = [jnp.stack([a, a[::-1]]) for a in arguments(operator, (4, 7, 6, 3), "float32", 0)]
+    for transformed in (jax.vmap(ours), jax.jit(jax.checkpoint(jax.vmap(ours)))):
+        for got, expected in zip(
+            value_and_gradients(transformed, *args),
+            value_and_gradients(jax.vmap(plain), *args),
+            strict=True,
+        ):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_programs_of_other_platforms_have_native_operators(operator):
-    x, kernel = jnp.zeros((1, 9, 9, 4)), jnp.zeros((3, 3, 1, 4))
-    f, name = {
-        "depthwise": (lambda x: layers.depthwise_3x3(x, kernel), "stablehlo.convolution"),
-        "max_pool": (layers.max_pool_3x3, "stablehlo.reduce_window"),
-    }[operator]
+    f, plain, _, name = OPERATORS[operator]
+    args = arguments(operator, (2, 9, 9, 4), "float32", 0)
 
     def program(f, platform: str) -> str:
-        return jax.jit(f).trace(x).lower(lowering_platforms=(platform,)).as_text()
+        return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 
-    gradient = jax.grad(lambda x: (f(x) ** 2).sum())
-    assert name in program(f, "tpu")
-    assert name in program(gradient, "tpu")
-    assert name not in program(f, "cpu")
-    assert name not in program(gradient, "cpu")
+    def gradients(f):
+        return lambda *args: value_and_gradients(f, *args)[1:]
+
+    for platform in ("tpu", "cuda"):
+        for ours, other in ((f, plain), (gradients(f), gradients(plain))):
+            text = program(ours, platform)
+            assert name in text or ours is not f
+            assert text.count("stablehlo.while") == 0
+            operations = ("convolution", "reduce_window", "select_and_scatter", "dot_general")
+            for operation in operations:
+                count = program(other, platform).count(f"stablehlo.{operation}")
+                assert text.count(f"stablehlo.{operation}") == count, operation
+    if operator in ("depthwise", "max_pool"):
+        assert name not in program(f, "cpu")
+        assert name not in program(gradients(f), "cpu")
+    if operator != "max_pool":
+        assert "stablehlo.while" in program(gradients(f), "cpu")
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(2, 0), (1, 0), (1, 1)])

@@ -184,7 +184,7 @@ max_pool_3x3.defvjp(_pool_forward, _pool_backward)
 
 
 @functools.cache
-def _dense(stride: int, padding: int) -> Callable[[Array, Array], Array]:
+def dense_3x3(stride: int, padding: int) -> Callable[[Array, Array], Array]:
     """Dense 3×3 convolution, as a function of x [B, H, W, C] and kernel [3, 3, C, D]."""
 
     def native(x: Array, kernel: Array) -> Array:
@@ -228,7 +228,7 @@ class Conv(nnx.Module):
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        convolve = _dense(self.stride, self.padding)
+        convolve = dense_3x3(self.stride, self.padding)
         return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
 
 
@@ -251,7 +251,7 @@ def _product_gradient(gradient: Array, x: Array, kernel: Array) -> tuple[Array, 
     return gradient @ kernel.T, dkernel.astype(kernel.dtype)
 
 
-_pointwise = _by_platform(_product, _product, _product_gradient)
+pointwise = _by_platform(_product, _product, _product_gradient)
 
 
 class Pointwise(nnx.Linear):
@@ -279,7 +279,7 @@ class Pointwise(nnx.Linear):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         x = x[:, :: self.stride, :: self.stride]
-        x = _pointwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        x = pointwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
