@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
 from wsdl_jax.models import layers
@@ -197,6 +199,28 @@ def arguments(operator: str, shape: tuple[int, ...], dtype: str, seed: int) -> l
     rng, kernel = np.random.default_rng(seed), OPERATORS[operator][2]
     shapes = [shape] if kernel is None else [shape, kernel(shape[-1])]
     return [jnp.array(rng.normal(size=s), dtype) for s in shapes]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("operator", OPERATORS)
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(3, 12),
+    width=st.integers(3, 12),
+    channels=st.integers(1, 5),
+    seed=st.integers(0, 9),
+)
+def test_operators_are_the_plain_ones(operator, dtype, batch, height, width, channels, seed):
+    ours, plain, *_ = OPERATORS[operator]
+    args = arguments(operator, (batch, height, width, channels), dtype, seed)
+    tolerance = 1e-5 if dtype == "float32" else 0.05  # of the largest; sums in bfloat16 have 8 bits
+    for got, expected in zip(
+        value_and_gradients(ours, *args), value_and_gradients(plain, *args), strict=True
+    ):
+        assert got.dtype == expected.dtype == dtype
+        got, expected = np.asarray(got, float), np.asarray(expected, float)
+        np.testing.assert_allclose(got, expected, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
