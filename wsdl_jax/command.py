@@ -76,21 +76,23 @@ def _keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of mallopt in glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of mallopt in glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
     """Lets the steps of a program on a CPU take the memory of the step before, with glibc.
 
     By default glibc gives large blocks back to the system and takes them anew, empty and page by
-    page: a third of the processor time of a training step on two cores. Only the main thread's heap
-    can grow to such sizes, so steps on the CPU run in the thread that calls them. To be called
-    before JAX computes for the first time.
+    page: a third of the processor time of a training step on two cores. Only the main heap can grow
+    to such sizes, so all threads take from it; and steps run in the thread that calls them, or a
+    step would begin before the one before has freed its memory. To be called before JAX computes
+    for the first time.
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
     libc.mallopt(_MMAP_MAX, 0)
     libc.mallopt(_TRIM_THRESHOLD, -1)
+    libc.mallopt(_ARENA_MAX, 1)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
