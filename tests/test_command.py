@@ -37,6 +37,23 @@ for _ in range(30):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+HEAP = """
+import resource, sys
+import numpy as np
+from wsdl_jax import command
+
+command.keep_freed_memory()
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+before, kept = peak(), []
+for _ in range(10):
+    large = np.ones(2**25)  # 256 MiB
+    kept += [np.ones(2**17) for _ in range(4)]  # of 1 MiB, beyond the large one
+    del large
+    kept += [np.ones(2**17) for _ in range(4)]  # where it was, unless there is a better place
+print(peak() - before)
+"""
+
 
 def execute(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XDG_"))}
@@ -101,3 +118,9 @@ def test_steps_take_the_memory_of_the_step_before():
     """The pages that the thirtieth step, of 64 MiB, has to be given by the system."""
     plain, keeping = (int(execute(STEPS, *mode).stdout) for mode in ((), ("keep",)))
     assert keeping < plain / 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_large_blocks_are_not_split():
+    """Ten times 256 MiB, one after the other, and 80 MiB that stay: the peak, in MiB."""
+    assert 300 < float(execute(HEAP).stdout) < 400

@@ -90,9 +90,19 @@ def keep_freed_memory() -> None:
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
+    libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = (ctypes.c_void_p,), None
     libc.mallopt(_MMAP_MAX, 0)
     libc.mallopt(_TRIM_THRESHOLD, -1)
     libc.mallopt(_ARENA_MAX, 1)
+    # Smaller things must not settle in the space that a step leaves, or the next one needs as much
+    # again. So there is other free space that they fit better; it takes no memory until it is used.
+    spaces = []
+    for _ in range(128):
+        spaces.append(libc.malloc(2**25))
+        libc.malloc(2**12)  # never freed: keeps neighbours from becoming one
+    for space in spaces:
+        libc.free(space)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 

@@ -14,7 +14,9 @@ keeps freed memory (`TUNED`). Before anything is timed, PyTorch has loaded our w
 outputs are compared with ours.
 
 The networks are of full width on 299×299 images. "train" is the whole step with Adam; "infer" is
-scores and maps. On the CPU both compute in float32; on a GPU in bfloat16, PyTorch under autocast.
+scores and maps. "folder" is 32 PNG files, decoded, scored and localized: by `predict.Localizer` in
+batches of 16; in PyTorch one by one, for Grad-CAM with all gradients, as the published code does
+it. On the CPU both compute in float32; on a GPU in bfloat16, PyTorch under autocast.
 """
 
 import contextlib
@@ -36,6 +38,8 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from etils import epath
+from PIL import Image
 
 from wsdl_jax import command
 from wsdl_jax.errors import UserError
@@ -44,7 +48,12 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))  # for torch_xception
 
 LAYOUTS = {"patches": "dolos-patches", "attention": "ffd-attention", "grad_cam": "timm-xception"}
-TASKS = ("patches/train", "patches/infer", "attention/train", "attention/infer", "grad_cam/infer")
+TASKS = (
+    *("patches/train", "patches/infer", "patches/folder"),
+    *("attention/train", "attention/infer", "attention/folder"),
+    *("grad_cam/infer", "grad_cam/folder"),
+)
+FOLDER = 32  # images
 OURS = "wsdl-jax"
 DEFAULT, CHANNELS_LAST, COMPILED = "default layout", "channels_last", "torch.compile"
 TORCH = (DEFAULT, CHANNELS_LAST, COMPILED)
@@ -83,13 +92,26 @@ class Work:
         return self.task.split("/")[0]
 
     @property
-    def training(self) -> bool:
-        return self.task.endswith("/train")
+    def kind(self) -> str:
+        """ "train", "infer" or "folder"."""
+        return self.task.split("/")[1]
 
     def images(self, count: int) -> np.ndarray:
         """[count, size, size, 3] float32 in [-1, 1]."""
         shape = (count, self.size, self.size, 3)
         return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+
+    def files(self) -> list[Path]:
+        """As many PNG files as `batch` says, made if need be: smooth pictures with noise."""
+        files = [Path(self.folder) / f"{number}.png" for number in range(self.batch)]
+        for number, file in enumerate(files):
+            if not file.exists():
+                rng = np.random.default_rng(number)
+                small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+                smooth = np.asarray(small.resize((self.size, self.size), Image.Resampling.BICUBIC))
+                noisy = smooth + rng.normal(0, 3, smooth.shape)
+                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file)
+        return files
 
 
 # ----- The contenders ----------------------------------------------------------------------------
@@ -101,7 +123,7 @@ def make_ours(work: Work) -> Callable[[], None]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from wsdl_jax import convert, evaluate, methods, parallel, runs, train
+    from wsdl_jax import convert, evaluate, methods, parallel, predict, runs, train
     from wsdl_jax.models.layers import BatchNorm
 
     config = runpy.run_path(str(ROOT / f"configs/{work.network}.py"))["get_config"]()
@@ -121,8 +143,19 @@ def make_ours(work: Work) -> Callable[[], None]:
     found = devices.gather(localize(state, checked)[1])
     np.savez(f"{work.folder}/outputs.npz", scores=found.scores, maps=found.maps)
 
+    if work.kind == "folder":
+        localizer = predict.Localizer(config, model, batch=16)
+        files = work.files()
+
+        def all_files() -> None:
+            images = ((f.name, predict.read(epath.Path(f), work.size**2)) for f in files)
+            views = ((name, localizer.view(image)) for name, image in images)
+            for _, prediction in localizer.stream(views):
+                assert prediction.raw.ndim == 2
+
+        return all_files
     batch = {"image": work.images(work.batch), "label": np.arange(work.batch, dtype=np.int32) % 2}
-    if not work.training:
+    if work.kind == "infer":
         del batch["label"]
         batch = devices.shard(batch)
         return lambda: jax.block_until_ready(localize(state, batch)[1])
@@ -182,11 +215,19 @@ def make_torch(work: Work, contender: str) -> Callable[[], None]:
         return logits[:, 1], mask[:, 0]
 
     def grad_cam(images: Any) -> tuple[Any, Any]:
-        with torch.no_grad():
+        with contextlib.nullcontext() if work.kind == "folder" else torch.no_grad():
             activations = network.blocks(network.stem(images), 1, 11)
-        activations.requires_grad_()
+        if work.kind == "folder":
+            activations.retain_grad()
+        else:
+            activations.requires_grad_()
         logits = network.fc(network.pooled(network.blocks(activations, 12, 12)))
-        (gradients,) = torch.autograd.grad(logits[:, 1].sum(), activations)
+        if work.kind == "folder":  # as the published code does: gradients of all there is
+            network.zero_grad()
+            logits[:, 1].sum().backward()
+            gradients = activations.grad
+        else:
+            (gradients,) = torch.autograd.grad(logits[:, 1].sum(), activations)
         weights = gradients.float().mean((2, 3), keepdim=True)
         maps = (weights * activations.detach()).sum(1, keepdim=True).relu()
         maps -= maps.amin((2, 3), keepdim=True)
@@ -210,14 +251,25 @@ def make_torch(work: Work, contender: str) -> Callable[[], None]:
             if not error < (0.1 if work.gpu else TOLERANCE):
                 raise UserError(f"{work.task}: PyTorch's {name} are {error:.2g} off ours")
 
-    images = tensor(work.images(work.batch))
-    if contender != DEFAULT:
-        network = network.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
+    layout = torch.contiguous_format if contender == DEFAULT else torch.channels_last
+    network = network.to(memory_format=layout)
+    images = tensor(work.images(work.batch)).contiguous(memory_format=layout)
     if contender == COMPILED:
         localize = torch.compile(localize)
         losses = {name: torch.compile(loss) for name, loss in losses.items()}
-    if not work.training:
+    if work.kind == "folder":
+        files = work.files()
+
+        def one_by_one() -> None:
+            for file in files:
+                with Image.open(file) as image:
+                    pixels = np.asarray(image.convert("RGB"), np.float32)[None] / 127.5 - 1
+                with guard(), half:
+                    _, maps = localize(tensor(pixels).contiguous(memory_format=layout))
+                maps.float().detach().cpu().numpy()
+
+        return one_by_one
+    if work.kind == "infer":
 
         def infer() -> None:
             with guard(), half:
@@ -386,7 +438,7 @@ def flops(work: Work) -> int:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         networks[work.network]()(torch.zeros(work.batch, 3, work.size, work.size))
     # By convention a backward pass is twice the forward one.
-    return counter.get_total_flops() * (3 if work.training else 1)
+    return counter.get_total_flops() * (3 if work.kind == "train" else 1)
 
 
 # ----- The table ---------------------------------------------------------------------------------
@@ -486,7 +538,7 @@ def main(_: list[str]) -> None:
     record = out / "results.json"
     rows = json.loads(record.read_text()) if record.exists() else {}
     for task in tasks:
-        for batch in batches:
+        for batch in [FOLDER] if task.endswith("/folder") else batches:
             row = rows.setdefault(f"{task} {batch}", {})
             for group, environment in groups.items():
                 with tempfile.TemporaryDirectory() as folder:

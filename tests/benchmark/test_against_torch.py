@@ -5,7 +5,9 @@ import pytest
 from against_torch import CHANNELS_LAST, DEFAULT, OURS, TUNED, Work
 
 
-@pytest.mark.parametrize("task", ["patches/train", "attention/infer", "grad_cam/infer"])
+@pytest.mark.parametrize(
+    "task", ["patches/train", "attention/infer", "grad_cam/infer", "grad_cam/folder"]
+)
 def test_contenders_agree_and_take_steps(torch, task, tmp_path):
     work = Work(task, batch=8, size=64, width=0.05, gpu=False, folder=str(tmp_path))
     against_torch.make_ours(work)()
