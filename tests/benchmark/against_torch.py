@@ -464,12 +464,18 @@ def _best(results: dict[str, Any], names: tuple[str, ...]) -> dict[str, float] |
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown: images/s of all contenders, how much faster ours is, and peak memory.
+    """Markdown: images/s of the contenders that ran, how much faster ours is, and peak memory.
 
     rows: "task batch" → group ("as it comes", "tuned") → contender → result of `contest`; and
     "peak_share", where it is known.
     """
-    head = ["", "batch", "ours", *TORCH, *(f"{name}, tuned" for name in TORCH)]
+
+    def ran(group: str) -> list[str]:
+        results = [groups.get(group, {}) for groups in rows.values()]
+        return [name for name in TORCH if any(isinstance(r.get(name), dict) for r in results)]
+
+    untuned_names, tuned_names = ran("as it comes"), ran("tuned")
+    head = ["", "batch", "ours", *untuned_names, *(f"{name}, tuned" for name in tuned_names)]
     head += ["ours / default", "ours / best", "ours / best tuned", "memory ours / default / best"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for key, groups in rows.items():
@@ -489,8 +495,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         share = f" ({groups['peak_share']:.0%} of peak)" if "peak_share" in groups else ""
         lines.append(
             [task.replace("/", ", "), batch, _speed(ours) + share]
-            + [_speed(plain.get(name)) for name in TORCH]
-            + [_speed(tuned.get(name)) for name in TORCH]
+            + [_speed(plain.get(name)) for name in untuned_names]
+            + [_speed(tuned.get(name)) for name in tuned_names]
             + [ratio(ours, default), ratio(ours, best)]
             + [ratio(tuned.get(OURS), _best(tuned, TORCH))]
             + [" / ".join(memory(result) for result in (ours, default, best)) + " GiB"]
