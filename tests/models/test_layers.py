@@ -397,6 +397,18 @@ def test_batch_norm_of_a_single_value():
     np.testing.assert_allclose(norm.var[...], 0.9)
 
 
+def test_more_locations_than_an_int32_counts():
+    """A step that is only planned, for a machine of any size."""
+    graph, state = nnx.split(batch_norm(2))
+
+    def total(state: nnx.State, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state)(x).sum()
+
+    x = jax.ShapeDtypeStruct((2**15, 2**10, 2**10, 2), jnp.float32)
+    _, dx = jax.eval_shape(jax.grad(total, argnums=(0, 1), allow_int=True), state, x)
+    assert dx.shape == x.shape
+
+
 def on_devices(norm: layers.BatchNorm, x: np.ndarray, gradient: np.ndarray):
     """Outputs, gradients (parameters, x) of their mean, and statistics, over eight devices."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

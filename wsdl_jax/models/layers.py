@@ -332,7 +332,8 @@ def _normalize_backward(axis_name: str | None, residuals: tuple[Array, ...], gra
     gradient = gradients[0].astype(jnp.float32)
     unit = (x.astype(jnp.float32) - mean) * deviation
     dbias, dscale = gradient.sum((0, 1, 2)), (gradient * unit).sum((0, 1, 2))
-    means = dbias / (x.size // x.shape[-1]), dscale / (x.size // x.shape[-1])
+    count = float(x.size // x.shape[-1])  # which can be more than an int32 holds
+    means = dbias / count, dscale / count
     if axis_name is not None:
         means = jax.lax.pmean(means, axis_name)
     dx = scale * deviation * (gradient - means[0] - unit * means[1])
