@@ -7,8 +7,8 @@
 Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
 leave_out=… (see `set_data`).
 
-The default (portraits, setup a) takes 3:51 min on two CPU cores, dataset and compilation included,
-and reaches AP 93.1, iou_lg 22.1 (the all-fake map: 17.6).
+The default (portraits, setup a) takes 3:49 min on two CPU cores, dataset and compilation included,
+and reaches AP 92.7, iou_lg 24.9 (the all-fake map: 17.6).
 """
 
 from wsdl_jax import configuration

@@ -7,8 +7,8 @@
 Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
 leave_out=… (see `set_data`).
 
-The default (portraits, setup a) takes 4:09 min on two CPU cores, dataset and compilation included,
-and reaches AP 94.3, iou_lg 35.5 (the all-fake map: 17.6).
+The default (portraits, setup a) takes 3:46 min on two CPU cores, dataset and compilation included,
+and reaches AP 93.7, iou_lg 37.3 (the all-fake map: 17.6).
 """
 
 from wsdl_jax import configuration
