@@ -83,8 +83,8 @@ def keep_freed_memory() -> None:
     """Lets the steps of a program on a CPU take the memory of the step before, with glibc.
 
     By default glibc gives large blocks back to the system and takes them anew, empty and page by
-    page: a third of the processor time of a training step on two cores. Only the main heap can grow
-    to such sizes, so all threads take from it; and steps run in the thread that calls them, or a
+    page: half of the processor time of a training step on two cores. Only the main heap can grow to
+    such sizes, so all threads take from it; and steps run in the thread that calls them, or a
     step would begin before the one before has freed its memory. To be called before JAX computes
     for the first time.
     """

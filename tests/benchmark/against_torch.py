@@ -172,20 +172,25 @@ def make_ours(work: Work) -> Callable[[], None]:
     return step
 
 
+def _torch_network(work: Work) -> Any:
+    """PyTorch's class of the network that is measured."""
+    import torch_xception
+
+    return {
+        "patches": torch_xception.Patches,
+        "attention": torch_xception.Attention,
+        "grad_cam": torch_xception.Classifier,
+    }[work.network]
+
+
 def make_torch(work: Work, contender: str) -> Callable[[], None]:
     """Compares outputs with ours; then → one step. Raises UserError where they differ."""
     if contender not in TORCH:
         raise UserError(f"{contender}: choose from {', '.join(TORCH)}")
     import torch
-    import torch_xception
 
     device = torch.device("cuda" if work.gpu else "cpu")
-    networks = {
-        "patches": torch_xception.Patches,
-        "attention": torch_xception.Attention,
-        "grad_cam": torch_xception.Classifier,
-    }
-    network = networks[work.network](width=work.width).to(device).eval()
+    network = _torch_network(work)(width=work.width).to(device).eval()
     with np.load(f"{work.folder}/weights.npz") as weights:
         tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
     network.load_state_dict(tensors, strict=True)
@@ -215,15 +220,16 @@ def make_torch(work: Work, contender: str) -> Callable[[], None]:
         return logits[:, 1], mask[:, 0]
 
     def grad_cam(images: Any) -> tuple[Any, Any]:
-        with contextlib.nullcontext() if work.kind == "folder" else torch.no_grad():
+        everything = work.kind == "folder"  # gradients of all there is, as in the published code
+        with contextlib.nullcontext() if everything else torch.no_grad():
             activations = network.blocks(network.stem(images), 1, 11)
-        if work.kind == "folder":
+        if everything:
+            network.zero_grad()
             activations.retain_grad()
         else:
             activations.requires_grad_()
         logits = network.fc(network.pooled(network.blocks(activations, 12, 12)))
-        if work.kind == "folder":  # as the published code does: gradients of all there is
-            network.zero_grad()
+        if everything:
             logits[:, 1].sum().backward()
             gradients = activations.grad
         else:
@@ -312,8 +318,6 @@ def contend(pipe: Connection, work: Work, contender: str) -> None:
     """A contender's process: says when it is ready; then one step for each message."""
     try:
         if contender == OURS:
-            import jax  # noqa: F401
-
             command.keep_freed_memory()  # as every command does
         step = make_ours(work) if contender == OURS else make_torch(work, contender)
         step()  # compiles
@@ -427,16 +431,10 @@ def contest(
 def flops(work: Work) -> int:
     """Floating-point operations of a step by PyTorch's count, of products and convolutions."""
     import torch
-    import torch_xception
     from torch.utils.flop_counter import FlopCounterMode
 
-    networks = {
-        "patches": torch_xception.Patches,
-        "attention": torch_xception.Attention,
-        "grad_cam": torch_xception.Classifier,
-    }
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        networks[work.network]()(torch.zeros(work.batch, 3, work.size, work.size))
+        _torch_network(work)()(torch.zeros(work.batch, 3, work.size, work.size))
     # By convention a backward pass is twice the forward one.
     return counter.get_total_flops() * (3 if work.kind == "train" else 1)
 

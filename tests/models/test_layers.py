@@ -147,6 +147,15 @@ def convolution(x, kernel, stride: int, padding: int, groups: int = 1):
     )
 
 
+def dense(stride: int, padding: int):
+    return (
+        layers.dense_3x3(stride, padding),
+        lambda x, kernel: convolution(x, kernel, stride, padding),
+        lambda c: (3, 3, c, 4),
+        "stablehlo.convolution",
+    )
+
+
 # Operator here, plain operator, shape of the kernel for C channels, what a program for a TPU has.
 OPERATORS = {
     "depthwise": (
@@ -161,24 +170,9 @@ OPERATORS = {
         None,
         "stablehlo.reduce_window",
     ),
-    "conv1": (
-        layers.dense_3x3(2, 0),
-        lambda x, kernel: convolution(x, kernel, 2, 0),
-        lambda c: (3, 3, c, 4),
-        "stablehlo.convolution",
-    ),
-    "conv2": (
-        layers.dense_3x3(1, 0),
-        lambda x, kernel: convolution(x, kernel, 1, 0),
-        lambda c: (3, 3, c, 4),
-        "stablehlo.convolution",
-    ),
-    "fcn": (
-        layers.dense_3x3(1, 1),
-        lambda x, kernel: convolution(x, kernel, 1, 1),
-        lambda c: (3, 3, c, 4),
-        "stablehlo.convolution",
-    ),
+    "conv1": dense(stride=2, padding=0),
+    "conv2": dense(stride=1, padding=0),
+    "fcn": dense(stride=1, padding=1),
     "pointwise": (
         layers.pointwise,
         lambda x, kernel: x @ kernel,
