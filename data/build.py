@@ -266,8 +266,45 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+def own_prepared(name: str, made_of: dict[str, str], data_dir: str | None) -> list[str]:
+    """The subsets of `image_folder/NAME` that are prepared.
+
+    made_of: its origin, "source" and "masks" and what else is kept with it.
+
+    Raises BuildError for another origin, and for what is no name.
+    """
+    try:
+        builder_class(_OWN).check_name(name)
+    except ValueError as error:
+        raise BuildError(f"{_OWN}/{name}: {error}") from error
+    prepared = []
+    for kind in ("real", "fake"):
+        subset = f"{_OWN}/{name}_{kind}"
+        there = make_builder(subset, data_dir)
+        if not is_prepared(there):
+            continue
+        made = dict(there.info.metadata)
+        if made != made_of:
+            further = [
+                f", {key} {made.get(key)}"
+                for key in sorted((made | made_of).keys() - {"source", "masks"})
+                if made.get(key) != made_of.get(key)
+            ]
+            raise BuildError(
+                f"{_OWN}/{name}: is there already, made of {made['source']} with --masks"
+                f" {made['masks']}{''.join(further)}; choose another name, or delete"
+                f" {there.data_path.parent.parent / name}_*"
+            )
+        prepared.append(subset)
+    return prepared
+
+
 def own_builders(
-    name: str, source: str, masks: str | None, data_dir: str | None
+    name: str,
+    source: str,
+    masks: str | None,
+    data_dir: str | None,
+    made_of: dict[str, str] | None = None,
 ) -> dict[str, tfds.core.DatasetBuilder]:
     """The builders of a dataset of one's own, `image_folder/NAME`, by the names of its subsets.
 
@@ -276,23 +313,16 @@ def own_builders(
         source: a folder or a JSON list, see data/image_folder/README.md.
         masks: "white" or "black", what is manipulated in the masks; "none" to leave them out.
         data_dir: as of `make_builder`.
+        made_of: the origin to be kept with it, where that is not the source and the masks.
 
     Raises:
         BuildError: the source is not in order, or the name is that of a dataset made otherwise.
     """
     try:
-        configs = builder_class(_OWN).configs_of(name, Path(source), masks)
+        configs = builder_class(_OWN).configs_of(name, Path(source), masks, made_of)
     except (ValueError, OSError) as error:
         raise BuildError(f"{_OWN}/{name}: {_line(error)}") from error
-    made_of = configs[0].provenance
-    for kind in ("real", "fake"):
-        there = make_builder(f"{_OWN}/{name}_{kind}", data_dir)
-        if is_prepared(there) and (made := dict(there.info.metadata)) != made_of:
-            raise BuildError(
-                f"{_OWN}/{name}: is there already, made of {made['source']} with --masks"
-                f" {made['masks']}; choose another name, or delete"
-                f" {there.data_path.parent.parent / name}_*"
-            )
+    own_prepared(name, configs[0].provenance, data_dir)
     subsets = {f"{_OWN}/{config.name}": config for config in configs}
     return {subset: make_builder(subset, data_dir, config) for subset, config in subsets.items()}
 

@@ -5,6 +5,7 @@ returns it locked, so that a misspelt override fails.
 """
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
@@ -298,14 +299,21 @@ def save(config: ml_collections.ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def load(text: str) -> ml_collections.ConfigDict:
-    """The config that `save` wrote. Raises ConfigError for anything else."""
+def load(
+    text: str,
+    base: Callable[[], ml_collections.ConfigDict] = base,
+    validate: Callable[[ml_collections.ConfigDict], None] = validate,
+) -> ml_collections.ConfigDict:
+    """The config that `save` wrote. Raises ConfigError for anything else.
+
+    base, validate: of configs of another kind than this module's.
+    """
     config = base()
     try:
         stored = json.loads(text)
         if not isinstance(stored, dict):
             raise ValueError("not a JSON object")
-        for path, value in _leaves(stored):
+        for path, value in leaves(stored):
             if value is None and _get(config, path) is not None:
                 raise TypeError(f"{path} is null")
             _set(config, path, tuple(value) if isinstance(value, list) else value)
@@ -317,8 +325,8 @@ def load(text: str) -> ml_collections.ConfigDict:
 
 def essence(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
     """Every field that changes what a run computes, with its value, by name."""
-    leaves = _leaves(config.to_dict())
-    return sorted((path, value) for path, value in leaves if path not in CIRCUMSTANCES)
+    fields = leaves(config.to_dict())
+    return sorted((path, value) for path, value in fields if path not in CIRCUMSTANCES)
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
@@ -331,10 +339,11 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
     ]
 
 
-def _leaves(tree: dict[str, Any], prefix: str = ""):
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of every field, paths with dots."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

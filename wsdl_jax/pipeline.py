@@ -8,7 +8,7 @@ import ctypes
 import io
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import grain
@@ -109,11 +109,17 @@ def prepare(config: ml_collections.ConfigDict, also: Sequence[str] = ()) -> None
     built.
     """
     data = config.data
-    names = dict.fromkeys((*data.real, *data.fake, data.test_real, data.test_fake, *also))
-    builders = [_builder(name, data.dir) for name in names]  # unknown names fail before any work
+    names = (*data.real, *data.fake, data.test_real, data.test_fake, *also)
+    prepare_subsets(names, data.dir, data.manual_dir)
+
+
+def prepare_subsets(names: Iterable[str], data_dir: str | None, manual_dir: str | None) -> None:
+    """Builds the subsets of these names that are not there yet. Raises as `prepare` does."""
+    # Unknown names fail before any work.
+    builders = [_builder(name, data_dir) for name in dict.fromkeys(names)]
     for builder in builders:
         if not build.is_prepared(builder):
-            build.prepare(builder, manual_dir=data.manual_dir)
+            build.prepare(builder, manual_dir=manual_dir)
 
 
 def _open(record: dict[str, Any], feature: str) -> Image.Image:

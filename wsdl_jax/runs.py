@@ -1,6 +1,7 @@
 """A run directory: the config that it is of, and the state and the network in its checkpoints."""
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,8 +73,12 @@ def load_config(run: epath.Path) -> ml_collections.ConfigDict:
     return configuration.load(path.read_text())
 
 
-def check(run: epath.Path, config: ml_collections.ConfigDict) -> None:
-    """Raises UserError unless a run directory is new, empty, or of this config.
+def check(
+    run: epath.Path,
+    config: ml_collections.ConfigDict,
+    load: Callable[[epath.Path], ml_collections.ConfigDict] = load_config,
+) -> None:
+    """Raises UserError unless a run directory is new, empty, or of this config, as `load` reads it.
 
     A run is never continued under another config; the message shows the differences. Of buckets,
     orbax writes to Google's alone.
@@ -83,7 +88,7 @@ def check(run: epath.Path, config: ml_collections.ConfigDict) -> None:
             f"{run}: a run directory is on a disk or in gs://; choose another --workdir"
         )
     if (run / "config.json").exists():
-        different = configuration.differences(load_config(run), config)
+        different = configuration.differences(load(run), config)
         if different:
             raise UserError(
                 f"{run} is a run of another config ({'; '.join(different)}): choose another "

@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -197,9 +198,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     if start >= total:
         checkpoints.close()
         return
-    state = parallel.replicate(state)
     train_step = make_train_step(method, model, optimizer, config.seed, config.train.microbatches)
-    train_step = parallel.map(train_step, donate=True)
     loss_step = parallel.map(make_loss_step(method, model))
     batches = pipeline.train_batches(
         config,
@@ -208,10 +207,50 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
         process=jax.process_index(),
         processes=jax.process_count(),
     )
+    loop(
+        config,
+        run,
+        state=state,
+        train_step=train_step,
+        batches=batches,
+        validate=lambda state: validate(config, valid, loss_step, state, parallel, mask_size),
+        checkpoints=checkpoints,
+        parallel=parallel,
+    )
+
+
+def loop(
+    config: ml_collections.ConfigDict,
+    run: epath.Path,
+    *,
+    state: State,
+    train_step: Step,
+    batches: Iterator[pipeline.Batch],
+    validate: Callable[[State], dict[str, float]],
+    checkpoints: Checkpoints,
+    parallel: Parallel,
+) -> None:
+    """Takes steps to the end of the config's last epoch, with logs, validation and checkpoints.
+
+    Args:
+      config: `profile` and `train` are read.
+      run: the run directory.
+      state: on the host; its "step" says how many are done.
+      train_step: of one device: (state, its images) → ((state, metrics), None). Metrics have "loss"
+        and "gradient_norm".
+      batches: from the next step on.
+      validate: state on the devices → losses, "valid_loss" among them, that rank checkpoints.
+      checkpoints: of the run; closed at the end.
+      parallel: the devices.
+
+    Raises Interrupted and UserError as `train` does.
+    """
+    start, total = int(state["step"]), config.train.epochs * config.train.steps_per_epoch
+    state = parallel.replicate(state)
+    train_step = parallel.map(train_step, donate=True)
     run_log = RunLog(run, start_step=start, total_steps=total, writes=hosts.is_first())
     profiled = configuration.profiled_steps(config)
 
-    # ----- Loop -----------------------------------------------------------------------------------
     signals: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, frame: signals.append(number))
@@ -257,7 +296,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
                 raise Interrupted(signals[0] if signals else signal.SIGTERM, step)
 
             if epoch_ends:
-                losses = _validate(config, valid, loss_step, state, parallel, mask_size)
+                losses = validate(state)
                 run_log.scalars(step, losses)
                 parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 run_log.say(f"epoch {step // config.train.steps_per_epoch}: {parts}")
@@ -286,7 +325,7 @@ def _check_finite(values: list[dict[str, Any]], first_step: int, checkpoints: Ch
                 )
 
 
-def _validate(
+def validate(
     config: ml_collections.ConfigDict,
     examples: pipeline.Examples,
     loss_step: Step,

@@ -35,11 +35,13 @@ class ImageFolderConfig(tfds.core.BuilderConfig):
         source: folder or JSON file that it is made of; None to read what has been made.
         masks: "white" or "black", what is manipulated in the masks; "none" without them.
         splits: images of each split; empty to read what has been made.
+        made_of: what is kept with a subset as its origin; None for `source` and `masks`.
     """
 
     source: Path | None = None
     masks: str = "none"
     splits: dict[str, list[Item]] = dataclasses.field(default_factory=dict)
+    made_of: dict[str, str] | None = None
 
     @property
     def kind(self) -> str:
@@ -53,7 +55,7 @@ class ImageFolderConfig(tfds.core.BuilderConfig):
     @property
     def provenance(self) -> dict[str, str]:
         """What a subset is made of, as it is kept with it."""
-        return {"source": os.fspath(self.source), "masks": self.masks}
+        return self.made_of or {"source": os.fspath(self.source), "masks": self.masks}
 
 
 class Builder(tfds.core.ShardBasedBuilder):
@@ -79,7 +81,17 @@ class Builder(tfds.core.ShardBasedBuilder):
         return ImageFolderConfig(name=name)
 
     @classmethod
-    def configs_of(cls, name: str, source: Path, masks: str | None) -> list[ImageFolderConfig]:
+    def check_name(cls, name: str) -> None:
+        """Raises ValueError for what a dataset cannot be called."""
+        if not re.fullmatch(_NAME, name) or name.endswith(tuple(f"_{kind}" for kind in KINDS)):
+            raise ValueError(
+                "a name is of letters, digits, - and _, and does not end in _real or _fake"
+            )
+
+    @classmethod
+    def configs_of(
+        cls, name: str, source: Path, masks: str | None, made_of: dict[str, str] | None = None
+    ) -> list[ImageFolderConfig]:
         """What a dataset called `name` is built of: a config for each kind of image in `source`.
 
         Args:
@@ -87,19 +99,21 @@ class Builder(tfds.core.ShardBasedBuilder):
             source: a folder or a JSON file, see README.md.
             masks: "white" or "black", what is manipulated in the masks; "none" to leave masks out;
                 None where there are none.
+            made_of: the origin to be kept with it, in place of these.
 
         Raises:
             OSError, ValueError: see `listing.read`; or it is not a name.
         """
-        if not re.fullmatch(_NAME, name) or name.endswith(tuple(f"_{kind}" for kind in KINDS)):
-            raise ValueError(
-                "a name is of letters, digits, - and _, and does not end in _real or _fake"
-            )
+        cls.check_name(name)
         source = source.expanduser().absolute()
         listed = listing.read(source, masks=None if masks is None else masks != "none")
         return [
             ImageFolderConfig(
-                name=f"{name}_{kind}", source=source, masks=masks or "none", splits=splits
+                name=f"{name}_{kind}",
+                source=source,
+                masks=masks or "none",
+                splits=splits,
+                made_of=made_of,
             )
             for kind, splits in listed.items()
         ]

@@ -125,8 +125,8 @@ def _of_folder(place: Path, masks: bool | None) -> dict[str, list[Item]]:
         )
     items = {}
     for kind in KINDS:
-        files = _files(folders[kind]) if folders[kind] else []
-        items[kind] = [Item(folders[kind] / name, None, _text(name)) for name in files]
+        names = files(folders[kind]) if folders[kind] else []
+        items[kind] = [Item(folders[kind] / name, None, _text(name)) for name in names]
     if folders["masks"] and masks is None:
         raise _open_question(folders["masks"])
     if masks and items["fake"]:
@@ -136,9 +136,12 @@ def _of_folder(place: Path, masks: bool | None) -> dict[str, list[Item]]:
     return items
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files in `folder` and below, relative to it, without those that systems leave."""
-    files = []
+def files(folder: Path) -> list[Path]:
+    """The files in `folder` and below, relative to it, without those that systems leave.
+
+    Raises FileNotFoundError if there are none, and ValueError for folders that do not belong there.
+    """
+    found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if any(image_files.is_left_by_a_system(Path(part)) for part in name.parts):
@@ -152,10 +155,10 @@ def _files(folder: Path) -> list[Path]:
                     f" not {folder.name}/{name.parts[0]}"
                 )
         else:
-            files.append(name)
-    if not files:
+            found.append(name)
+    if not found:
         raise FileNotFoundError(f"{folder}: no images in this folder")
-    return files
+    return found
 
 
 def _paired(items: Sequence[Item], fakes: Path, folder: Path) -> list[Item]:
@@ -164,7 +167,7 @@ def _paired(items: Sequence[Item], fakes: Path, folder: Path) -> list[Item]:
     Raises ValueError for an image without a mask and a mask without an image.
     """
     masks: dict[Path, Path] = {}
-    for name in _files(folder):
+    for name in files(folder):
         if (other := masks.setdefault(name.with_suffix(""), name)) != name:
             raise ValueError(f"{folder / name}: {other} has the same name, but for its ending")
     paired: dict[Path, Item] = {}

@@ -1,0 +1,31 @@
+"""The forger of the embedded portraits: diffusion models that make faces, whole and in part.
+
+    python -m wsdl_jax.diffusion.train --config configs/diffusion.py --workdir runs/forger/pixel
+    python -m wsdl_jax.diffusion.train --config configs/diffusion.py:part=autoencoder
+    python -m wsdl_jax.diffusion.train --config configs/diffusion.py:part=latent \
+        --config.autoencoder.path=runs/forger/autoencoder
+
+Variants: part=pixel|autoencoder|latent. Another dataset: --config.data.real="('dolos/ffhq_real',)"
+and --config.data.image_size=….
+"""
+
+from wsdl_jax.configuration import ConfigError
+from wsdl_jax.diffusion import configuration
+
+
+def get_config(arg: str | None = None):
+    """The config of a variant. Raises ConfigError for one that does not exist."""
+    key, _, part = (arg or "part=pixel").partition("=")
+    if key != "part" or part not in configuration.PARTS:
+        raise ConfigError(f"config variant {arg!r} is not part={'|'.join(configuration.PARTS)}")
+    config = configuration.base()
+    config.part = part
+    # 12,000 portraits, none of which is in the dataset of seed 0 that the forger is used on.
+    config.data.real = tuple(f"portraits/real-96px-seed{seed}" for seed in range(1, 9))
+    if part == "autoencoder":
+        config.train.epochs = 6
+    if part == "latent":
+        config.network.widths = (96, 112)
+        config.network.patch = 2
+        config.network.attention = 0
+    return config

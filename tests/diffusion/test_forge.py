@@ -1,0 +1,290 @@
+"""Forging: datasets of fakes out of subsets and folders."""
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from wsdl_data import build
+from wsdl_data.image_folder import listing
+from wsdl_jax import pipeline
+from wsdl_jax.diffusion import forge, forger, inpainters, masks
+from wsdl_jax.errors import UserError
+
+SIZE = 32
+FAKES = f"portraits/regrain-{SIZE}px"
+REALS = f"portraits/real-{SIZE}px"
+COUNTS = {"train": 24, "valid": 5, "test": 10}
+
+
+def paint_it_black(images, masks):
+    """An inpainter of one's own, found as test_forge:paint_it_black."""
+    return np.where(masks[..., None], np.uint8(0), images)
+
+
+def wrong_size(images, masks):
+    return images[:, ::2]
+
+
+BLACK = f"{__name__}:paint_it_black"
+
+
+@pytest.fixture
+def data_dir(small_portraits, tmp_path):
+    """The small portraits, in a place where more can be made."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "portraits").symlink_to(small_portraits / "portraits")
+    return str(root)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of 40 images of several sizes, and masks of theirs: black is to be made anew."""
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        shape = (20 + number, 40, 3)
+        name = f"{'trips/' if number % 2 else ''}photo{number}"
+        for folder, suffix in (("photos", "jpg"), ("holes", "png")):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, shape).astype(np.uint8)
+            if folder == "holes":
+                pixels = np.full(shape, 255, np.uint8)
+                pixels[:10, 8:30] = 0
+            Image.fromarray(pixels).save(tmp_path / folder / f"{name}.{suffix}")
+    return tmp_path
+
+
+def records(name, split, data_dir):
+    return list(pipeline.Examples((name,), split, data_dir))
+
+
+def metadata(name, data_dir):
+    return dict(build.make_builder(name, data_dir).info.metadata)
+
+
+# ----- From prepared subsets ----------------------------------------------------------------------
+
+
+def test_a_subset_with_its_own_masks(data_dir):
+    made = forge.forge("mine", FAKES, masks="own", generator=BLACK, size=SIZE, data_dir=data_dir)
+    assert made == ["image_folder/mine_fake"]  # the sources are fakes: no real ones
+    for split, count in COUNTS.items():
+        forged, sources = (records(n, split, data_dir) for n in (made[0], FAKES))
+        by_key = {record["key"].decode(): record for record in sources}
+        assert len(forged) == count
+        for record in forged:
+            source = by_key[f"{split}/{record['key'].decode().removesuffix('.png')}"]
+            mask = pipeline.full_mask(source).astype(bool)
+            np.testing.assert_array_equal(pipeline.full_mask(record).astype(bool), mask)
+            image = pipeline.full_image(record)
+            assert (image[mask] == 0).all() and record["label"] == pipeline.FAKE
+            np.testing.assert_array_equal(image[~mask], pipeline.full_image(source)[~mask])
+    kept = metadata(made[0], data_dir)
+    assert kept["generator"] == BLACK and kept["source"] == FAKES and kept["mask_policy"] == "own"
+
+
+def test_drawn_masks_grow_and_real_sources_are_kept(data_dir, monkeypatch):
+    settings = {"masks": "boxes", "generator": BLACK, "size": SIZE, "data_dir": data_dir}
+    made = forge.forge("mine", REALS, dilation=(1, 3), **settings)
+    assert sorted(made) == ["image_folder/mine_fake", "image_folder/mine_real"]
+    reals = {
+        record["key"]: record for record in records("image_folder/mine_real", "test", data_dir)
+    }
+    before = {
+        record["key"].decode().removeprefix("test/") + ".png": pipeline.full_image(record)
+        for record in records(REALS, "test", data_dir)
+    }
+    grown = set()
+    for number, record in enumerate(records("image_folder/mine_fake", "test", data_dir), 29):
+        real = pipeline.full_image(reals[record["key"]])
+        np.testing.assert_array_equal(real, before[record["key"].decode()])
+        drawn = masks.draw("boxes", np.random.default_rng([0, number]), SIZE)
+        mask = pipeline.full_mask(record).astype(bool)
+        sizes = [
+            n
+            for n in (1, 2, 3)
+            if (ndimage.binary_dilation(drawn, np.ones((2 * n + 1,) * 2)) == mask).all()
+        ]
+        assert len(sizes) >= 1
+        grown.update(sizes)
+    assert len(grown) > 1
+    # The same again is ready at once; another way under the same name is refused.
+    monkeypatch.setattr(forge, "read_sources", lambda *_: pytest.fail("read again"))
+    assert sorted(forge.forge("mine", REALS, dilation=(1, 3), **settings)) == sorted(made)
+    with pytest.raises(build.BuildError, match=r"there already, made of .*, dilation 1,3; choose"):
+        forge.forge("mine", REALS, dilation=(0, 0), **settings)
+
+
+def test_limit_takes_the_first_of_each_split(data_dir):
+    forge.forge(
+        "few", REALS, masks="strokes", generator="telea", size=SIZE, limit=4, data_dir=data_dir
+    )
+    for split in COUNTS:
+        keys = [r["key"].decode() for r in records("image_folder/few_fake", split, data_dir)]
+        assert sorted(keys) == [f"{i:06d}.png" for i in range(4)]
+
+
+# ----- With forgers that are trained here ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("generator", ["repaint", "latent", "full"])
+def test_forgers_of_ones_own(generator, data_dir, trained_forgers):
+    sampling = forger.Sampling(steps=4, jump=2, times=2)
+    part = "latent" if generator == "latent" else "pixel"
+    settings = {
+        "masks": None if generator == "full" else "own",
+        "generator": generator,
+        "path": trained_forgers[part],
+        "sampling": sampling,
+        "limit": 8,
+        "batch": 8,
+        "data_dir": data_dir,
+    }
+    forge.forge("mine", FAKES, **settings)
+    sources = {r["key"].decode(): pipeline.full_image(r) for r in records(FAKES, "test", data_dir)}
+    forged = records("image_folder/mine_fake", "test", data_dir)
+    changed = []
+    for record in forged:
+        image = pipeline.full_image(record)
+        source = sources["test/" + record["key"].decode().removesuffix(".png")]
+        mask = (
+            np.zeros(image.shape[:2], bool) if generator == "full" else pipeline.full_mask(record)
+        )
+        changed.append((image != source)[mask == 0].mean())
+    assert len(forged) == 8
+    assert (max(changed) == 0) if generator == "repaint" else (min(changed) > 0.5)
+    kept = metadata("image_folder/mine_fake", data_dir)
+    assert kept["forger_step"] == "4" and kept["steps"] == "4" and len(kept["forger"]) == 16
+    assert ("jump" in kept) == (generator != "full")
+
+
+def test_a_run_on_forged_images(data_dir, real_config):
+    """What is forged trains and tests as any other dataset."""
+    from etils import epath
+
+    from wsdl_jax import train
+
+    forge.forge("mine", REALS, masks="boxes", generator="telea", size=SIZE, data_dir=data_dir)
+    config = real_config(
+        "patches",
+        "setup=b,source=image_folder/mine",
+        {"data.dir": data_dir, "model.depth": 1, "train.epochs": 1},
+    )
+    train.train(config, epath.Path(data_dir) / "run")
+    lines = (epath.Path(data_dir) / "run/metrics.jsonl").read_text().splitlines()
+    assert np.isfinite(json.loads(lines[-1])["valid_loss"])
+
+
+# ----- From folders -------------------------------------------------------------------------------
+
+
+def test_a_folder_with_masks_of_its_own(photos, tmp_path):
+    data_dir = str(tmp_path / "data")
+    forge.forge(
+        "mine",
+        str(photos / "photos"),
+        masks=str(photos / "holes"),
+        manipulated="black",
+        generator=BLACK,
+        size=48,
+        data_dir=data_dir,
+    )
+    found = 0
+    for split in listing.SHARES:
+        for record in records("image_folder/mine_fake", split, data_dir):
+            key = record["key"].decode()
+            assert listing.split_of(photos / key.removesuffix(".png")) == split
+            file = (photos / "holes" / key).with_suffix("").with_suffix(".png")
+            hole = Image.fromarray(np.asarray(Image.open(file))[..., 0] == 0)
+            expected = np.asarray(hole.resize((48, 48), Image.Resampling.NEAREST))
+            np.testing.assert_array_equal(pipeline.full_mask(record).astype(bool), expected)
+            photo = Image.open(photos / "photos" / key.removesuffix(".png"))
+            image = np.asarray(photo.resize((48, 48), Image.Resampling.LANCZOS))
+            expected = np.where(expected[..., None], 0, image)
+            np.testing.assert_array_equal(pipeline.full_image(record), expected)
+            found += 1
+    assert found == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generator": "magic"}, "no generator 'magic': choose from full, repaint"),
+        ({"generator": "nowhere:at_all"}, "no inpainter nowhere:at_all"),
+        ({"generator": f"{__name__}:wrong_size"}, "must keep shape and type"),
+        ({"generator": "repaint", "path": "/nowhere"}, "no forger /nowhere"),
+        ({"generator": "diffusers"}, "needs --pipeline"),
+        ({"generator": "full"}, "goes with every generator but full"),
+        ({"masks": None}, "goes with every generator but full"),
+        ({"masks": "own"}, "has no masks of its own"),
+        ({"masks": "/nowhere"}, "say what is made anew in them, --manipulated"),
+        ({"masks": "/nowhere", "manipulated": "white"}, "/nowhere: no folder of masks"),
+        ({"dilation": (3, 1)}, "not pixels FEWEST,MOST"),
+        ({"images": "nothing"}, "neither a folder nor a prepared subset"),
+        ({"images": "portraits/nobody"}, "no portraits config"),
+        ({"name": "a/b"}, "image_folder"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line_and_leaves_nothing(changes, message, data_dir):
+    settings = {"name": "mine", "images": REALS, "masks": "boxes", "generator": BLACK, "size": SIZE}
+    before = sorted(os.listdir(data_dir))
+    with pytest.raises((UserError, build.BuildError), match=message) as error:
+        forge.forge(**(settings | changes), data_dir=data_dir)
+    assert "\n" not in str(error.value)
+    assert sorted(os.listdir(data_dir)) == before
+
+
+def test_forgers_are_of_a_part_and_a_size(trained_forgers, data_dir):
+    settings = {"images": REALS, "masks": "boxes", "data_dir": data_dir}
+    with pytest.raises(UserError, match="is of part pixel: latent needs part latent"):
+        forge.forge("mine", generator="latent", path=trained_forgers["pixel"], **settings)
+    with pytest.raises(UserError, match="makes images of 32 pixels, not of 64"):
+        forge.forge("mine", generator="repaint", path=trained_forgers["pixel"], size=64, **settings)
+
+
+def test_the_command(data_dir, tmp_path):
+    def command(*arguments):
+        return subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "wsdl_jax.diffusion.forge",
+                f"--data_dir={data_dir}",
+                *arguments,
+            ],
+            capture_output=True,
+            text=True,
+        )
+
+    some = ("--images", REALS, "--masks=boxes", "--size=32", "--name=mine")
+    done = command(*some, "--generator=navier_stokes", "--dilate=1,2")
+    assert done.returncode == 0 and "image_folder/mine_fake" in done.stderr, done.stderr
+    assert metadata("image_folder/mine_fake", data_dir)["dilation"] == "1,2"
+    wrong = command(*some, "--generator=magic")
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: no generator 'magic'")
+
+
+# ----- Inpainters that are not trained here -------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "flag"), [("telea", 1), ("navier_stokes", 0)])
+def test_opencvs_methods(name, flag):
+    assert flag == (cv2.INPAINT_TELEA if name == "telea" else cv2.INPAINT_NS)
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    smooth = np.stack([4 * rows, 4 * columns, 2 * (rows + columns)], axis=-1).astype(np.uint8)
+    images = np.stack([smooth, smooth[::-1]])
+    holes = np.zeros((2, SIZE, SIZE), bool)
+    holes[:, 10:18, 12:20] = True
+    made = inpainters.INPAINTERS[name](images, holes)
+    np.testing.assert_array_equal(made[~holes], images[~holes])
+    np.testing.assert_array_equal(
+        made[1], cv2.inpaint(images[1].copy(), holes[1].view(np.uint8), 3, flag)
+    )
+    assert np.abs(made.astype(int) - images)[holes].max() < 25  # it goes on as around the hole

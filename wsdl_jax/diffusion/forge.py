@@ -1,0 +1,463 @@
+"""Forges images: a dataset of fakes out of a prepared subset or a folder of images.
+
+    python -m wsdl_jax.diffusion.forge --images portraits/regrain-96px --masks own \
+        --generator repaint --steps 20 --jump 5 --times 2 --name mine
+    python -m wsdl_jax.diffusion.forge --images photos --masks strokes --generator telea --name mine
+    python -m wsdl_jax.main --config configs/patches.py:setup=b,source=image_folder/mine
+
+The result is image_folder/NAME_fake, with masks, the sources' keys and, in its metadata.json, how
+it was made; and, where the sources are real, image_folder/NAME_real with them at the same size.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.resources
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+from jaxtyping import Bool, Int, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from wsdl_data import build, image_files
+from wsdl_data.image_folder import listing
+from wsdl_data.portraits.samples import dilate
+from wsdl_jax import command, pipeline
+from wsdl_jax.configuration import ConfigError
+from wsdl_jax.diffusion import forger, inpainters
+from wsdl_jax.diffusion.masks import POLICIES, draw
+from wsdl_jax.errors import UserError
+
+log = logging.getLogger("wsdl_jax")
+FORGERS = ("full", "repaint", "latent")  # generators that are trained here
+OWN = "own"  # the mask policy that takes the subset's masks
+# The forgers of the embedded dataset, which are there by default.
+PACKAGED = {"full": "ddpm", "repaint": "ddpm", "latent": "latent_ddpm"}
+PAPER = forger.Sampling()  # RePaint's steps, jumps and times
+
+# (numbers, images, masks) → images; images and masks are None for whole ones.
+Generator = Callable[
+    [Int[np.ndarray, "n"], UInt8[np.ndarray, "n s s 3"] | None, Bool[np.ndarray, "n s s"] | None],
+    UInt8[np.ndarray, "n s s 3"],
+]
+
+
+class Source(NamedTuple):
+    """An image to forge from.
+
+    Attributes:
+      key: its name.
+      split: "train", "valid" or "test".
+      real: whether it is a real one.
+      image: reads it.
+      mask: reads its own mask, at any size; None where it has none.
+    """
+
+    key: str
+    split: str
+    real: bool
+    image: Callable[[], Image.Image]
+    mask: Callable[[], Bool[np.ndarray, "h w"]] | None
+
+
+# ----- What to forge from -------------------------------------------------------------------------
+
+
+def read_sources(images: str, data_dir: str | None) -> list[Source]:
+    """The images of a prepared subset, DATASET/CONFIG, or of a folder, split by their names.
+
+    Raises UserError if there are none.
+    """
+    folder = Path(images).expanduser()
+    with _in_one_line():
+        return list(_of_folder(folder) if folder.is_dir() else _of_subset(images, data_dir))
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Makes errors of files, which name them, the user's to mend."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _of_folder(folder: Path) -> Iterator[Source]:
+    for file in listing.files(folder):
+        read = lambda path=folder / file: image_files.read_pixels(path)  # noqa: E731
+        yield Source(file.as_posix(), listing.split_of(file), True, read, None)
+
+
+def _of_subset(name: str, data_dir: str | None) -> Iterator[Source]:
+    if "/" not in name:
+        raise UserError(f"{name}: neither a folder nor a prepared subset such as portraits/real")
+    pipeline.prepare_subsets([name], data_dir, None)
+    for split in listing.SHARES:
+        try:
+            examples = pipeline.Examples((name,), split, data_dir)
+        except ConfigError:
+            if split == "train":
+                raise
+            continue  # as of full fakes, which have no test split
+        for index in range(len(examples)):
+            record = examples[index]
+            key = record["key"].decode().removeprefix(f"{split}/")
+
+            def image(examples=examples, index=index) -> Image.Image:
+                return Image.fromarray(pipeline.full_image(examples[index]))
+
+            def mask(examples=examples, index=index) -> Bool[np.ndarray, "h w"]:
+                return pipeline.full_mask(examples[index]).astype(bool)
+
+            real = record["label"] == pipeline.REAL
+            yield Source(key, split, real, image, mask if "mask" in record else None)
+
+
+def with_masks(sources: Sequence[Source], folder: Path, *, white: bool) -> list[Source]:
+    """Sources with the masks of a folder: files of their names, whatever the ending.
+
+    white: whether what is to be made anew is white in them, or black.
+
+    Raises UserError for a source without a mask.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no folder of masks, nor {OWN}, {', '.join(POLICIES)}")
+    with _in_one_line():
+        files = listing.files(folder)
+    masks = {file.with_suffix("").as_posix(): folder / file for file in files}
+    found = []
+    for source in sources:
+        name = PurePosixPath(source.key).with_suffix("").as_posix()
+        if name not in masks:
+            raise UserError(f"{source.key}: no mask of this name in {folder}")
+
+        def mask(path: Path = masks[name]) -> Bool[np.ndarray, "h w"]:
+            return (np.asarray(image_files.read_pixels(path))[..., 0] >= 128) == white
+
+        found.append(source._replace(mask=mask))
+    return found
+
+
+# ----- What to forge with -------------------------------------------------------------------------
+
+
+def packaged(generator: str) -> epath.Path:
+    """The file of the forger that comes with the project, there or not."""
+    folder = importlib.resources.files("wsdl_data.portraits")
+    return epath.Path(os.fspath(folder)) / f"{PACKAGED[generator]}.safetensors"
+
+
+def make_generator(
+    name: str,
+    *,
+    path: epath.PathLike | None,
+    size: int | None,
+    sampling: forger.Sampling,
+    batch: int,
+    seed: int,
+    diffusers: str | None = None,
+) -> tuple[Generator, int, dict[str, str]]:
+    """A generator by its name.
+
+    Args:
+      name: one of FORGERS or of INPAINTERS, "diffusers", or MODULE:FUNCTION, an Inpainter.
+      path: file or run directory of a forger; None for the one that comes with the project.
+      size: of the images, pixels a side; None for a forger's own, else 256.
+      sampling: of a forger; of diffusers, its steps.
+      batch: images at once.
+      seed: of all randomness.
+      diffusers: folder or name of a pipeline.
+
+    Returns:
+      The generator, the size of its images, and what is to be remembered of it.
+
+    Raises:
+      UserError: there is no such generator, or not for that size.
+    """
+    if name in FORGERS:
+        path = epath.Path(path) if path else packaged(name)
+        one = forger.load(path)
+        part = "latent" if name == "latent" else "pixel"
+        if name != "full" and one.config.part != part:
+            raise UserError(f"{path} is of part {one.config.part}: {name} needs part {part}")
+        if size not in (None, one.config.data.image_size):
+            raise UserError(
+                f"{path} makes images of {one.config.data.image_size} pixels, not of {size}"
+            )
+        made = forger.Maker(one, sampling, whole=name == "full", batch=batch, seed=seed)
+        used = {k: v for k, v in dataclasses.asdict(sampling).items() if v is not None}
+        if name == "full":
+            used = {k: v for k, v in used.items() if k not in ("jump", "times")}
+        weights = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(one.weights))
+        told = {"forger": hashlib.sha256(weights).hexdigest()[:16], "forger_step": one.step}
+        return made, made.size, {k: str(v) for k, v in (told | used).items()}
+    told = {}
+    if name == "diffusers":
+        if not diffusers:
+            raise UserError("--generator diffusers needs --pipeline, a folder or a name")
+        inpaint = inpainters.from_diffusers(
+            diffusers, seed=seed, num_inference_steps=sampling.steps
+        )
+        told = {"pipeline": diffusers, "steps": str(sampling.steps)}
+    elif ":" in name:
+        inpaint = inpainters.imported(name)
+    elif name in inpainters.INPAINTERS:
+        inpaint = inpainters.INPAINTERS[name]
+    else:
+        names = (*FORGERS, *inpainters.INPAINTERS, "diffusers", "MODULE:FUNCTION")
+        raise UserError(f"no generator {name!r}: choose from {', '.join(names)}")
+
+    def checked(numbers: Any, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        made = np.asarray(inpaint(images, masks))
+        if (made.shape, made.dtype) != (images.shape, images.dtype):
+            raise UserError(
+                f"{name} gives {made.dtype}{list(made.shape)} for {images.dtype}"
+                f"{list(images.shape)}: it must keep shape and type"
+            )
+        return made
+
+    return checked, size or 256, told
+
+
+# ----- Forging ------------------------------------------------------------------------------------
+
+
+def forge(
+    name: str,
+    images: str,
+    *,
+    masks: str | None,
+    generator: str,
+    manipulated: str | None = None,
+    dilation: tuple[int, int] = (0, 0),
+    path: epath.PathLike | None = None,
+    size: int | None = None,
+    sampling: forger.Sampling = PAPER,
+    batch: int = 16,
+    seed: int = 0,
+    limit: int | None = None,
+    data_dir: str | None = None,
+    diffusers: str | None = None,
+) -> list[str]:
+    """Makes image_folder/NAME out of images and returns the names of its subsets.
+
+    Args:
+      name: NAME.
+      images: a prepared subset, or a folder.
+      masks: what is made anew: "own", "boxes", "strokes", or a folder of masks; None for "full".
+      generator: see `make_generator`.
+      manipulated: "white" or "black", in a folder of masks.
+      dilation: the fewest and the most pixels by which a mask grows, drawn for each image.
+      path: of a forger.
+      size: to which images are squashed, pixels a side.
+      sampling: of a forger.
+      batch: images at once.
+      seed: of all randomness.
+      limit: the most images of a split, the first ones.
+      data_dir: of the prepared datasets, read and written.
+      diffusers: a pipeline.
+
+    Raises:
+      UserError, BuildError: something does not fit; nothing is left behind.
+    """
+    whole = generator == "full"
+    if whole != (masks is None):
+        raise UserError("--masks goes with every generator but full")
+    if masks not in (None, OWN, *POLICIES) and manipulated not in ("white", "black"):
+        raise UserError(
+            f"--masks {masks}: say what is made anew in them, --manipulated white or black"
+        )
+    low, high = dilation
+    if not 0 <= low <= high:
+        raise UserError(f"--dilate {low},{high}: not pixels FEWEST,MOST")
+    make, size, told = make_generator(
+        generator,
+        path=path,
+        size=size,
+        sampling=sampling,
+        batch=batch,
+        seed=seed,
+        diffusers=diffusers,
+    )
+    made_of = {
+        "source": images,
+        "masks": "none" if whole else "white",
+        "generator": generator,
+        "size": str(size),
+        "seed": str(seed),
+        **({"limit": str(limit)} if limit else {}),
+        **({} if whole else {"mask_policy": masks, "dilation": f"{low},{high}"}),
+        **told,
+    }
+    if ready := build.own_prepared(name, made_of, data_dir):
+        log.info("%s: ready since before", " and ".join(ready))
+        return ready
+    sources = read_sources(images, data_dir)
+    if masks == OWN and not all(source.mask for source in sources):
+        raise UserError(f"{images} has no masks of its own: choose other --masks")
+    if masks not in (None, OWN, *POLICIES):
+        sources = with_masks(sources, Path(masks).expanduser(), white=manipulated == "white")
+    sources = list(_first(sources, limit))
+    with tempfile.TemporaryDirectory(prefix="wsdl-jax-forge-") as folder:
+        stage = Path(folder)
+        _write(stage, sources, make, masks, dilation, size, batch, seed)
+        made = build.own_builders(name, os.fspath(stage), made_of["masks"], data_dir, made_of)
+        build.prepare_together(list(made.values()))
+    return list(made)
+
+
+def _first(sources: Sequence[Source], limit: int | None) -> Iterator[Source]:
+    seen: dict[str, int] = {}
+    for source in sources:
+        seen[source.split] = seen.get(source.split, 0) + 1
+        if limit is None or seen[source.split] <= limit:
+            yield source
+
+
+def _write(
+    stage: Path,
+    sources: Sequence[Source],
+    make: Generator,
+    masks: str | None,
+    dilation: tuple[int, int],
+    size: int,
+    batch: int,
+    seed: int,
+) -> None:
+    """Writes SPLIT/real, SPLIT/fake and SPLIT/masks, as data/image_folder takes them."""
+    empty = 0
+    names: set[tuple[str, str]] = set()
+    bar = tqdm(total=len(sources), unit=" images", disable=not sys.stderr.isatty())
+    for start in range(0, len(sources), batch):
+        numbers, images, drawn = [], [], []
+        for number, source in enumerate(sources[start : start + batch], start):
+            rng = np.random.default_rng([seed, number])
+            with _in_one_line():
+                image = source.image().convert("RGB")
+                mask = None if masks is None else _mask(source, masks, dilation, size, rng)
+            if mask is not None and not mask.any():
+                empty += 1
+                continue
+            if image.size != (size, size):
+                image = image.resize((size, size), Image.Resampling.LANCZOS)
+            numbers.append(number)
+            images.append(np.asarray(image))
+            drawn.append(mask)
+        if numbers:
+            given = (None, None) if masks is None else (np.stack(images), np.stack(drawn))
+            made = make(np.asarray(numbers), *given)
+            for number, image, mask, fake in zip(numbers, images, drawn, made, strict=True):
+                source = sources[number]
+                file = _file(source)
+                if (source.split, file) in names:
+                    raise UserError(f"two images are called {source.key}")
+                names.add((source.split, file))
+                pictures = {"fake": fake, **({"real": image} if source.real else {})}
+                if mask is not None:
+                    pictures["masks"] = mask.astype(np.uint8) * 255
+                for kind, pixels in pictures.items():
+                    path = stage / source.split / kind / file
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(image_files.png(Image.fromarray(pixels)))
+        bar.update(min(batch, len(sources) - start))
+    bar.close()
+    if not names:
+        raise UserError("no image has anything to be made anew: all masks are empty")
+    if empty:
+        log.warning("%d images are left out: their masks mark nothing", empty)
+
+
+def _mask(
+    source: Source,
+    policy: str,
+    dilation: tuple[int, int],
+    size: int,
+    rng: np.random.Generator,
+) -> Bool[np.ndarray, "s s"]:
+    if policy in POLICIES:
+        mask = draw(policy, rng, size)
+    else:
+        mask = source.mask()
+        if mask.shape != (size, size):
+            squashed = Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)
+            mask = np.array(squashed)
+    return dilate(mask, int(rng.integers(dilation[0], dilation[1] + 1)))
+
+
+def _file(source: Source) -> str:
+    """The source's key as the path of a file below a folder that is nowhere hidden."""
+    parts = [
+        "_" + part[1:] if part.startswith(".") else part
+        for part in PurePosixPath(source.key.lstrip("/")).parts
+    ]
+    return "/".join(parts) + ".png"
+
+
+def main(_: list[str]) -> None:
+    """The command."""
+    jax.config.parse_flags_with_absl()
+    dilation = [int(value) for value in _DILATE.value]
+    sampling = forger.Sampling(_STEPS.value, _ETA.value, _JUMP.value, _TIMES.value)
+    made = forge(
+        _NAME.value,
+        _IMAGES.value,
+        masks=_MASKS.value,
+        generator=_GENERATOR.value,
+        manipulated=_MANIPULATED.value,
+        dilation=(dilation[0], dilation[-1]),
+        path=_FORGER.value,
+        size=_SIZE.value,
+        sampling=sampling,
+        batch=_BATCH.value,
+        seed=_SEED.value,
+        limit=_LIMIT.value,
+        data_dir=_DATA_DIR.value,
+        diffusers=_PIPELINE.value,
+    )
+    log.info("%s: ready", " and ".join(made))
+
+
+if __name__ == "__main__":
+    _IMAGES = flags.DEFINE_string("images", None, "A prepared subset, or a folder.", required=True)
+    _NAME = flags.DEFINE_string("name", None, "The result is image_folder/NAME.", required=True)
+    _GENERATOR = flags.DEFINE_string(
+        "generator",
+        None,
+        "full, repaint, latent, telea, navier_stokes, diffusers or MODULE:FUNCTION.",
+        required=True,
+    )
+    _MASKS = flags.DEFINE_string(
+        "masks", None, "What is made anew: own, boxes, strokes, or a folder of masks."
+    )
+    _MANIPULATED = flags.DEFINE_enum(
+        "manipulated", None, ("white", "black"), "What is made anew in a folder of masks."
+    )
+    _DILATE = flags.DEFINE_list(
+        "dilate", ["0"], "Pixels by which masks grow: a number, or FEWEST,MOST (Dolos: 1,15)."
+    )
+    _FORGER = flags.DEFINE_string(
+        "forger", None, "A file or run directory; default: the embedded dataset's."
+    )
+    _SIZE = flags.DEFINE_integer(
+        "size", None, "Pixels a side; default: a forger's own, else 256.", lower_bound=16
+    )
+    _STEPS = flags.DEFINE_integer("steps", 250, "Steps from noise to image.")
+    _ETA = flags.DEFINE_float("eta", None, "0 DDIM (default of full), 1 ancestral (of the others).")
+    _JUMP = flags.DEFINE_integer("jump", 10, "RePaint's jump length, in steps.")
+    _TIMES = flags.DEFINE_integer("times", 10, "How often RePaint goes down each stretch.")
+    _BATCH = flags.DEFINE_integer("batch", 16, "Images at once.", lower_bound=1)
+    _SEED = flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0)
+    _LIMIT = flags.DEFINE_integer("limit", None, "The most images of a split.", lower_bound=1)
+    _DATA_DIR = flags.DEFINE_string("data_dir", None, "Default: ~/tensorflow_datasets.")
+    _PIPELINE = flags.DEFINE_string("pipeline", None, "Of diffusers: a folder or a name.")
+    command.run(main)
