@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from wsdl_data.portraits import samples
+from wsdl_data.portraits import forged, samples
 from wsdl_data.portraits.generators import GENERATORS
+from wsdl_jax.diffusion.inpainters import INPAINTERS
 
 DEFAULT_SIZE = 128
 DEFAULT_SEED = 0
@@ -37,7 +38,16 @@ def _subsets() -> dict[str, tuple[str, str | None]]:
     for generator in GENERATORS:
         subsets[f"{generator}_full"] = ("full", generator)
         subsets[generator] = ("partial", generator)
+    subsets |= {inpainter: ("partial", inpainter) for inpainter in INPAINTERS}
+    for generator, model in forged.MODELS.items():
+        name, kind = (f"{generator}_full", "full") if model.whole else (generator, "partial")
+        subsets[name] = (kind, generator)
     return subsets
+
+
+def default_size(subset: str) -> int:
+    """Pixels a side, where a name does not say it."""
+    return forged.SIZE if SUBSETS[subset][1] in forged.MODELS else DEFAULT_SIZE
 
 
 SUBSETS = _subsets()
@@ -65,7 +75,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
-    BUILDER_CONFIGS = [_config(name, name, DEFAULT_SIZE, DEFAULT_SEED) for name in SUBSETS]
+    BUILDER_CONFIGS = [_config(name, name, default_size(name), DEFAULT_SEED) for name in SUBSETS]
 
     @classmethod
     def config_for(cls, name: str) -> PortraitsConfig:
@@ -84,12 +94,17 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 f"no portraits config is named {name!r}; choose one of {', '.join(SUBSETS)}, and"
                 f" for another size or seed add them, as in 'real-96px' or 'real-96px-seed7'"
             )
-        size = DEFAULT_SIZE if match[2] is None else int(match[2])
+        size = default_size(match[1]) if match[2] is None else int(match[2])
         seed = DEFAULT_SEED if match[3] is None else int(match[3])
         if size % 2 or not MIN_SIZE <= size <= MAX_SIZE:
             raise ValueError(
                 f"portraits config {name!r}: the size must be even and within"
                 f" {MIN_SIZE}..{MAX_SIZE} px, not {size}"
+            )
+        if SUBSETS[match[1]][1] in forged.MODELS and size != forged.SIZE:
+            raise ValueError(
+                f"portraits config {name!r}: the size must be {forged.SIZE} px, for which its"
+                " model was trained"
             )
         return _config(name, match[1], size, seed)
 
@@ -121,9 +136,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
-        images = samples.encoded_split(
-            config.seed, split, config.size, config.kind, config.generator
-        )
+        if config.generator in forged.MODELS:
+            images = forged.encoded_split(config.seed, split, config.generator)
+        else:
+            images = samples.encoded_split(
+                config.seed, split, config.size, config.kind, config.generator
+            )
         for index, (image, mask) in enumerate(images):
             example = {
                 "image": image,

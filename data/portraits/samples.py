@@ -10,7 +10,8 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import joblib
 import numpy as np
@@ -21,6 +22,7 @@ from scipy import ndimage
 from wsdl_data.portraits import camera
 from wsdl_data.portraits.generators import GENERATORS
 from wsdl_data.portraits.scene import draw_scene, redraw, render
+from wsdl_jax.diffusion.inpainters import INPAINTERS
 
 SPLITS = {"train": 1500, "valid": 200, "test": 300}
 KINDS = ("real", "full", "partial")
@@ -130,7 +132,10 @@ def make_source(
 def make_partial(seed: int, split: str, index: int, size: int, generator: str) -> Sample:
     """A camera's image in which a generator has redrawn a region; outside the mask, untouched."""
     image, edit, settings, generator_rng = make_source(seed, split, index, size)
-    generated = GENERATORS[generator](edit.after, settings, generator_rng)
+    if generator in GENERATORS:
+        generated = GENERATORS[generator](edit.after, settings, generator_rng)
+    else:
+        generated = INPAINTERS[generator](image[None], edit.mask[None])[0]
     return Sample(np.where(edit.mask[..., None], generated, image), edit.mask)
 
 
@@ -171,15 +176,19 @@ def _end_with_parent() -> None:
 def encoded_split(
     seed: int, split: str, size: int, kind: str, generator: str | None
 ) -> Iterator[tuple[bytes, bytes | None]]:
-    """All images of a split, in order, made by one process per core.
-
-    joblib's processes stay for the next split, and unlike those of `multiprocessing` they neither
-    fork this process (JAX may run threads in it) nor import its main module.
-    """
-    jobs = (
+    """All images of a split, in order, but for those that `forged.encoded_split` makes."""
+    yield from in_processes(
         joblib.delayed(encoded)(seed, split, index, size, kind, generator)
         for index in range(SPLITS[split])
     )
-    yield from joblib.Parallel(
+
+
+def in_processes(jobs: Iterable[Any]) -> Iterator[Any]:
+    """The results of joblib's jobs, in order, worked out by one process per core.
+
+    These processes stay for the next split, and unlike those of `multiprocessing` they neither
+    fork this process (JAX may run threads in it) nor import its main module.
+    """
+    return joblib.Parallel(
         n_jobs=-1, batch_size=16, return_as="generator", initializer=_end_with_parent
     )(jobs)

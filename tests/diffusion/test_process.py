@@ -102,6 +102,19 @@ def test_loss_of_a_denoiser_that_knows_the_noise_is_zero():
     assert process.loss(cheat, images, keys(64), LEVELS, 1.0, 1.0).max() < 1e-4
 
 
+def test_denoiser_passes_the_state_on():
+    """With F = √ᾱ · noise − √(1 − ᾱ) · image it tells the noise."""
+    image, noise = jax.random.normal(jax.random.key(0), (2, 1000, 2, 2, 1))
+    times = jnp.arange(1, 1001) / 1000
+    level = jnp.asarray(LEVELS, jnp.float32)
+    part = jnp.sqrt(level)[:, None, None, None]
+    rest = jnp.sqrt(1 - level)[:, None, None, None]
+    denoise = process.denoiser(lambda x, t: part * noise - rest * image, LEVELS)
+    np.testing.assert_allclose(
+        denoise(process.noised(image, noise, level), times), noise, atol=1e-5
+    )
+
+
 def test_loss_is_the_weighted_error_of_steps_drawn_evenly():
     """A denoiser that says zero errs by the noise's variance, 1, times the weight."""
     images = jnp.zeros((4000, 4, 4, 1))

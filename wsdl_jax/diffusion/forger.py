@@ -19,6 +19,7 @@ import safetensors.flax
 from absl import flags
 from etils import epath
 from flax import nnx, traverse_util
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from wsdl_jax import command, runs
@@ -27,7 +28,7 @@ from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.diffusion import configuration, process
 from wsdl_jax.diffusion.networks import Autoencoder, UNet
 from wsdl_jax.errors import UserError
-from wsdl_jax.parallel import Parallel, Step
+from wsdl_jax.parallel import AXIS, Parallel, Step
 
 log = logging.getLogger("wsdl_jax")
 State = dict[str, Any]  # step, params, ema, optimizer; of a latent forger frozen Weights
@@ -224,12 +225,12 @@ def make_step(forger: Forger, sampling: Sampling, *, whole: bool) -> Step:
     clip = None if latent else 1.0
 
     def step(weights: Weights, batch: dict[str, Array]):
-        unet = nnx.merge(graphs["unet"], weights["unet"])
+        denoise = process.denoiser(nnx.merge(graphs["unet"], weights["unet"]), levels)
         keys = jax.random.wrap_key_data(batch["key"])
         if whole:
             path = process.straight(levels, sampling.steps)
             eta = 0.0 if sampling.eta is None else sampling.eta
-            made = process.sample(unet, keys, shape, path, eta=eta, clip=clip)
+            made = process.sample(denoise, keys, shape, path, eta=eta, clip=clip)
         else:
             path = process.resampling(levels, sampling.steps, sampling.jump, sampling.times)
             eta = 1.0 if sampling.eta is None else sampling.eta
@@ -238,7 +239,7 @@ def make_step(forger: Forger, sampling: Sampling, *, whole: bool) -> Step:
                 autoencoder = nnx.merge(graphs["autoencoder"], weights["autoencoder"])
                 known = autoencoder.encode(known)[0] / weights["scale"]
                 masks = _cells(masks)
-            made = process.repaint(unet, keys, known, masks, path, eta=eta, clip=clip)
+            made = process.repaint(denoise, keys, known, masks, path, eta=eta, clip=clip)
         if latent:
             autoencoder = nnx.merge(graphs["autoencoder"], weights["autoencoder"])
             return None, to_uint8(autoencoder.decode(made * weights["scale"]))
@@ -291,7 +292,8 @@ class Maker:
             raise UserError(f"{sampling.times} times down each stretch: must be at least 1")
         if sampling.eta is not None and not 0 <= sampling.eta <= 1:
             raise UserError(f"eta = {sampling.eta}: must be 0 to 1")
-        parallel = Parallel("shard_map")
+        # Of this host alone: data is prepared by one, while the others wait.
+        parallel = Parallel("shard_map", jax.local_devices())
         self.size = forger.config.data.image_size
         self.batch = parallel.rounded_up(batch)
         self._parallel, self._seed, self._whole = parallel, seed, whole
@@ -315,7 +317,8 @@ class Maker:
         batch = {"key": np.asarray(jax.random.key_data(keys))}
         if not self._whole:
             batch |= {"image": images[fill], "mask": masks[fill]}
-        _, made = self._step(self._weights, self._parallel.shard(batch))
+        sharding = NamedSharding(self._parallel.mesh, PartitionSpec(AXIS))
+        _, made = self._step(self._weights, jax.device_put(batch, sharding))
         return self._parallel.gather(made)[:count]
 
 

@@ -92,7 +92,7 @@ def _double(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 
 class UNet(nnx.Module):
-    """(noisy images, times in [0, 1]) → the noise in them.
+    """(noisy images, times in [0, 1]) → what tells the noise in them, see `process.denoiser`.
 
     One residual block a level on the way down and up, attention from `attention` levels below the
     top. Height and width are multiples of patch · 2^(levels - 1).

@@ -39,6 +39,23 @@ SCHEDULES = {"linear": linear, "cosine": cosine}
 # ----- Training -----------------------------------------------------------------------------------
 
 
+def denoiser(network: Denoiser, levels: Float[np.ndarray, "n"]) -> Denoiser:
+    """The noise by a network F: √(1 − ᾱ) · state + √ᾱ · F(state, time).
+
+    The first term is the best guess for images of variance 1 of which nothing is known. Without it
+    the network itself would have to pass on, to a hundredth and better, the noise that nearly is
+    the state; Karras et al. (2022) explain it.
+    """
+    levels = jnp.asarray(levels, jnp.float32)
+
+    def denoise(state: Images, time: Float[Array, "b"]) -> Images:
+        step = jnp.rint(time * len(levels)).astype(int)
+        level = levels[step - 1][:, None, None, None]
+        return jnp.sqrt(1 - level) * state + jnp.sqrt(level) * network(state, time)
+
+    return denoise
+
+
 def noised(image: Images, noise: Images, level: Float[Array, "b"]) -> Images:
     """The states of images at the levels ᾱ."""
     level = level[:, None, None, None]

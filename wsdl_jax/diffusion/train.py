@@ -44,8 +44,8 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
     levels = process.SCHEDULES[steps.schedule](steps.steps)
 
     def pixel(params, frozen, images, keys):
-        unet = nnx.merge(graphs["unet"], params)
-        return process.loss(unet, images, keys, levels, steps.p2_k, steps.p2_gamma)
+        denoise = process.denoiser(nnx.merge(graphs["unet"], params), levels)
+        return process.loss(denoise, images, keys, levels, steps.p2_k, steps.p2_gamma)
 
     def latent(params, frozen, images, keys):
         autoencoder = nnx.merge(graphs["autoencoder"], frozen["autoencoder"])

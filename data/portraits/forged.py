@@ -1,0 +1,103 @@
+"""Portraits that diffusion models forge: whole ones, and parts of camera images.
+
+The models are in `ddpm.safetensors` and `latent_ddpm.safetensors` beside this file, trained on
+portraits of other seeds (configs/diffusion.py). They work on batches, in the process that builds
+the dataset, while others render what comes next.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import joblib
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from wsdl_data.portraits import samples
+
+if TYPE_CHECKING:
+    from wsdl_jax.diffusion.forger import Maker
+
+SIZE = 96  # pixels a side: what the models were trained on
+_BATCH = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """How a generator's images are made.
+
+    Attributes:
+      file: of the forger, beside this one.
+      whole: whether it makes whole images, or parts of given ones.
+      steps, jump, times, eta: see wsdl_jax.diffusion.forger.Sampling.
+    """
+
+    file: str
+    whole: bool
+    steps: int
+    jump: int = 1
+    times: int = 1
+    eta: float = 0.0
+
+
+MODELS = {
+    "ddpm": Model("ddpm.safetensors", True, steps=20),
+    "ddpm_repaint": Model("ddpm.safetensors", False, steps=12, jump=4, times=2),
+    "latent_ddpm": Model("latent_ddpm.safetensors", False, steps=12, jump=4, times=2),
+}
+
+
+def _maker(generator: str, seed: int) -> "Maker":
+    """Raises ValueError where the model is missing or damaged."""
+    # Only this part of the data needs JAX.
+    from wsdl_jax.diffusion import forger
+    from wsdl_jax.errors import UserError
+
+    model = MODELS[generator]
+    path = Path(__file__).parent / model.file
+    if not path.exists():
+        raise ValueError(
+            f"{path} is missing: train a forger by configs/diffusion.py, and put it there by"
+            f" python -m wsdl_jax.diffusion.forger --run RUN --out {path}"
+        )
+    sampling = forger.Sampling(model.steps, model.eta, model.jump, model.times)
+    try:
+        one = forger.load(path)
+        if one.config.data.image_size != SIZE:
+            raise UserError(f"{path} makes images of {one.config.data.image_size} pixels")
+        return forger.Maker(one, sampling, whole=model.whole, batch=_BATCH, seed=seed)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+def _source(
+    seed: int, split: str, index: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+    image, edit, *_ = samples.make_source(seed, split, index, SIZE)
+    return image, edit.mask
+
+
+def encoded_split(seed: int, split: str, generator: str) -> Iterator[tuple[bytes, bytes | None]]:
+    """All images of a split of one of MODELS, as `samples.encoded_split` gives them.
+
+    An image is a function of seed, split and number; its last bits are those of the machine.
+
+    Raises ValueError where the model is missing or damaged.
+    """
+    make = _maker(generator, seed)
+    count = samples.SPLITS[split]
+    # A number that no other split has, whatever its size.
+    first = list(samples.SPLITS).index(split) << 24
+    if MODELS[generator].whole:
+        for start in range(0, count, make.batch):
+            for image in make(first + np.arange(start, min(start + make.batch, count))):
+                yield samples.encode(image), None
+        return
+    jobs = (joblib.delayed(_source)(seed, split, index) for index in range(count))
+    sources = samples.in_processes(jobs)
+    for start in range(0, count, make.batch):
+        numbers = np.arange(start, min(start + make.batch, count))
+        images, masks = map(np.stack, zip(*(next(sources) for _ in numbers), strict=True))
+        for image, mask in zip(make(first + numbers, images, masks), masks, strict=True):
+            yield samples.encode(image), samples.encode(mask.astype(np.uint8) * 255)
