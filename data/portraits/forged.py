@@ -19,6 +19,7 @@ from wsdl_data.portraits import samples
 if TYPE_CHECKING:
     from wsdl_jax.diffusion.forger import Maker
 
+FOLDER = Path(__file__).parent  # of the models
 SIZE = 96  # pixels a side: what the models were trained on
 _BATCH = 50
 
@@ -55,7 +56,7 @@ def _maker(generator: str, seed: int) -> "Maker":
     from wsdl_jax.errors import UserError
 
     model = MODELS[generator]
-    path = Path(__file__).parent / model.file
+    path = FOLDER / model.file
     if not path.exists():
         raise ValueError(
             f"{path} is missing: train a forger by configs/diffusion.py, and put it there by"
@@ -72,9 +73,9 @@ def _maker(generator: str, seed: int) -> "Maker":
 
 
 def _source(
-    seed: int, split: str, index: int
+    seed: int, split: str, index: int, size: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-    image, edit, *_ = samples.make_source(seed, split, index, SIZE)
+    image, edit, *_ = samples.make_source(seed, split, index, size)
     return image, edit.mask
 
 
@@ -94,7 +95,7 @@ def encoded_split(seed: int, split: str, generator: str) -> Iterator[tuple[bytes
             for image in make(first + np.arange(start, min(start + make.batch, count))):
                 yield samples.encode(image), None
         return
-    jobs = (joblib.delayed(_source)(seed, split, index) for index in range(count))
+    jobs = (joblib.delayed(_source)(seed, split, index, SIZE) for index in range(count))
     sources = samples.in_processes(jobs)
     for start in range(0, count, make.batch):
         numbers = np.arange(start, min(start + make.batch, count))

@@ -45,12 +45,14 @@ def _subsets() -> dict[str, tuple[str, str | None]]:
     return subsets
 
 
+SUBSETS = _subsets()
+
+
 def default_size(subset: str) -> int:
     """Pixels a side, where a name does not say it."""
     return forged.SIZE if SUBSETS[subset][1] in forged.MODELS else DEFAULT_SIZE
 
 
-SUBSETS = _subsets()
 _DESCRIPTIONS = {
     "real": "Camera images of rendered portraits.",
     "full": "Whole portraits made by {generator}.",

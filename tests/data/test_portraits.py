@@ -97,7 +97,9 @@ def test_config_names():
     )
     assert (Builder.config_for("real-seed7").size, Builder.config_for("real-96px").seed) == (128, 0)
     assert Builder.config_for("regrain") is Builder.builder_configs["regrain"]
-    assert list(SUBSETS) == ["real", "regrain_full", "regrain", "upsample_full", "upsample"]
+    rendered = ["real", "regrain_full", "regrain", "upsample_full", "upsample"]
+    inpainted = ["telea", "navier_stokes", "ddpm_full", "ddpm_repaint", "latent_ddpm"]
+    assert list(SUBSETS) == rendered + inpainted
 
 
 @pytest.mark.parametrize(
