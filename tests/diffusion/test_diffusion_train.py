@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from wsdl_jax import pipeline, run_log
+from wsdl_jax import methods, pipeline, run_log
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion import forger, train
@@ -135,7 +135,7 @@ def test_latents_are_scaled_to_unit_deviation_and_the_autoencoder_stays(trained_
     network = nnx.merge(graph, autoencoder.weights["autoencoder"])
     examples = pipeline.Examples(config.data.real, "train", config.data.dir)
     images = np.stack([pipeline.full_image(example) for example in examples])
-    latents = network.encode(forger.to_float(jnp.asarray(images)))[0]
+    latents = network.encode(methods.network_input(jnp.asarray(images)))[0]
     np.testing.assert_allclose(state["frozen"]["scale"], np.std(latents), rtol=1e-4)
 
 

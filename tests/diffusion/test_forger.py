@@ -11,6 +11,7 @@ import safetensors.flax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsdl_jax import methods
 from wsdl_jax.diffusion import forger
 from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import Parallel
@@ -50,7 +51,7 @@ def sources():
 @settings(deadline=None)
 def test_pixels_survive_the_way_to_floats_and_back(value):
     pixels = jnp.full((1, 1, 1, 3), value, jnp.uint8)
-    np.testing.assert_array_equal(forger.to_uint8(forger.to_float(pixels)), pixels)
+    np.testing.assert_array_equal(forger.to_uint8(methods.network_input(pixels)), pixels)
 
 
 # ----- Files --------------------------------------------------------------------------------------

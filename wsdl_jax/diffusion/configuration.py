@@ -42,6 +42,7 @@ def base() -> ml_collections.ConfigDict:
     data.resize = "lanczos"  # Pillow's filter, when an image has another size
     data.flip = False  # horizontal flips with probability 0.5
     data.workers = 0  # processes that read and decode; 0: threads of this process
+    data.cache = False  # keep decoded training images in memory: image_size² × 3 bytes each
 
     config.network = network = ml_collections.ConfigDict()
     network.widths = (64, 96, 80)  # channels at each level of the U-Net, each half the size

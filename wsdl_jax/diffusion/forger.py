@@ -22,7 +22,7 @@ from flax import nnx, traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from wsdl_jax import command, runs
+from wsdl_jax import command, methods, runs
 from wsdl_jax import configuration as configurations
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.diffusion import configuration, process
@@ -234,7 +234,7 @@ def make_step(forger: Forger, sampling: Sampling, *, whole: bool) -> Step:
         else:
             path = process.resampling(levels, sampling.steps, sampling.jump, sampling.times)
             eta = 1.0 if sampling.eta is None else sampling.eta
-            known, masks = to_float(batch["image"]), batch["mask"]
+            known, masks = methods.network_input(batch["image"]), batch["mask"]
             if latent:
                 autoencoder = nnx.merge(graphs["autoencoder"], weights["autoencoder"])
                 known = autoencoder.encode(known)[0] / weights["scale"]
@@ -257,13 +257,8 @@ def _cells(masks: Bool[Array, "b h w"]) -> Bool[Array, "b h4 w4"]:
     return masks.reshape(batch, height // 4, 4, width // 4, 4).any(axis=(2, 4))
 
 
-def to_float(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Pixels as networks take them, -1 to 1."""
-    return images.astype(jnp.float32) / 127.5 - 1
-
-
 def to_uint8(images: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
-    """The inverse of `to_float`, clipped."""
+    """The inverse of `methods.network_input`, clipped."""
     return jnp.rint(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
 
 

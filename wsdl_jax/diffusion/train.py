@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import config_flags
 
-from wsdl_jax import command, configuration, hosts, pipeline, runs
+from wsdl_jax import command, configuration, hosts, methods, pipeline, runs
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion import configuration as forgers
@@ -74,7 +74,7 @@ def make_train_step(
     """
 
     def step(state: State, batch: dict[str, Array]):
-        images = batch["image"]
+        images = methods.network_input(batch["image"])
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         places = jax.lax.axis_index(AXIS) * len(images) + jnp.arange(len(images))
         keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
@@ -108,7 +108,8 @@ def make_loss_step(objective: Objective, seed: int) -> Step:
     def step(state: State, batch: dict[str, Array]):
         root = jax.random.fold_in(jax.random.key(seed), 2**31)  # which no step has
         keys = jax.vmap(lambda index: jax.random.fold_in(root, index))(batch["index"])
-        losses = objective(state["ema"], state.get("frozen", {}), batch["image"], keys)
+        images = methods.network_input(batch["image"])
+        losses = objective(state["ema"], state.get("frozen", {}), images, keys)
         sums = {"loss": (losses * batch["weight"]).sum(), "weight": batch["weight"].sum()}
         return jax.lax.psum(sums, AXIS), None
 
@@ -218,7 +219,7 @@ def _frozen(
     encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode(images)[0])
     count = min(len(examples), _SCALED_BY)
     latents = [
-        encode(weights, batch["image"])[batch["weight"] > 0]
+        encode(weights, methods.network_input(batch["image"]))[batch["weight"] > 0]
         for batch in pipeline.eval_batches(examples, reading, mask_size=None, places=range(count))
     ]
     return {"autoencoder": weights, "scale": jnp.concatenate(latents).std()}
