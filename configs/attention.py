@@ -28,7 +28,7 @@ def get_config(arg: str | None = None):
 
 
 def _laptop(config):
-    config.data.image_size = 128
+    config.data.image_size = 96
     config.model.width = 0.125
     config.train.batch = 16
     config.train.epochs = 5

@@ -30,7 +30,7 @@ def get_config(arg: str | None = None):
 
 
 def _laptop(config):
-    config.data.image_size = 128
+    config.data.image_size = 96
     config.data.flip = True
     config.model.width = 0.125
     config.train.batch = 16

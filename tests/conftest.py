@@ -32,7 +32,7 @@ SUBSETS = ("celebahq_real", "celebahq_p2", "celebahq_repaint_p2", "celebahq_repa
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for name in {"torch", "libtpu", "gcsfs", "chromium"}.intersection(
+        for name in {"torch", "diffusers", "libtpu", "gcsfs", "chromium"}.intersection(
             getattr(item, "fixturenames", ())
         ):
             item.add_marker(name)
@@ -42,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def torch() -> Any:
     """PyTorch, where it is installed."""
     return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def diffusers() -> Any:
+    """Hugging Face's diffusers, where it is installed."""
+    return pytest.importorskip("diffusers")
 
 
 @pytest.fixture(scope="session")

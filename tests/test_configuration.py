@@ -23,8 +23,10 @@ GET_CONFIG = {name: runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"] fo
 # Fakes that may be trained on, by source and setup: a has fully generated images, b and c masks.
 MASKED_CELEBAHQ = {"repaint_p2", "repaint_p2_9k", "ldm", "lama", "pluralistic"}
 GENERATORS = {
-    ("portraits", "a"): {"regrain", "upsample"},
-    ("portraits", "b"): {"regrain", "upsample"},
+    ("portraits", "a"): {"regrain", "upsample", "ddpm"},
+    ("portraits", "b"): {
+        *("regrain", "upsample", "ddpm_repaint", "latent_ddpm", "telea", "navier_stokes")
+    },
     ("celebahq", "a"): {"p2"},
     ("celebahq", "b"): MASKED_CELEBAHQ,
     ("ffhq", "a"): {"p2"},
@@ -99,6 +101,10 @@ def test_portraits_are_the_default(method):
     masks = GET_CONFIG[method]("setup=c,generator=upsample")
     partial = "portraits/upsample"
     assert data(masks) == ((), partial, "portraits/real", partial)
+    whole = GET_CONFIG[method]("setup=a,generator=ddpm")
+    full, partial = "portraits/ddpm_full", "portraits/ddpm_repaint"
+    assert data(whole) == (("portraits/real",), full, "portraits/real", partial)
+    assert default.data.image_size == 96  # as the portraits are
 
 
 def test_a_generator_is_tested_on_its_own_images():

@@ -301,10 +301,10 @@ def test_skypilot(programs):
     assert words[:7] == [
         *("sky", "jobs", "launch", "launch/skypilot.yaml", "--yes", "--detach-run", "--name"),
     ]
-    assert words[7] == "wsdl-portraits-96px-a-seed-0"
+    assert words[7] == "wsdl-portraits-128px-a-seed-0"
     environment = dict(word.split("=", 1) for word in words[9:14:2])
     assert environment["BUCKET"] == "gs://bucket"
-    assert environment["RUN"] == "some/where/portraits-96px/a/seed-0"
+    assert environment["RUN"] == "some/where/portraits-128px/a/seed-0"
     # As the launcher's shell splits it, main's arguments are what they were.
     given = subprocess.run(
         ["bash", "-c", "printf '%s\\n' $ARGUMENTS"],

@@ -35,7 +35,13 @@ CIRCUMSTANCES = ("data.dir", "data.manual_dir", "data.workers", "data.cache", "p
 # Fake subsets of each source: those of fully generated images, and those with masks. All masked
 # subsets of Dolos are tested on CelebA-HQ, the only part with test images.
 _GENERATORS: dict[str, dict[str, tuple[str, ...]]] = {
-    "portraits": {"full": ("regrain", "upsample"), "partial": ("regrain", "upsample")},
+    "portraits": {
+        "full": ("regrain", "upsample", "ddpm"),
+        "partial": (
+            *("regrain", "upsample"),
+            *("ddpm_repaint", "latent_ddpm", "telea", "navier_stokes"),
+        ),
+    },
     "celebahq": {
         "full": ("p2",),
         "partial": ("repaint_p2", "repaint_p2_9k", "ldm", "lama", "pluralistic"),
@@ -187,7 +193,8 @@ def set_data(
     config.supervision = "full" if setup == "c" else "weak"
     if source == "portraits":
         generator = generator or "regrain"
-        real, test_real, test_fake = "portraits/real", "portraits/real", f"portraits/{generator}"
+        tested = generator if generator in _GENERATORS[source]["partial"] else "ddpm_repaint"
+        real, test_real, test_fake = "portraits/real", "portraits/real", f"portraits/{tested}"
         fake = f"portraits/{generator}_full" if setup == "a" else test_fake
     elif own:
         real = test_real = f"{source}_real"

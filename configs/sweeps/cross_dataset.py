@@ -4,7 +4,7 @@
     python -m wsdl_jax.sweep configs/sweeps/cross_dataset.py:source=ffhq --workdir DIR
 
 Variants: source=portraits|ffhq, seeds=N. `ffhq` is trained on and CelebA-HQ tested on, as in the
-paper. In its portraits form the other dataset is of 96×96 pixels, enlarged to the 128×128 of those
+paper. In its portraits form the other dataset is of 128×128 pixels, reduced to the 96×96 of those
 that are tested on.
 
 The portraits form takes 8 minutes of processor time.
@@ -12,7 +12,7 @@ The portraits form takes 8 minutes of processor time.
 
 from wsdl_jax import configuration, sweep
 
-OTHER = "-96px"
+OTHER = "-128px"
 
 
 def get_sweep(arg: str | None = None):

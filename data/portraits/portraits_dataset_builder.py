@@ -12,7 +12,7 @@ from wsdl_data.portraits import forged, samples
 from wsdl_data.portraits.generators import GENERATORS
 from wsdl_jax.diffusion.inpainters import INPAINTERS
 
-DEFAULT_SIZE = 128
+DEFAULT_SIZE = forged.SIZE
 DEFAULT_SEED = 0
 MIN_SIZE, MAX_SIZE = 32, 1024
 
@@ -48,11 +48,6 @@ def _subsets() -> dict[str, tuple[str, str | None]]:
 SUBSETS = _subsets()
 
 
-def default_size(subset: str) -> int:
-    """Pixels a side, where a name does not say it."""
-    return forged.SIZE if SUBSETS[subset][1] in forged.MODELS else DEFAULT_SIZE
-
-
 _DESCRIPTIONS = {
     "real": "Camera images of rendered portraits.",
     "full": "Whole portraits made by {generator}.",
@@ -75,9 +70,12 @@ def _config(name: str, subset: str, size: int, seed: int) -> PortraitsConfig:
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Rendered portraits; configs are listed by `SUBSETS` and read by `config_for`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
-    BUILDER_CONFIGS = [_config(name, name, default_size(name), DEFAULT_SEED) for name in SUBSETS]
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {
+        "1.0.0": "First release.",
+        "2.0.0": "96 px by default; generators that are diffusion models, and OpenCV's.",
+    }
+    BUILDER_CONFIGS = [_config(name, name, DEFAULT_SIZE, DEFAULT_SEED) for name in SUBSETS]
 
     @classmethod
     def config_for(cls, name: str) -> PortraitsConfig:
@@ -96,7 +94,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 f"no portraits config is named {name!r}; choose one of {', '.join(SUBSETS)}, and"
                 f" for another size or seed add them, as in 'real-96px' or 'real-96px-seed7'"
             )
-        size = default_size(match[1]) if match[2] is None else int(match[2])
+        size = DEFAULT_SIZE if match[2] is None else int(match[2])
         seed = DEFAULT_SEED if match[3] is None else int(match[3])
         if size % 2 or not MIN_SIZE <= size <= MAX_SIZE:
             raise ValueError(

@@ -88,14 +88,14 @@ def test_dilation_is_a_square_and_its_most_is_dolos():
 
 
 def test_config_names():
-    config = Builder.config_for("upsample_full-96px-seed7")
+    config = Builder.config_for("upsample_full-128px-seed7")
     assert (config.kind, config.generator, config.size, config.seed) == (
         "full",
         "upsample",
-        96,
+        128,
         7,
     )
-    assert (Builder.config_for("real-seed7").size, Builder.config_for("real-96px").seed) == (128, 0)
+    assert (Builder.config_for("real-seed7").size, Builder.config_for("real-64px").seed) == (96, 0)
     assert Builder.config_for("regrain") is Builder.builder_configs["regrain"]
     rendered = ["real", "regrain_full", "regrain", "upsample_full", "upsample"]
     inpainted = ["telea", "navier_stokes", "ddpm_full", "ddpm_repaint", "latent_ddpm"]

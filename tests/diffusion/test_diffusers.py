@@ -1,0 +1,81 @@
+"""An inpainting pipeline of diffusers as an inpainter: a tiny one with random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wsdl_jax.diffusion import inpainters
+from wsdl_jax.errors import UserError
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def folder(diffusers: Any, torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion for inpainting without a text encoder, saved as its users have it."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=SIZE // 2,
+        in_channels=9,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+    )
+    pipeline = diffusers.StableDiffusionInpaintPipeline(
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    path = tmp_path_factory.mktemp("pipeline")
+    pipeline.save_pretrained(path)
+    return path
+
+
+def test_a_pipeline_is_an_inpainter(folder, torch):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, SIZE, SIZE, 3)).astype(np.uint8)
+    masks = np.zeros((2, SIZE, SIZE), bool)
+    masks[:, 8:20, 8:20] = True
+
+    def inpaint(seed):
+        return inpainters.from_diffusers(
+            str(folder),
+            seed=seed,
+            num_inference_steps=2,
+            guidance_scale=1.0,
+            prompt=None,
+            prompt_embeds=torch.zeros(2, 3, 8),
+        )
+
+    one = inpaint(0)
+    made = one(images, masks)
+    assert made.shape == images.shape and made.dtype == np.uint8
+    assert (made != images)[~masks].mean() > 0.5  # its decoder makes the whole image
+    np.testing.assert_array_equal(inpaint(0)(images, masks), made)
+    assert (inpaint(1)(images, masks) != made).any()
+    assert (
+        one(images, masks) != made
+    ).any()  # the next images have numbers, and noise, of their own
+
+
+def test_a_pipeline_that_is_not_there(diffusers, torch, tmp_path):
+    with pytest.raises(UserError, match=r"no inpainting pipeline .*/nothing"):
+        inpainters.from_diffusers(str(tmp_path / "nothing"))
