@@ -241,7 +241,10 @@ def test_what_does_not_fit_is_told_in_one_line_and_leaves_nothing(changes, messa
     assert sorted(os.listdir(data_dir)) == before
 
 
-def test_forgers_are_of_a_part_and_a_size(trained_forgers, data_dir):
+def test_forgers_are_of_a_part_and_a_size(trained_forgers, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(forge, "packaged", lambda name: tmp_path / "ddpm.safetensors")
+    with pytest.raises(UserError, match=r"ddpm\.safetensors is missing: name another forger"):
+        forge.forge("mine", REALS, masks="boxes", generator="repaint", data_dir=data_dir)
     settings = {"images": REALS, "masks": "boxes", "data_dir": data_dir}
     with pytest.raises(UserError, match="is of part pixel: latent needs part latent"):
         forge.forge("mine", generator="latent", path=trained_forgers["pixel"], **settings)

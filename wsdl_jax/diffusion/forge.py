@@ -185,15 +185,16 @@ def make_generator(
       UserError: there is no such generator, or not for that size.
     """
     if name in FORGERS:
+        if path is None and not packaged(name).exists():
+            raise UserError(f"{packaged(name)} is missing: name another forger, --forger")
         path = epath.Path(path) if path else packaged(name)
         one = forger.load(path)
         part = "latent" if name == "latent" else "pixel"
         if name != "full" and one.config.part != part:
             raise UserError(f"{path} is of part {one.config.part}: {name} needs part {part}")
-        if size not in (None, one.config.data.image_size):
-            raise UserError(
-                f"{path} makes images of {one.config.data.image_size} pixels, not of {size}"
-            )
+        own_size = one.config.data.image_size
+        if size not in (None, own_size):
+            raise UserError(f"{path} makes images of {own_size} pixels, not of {size}")
         made = forger.Maker(one, sampling, whole=name == "full", batch=batch, seed=seed)
         used = {k: v for k, v in dataclasses.asdict(sampling).items() if v is not None}
         if name == "full":

@@ -234,8 +234,13 @@ def main(_: list[str]) -> None:
     config = _CONFIG.value
     forgers.validate(config)
     hosts.start(None, None, None)
+    if not hosts.is_first():
+        log.setLevel(logging.WARNING)
     run = epath.Path(_WORKDIR.value or f"runs/forger/{config.part}")
     runs.check(run, config, forger.load_config)
+    if hosts.is_first():
+        pipeline.prepare_subsets(config.data.real, config.data.dir, config.data.manual_dir)
+    hosts.wait("datasets")
     pipeline.prepare_subsets(config.data.real, config.data.dir, config.data.manual_dir)
     try:
         train(config, run)
