@@ -36,7 +36,7 @@ BLACK = f"{__name__}:paint_it_black"
 
 
 @pytest.fixture
-def data_dir(small_portraits, tmp_path):
+def place(small_portraits, tmp_path):
     """The small portraits, in a place where more can be made."""
     root = tmp_path / "data"
     root.mkdir()
@@ -72,11 +72,11 @@ def metadata(name, data_dir):
 # ----- From prepared subsets ----------------------------------------------------------------------
 
 
-def test_a_subset_with_its_own_masks(data_dir):
-    made = forge.forge("mine", FAKES, masks="own", generator=BLACK, size=SIZE, data_dir=data_dir)
+def test_a_subset_with_its_own_masks(place):
+    made = forge.forge("mine", FAKES, masks="own", generator=BLACK, size=SIZE, data_dir=place)
     assert made == ["image_folder/mine_fake"]  # the sources are fakes: no real ones
     for split, count in COUNTS.items():
-        forged, sources = (records(n, split, data_dir) for n in (made[0], FAKES))
+        forged, sources = (records(n, split, place) for n in (made[0], FAKES))
         by_key = {record["key"].decode(): record for record in sources}
         assert len(forged) == count
         for record in forged:
@@ -86,23 +86,21 @@ def test_a_subset_with_its_own_masks(data_dir):
             image = pipeline.full_image(record)
             assert (image[mask] == 0).all() and record["label"] == pipeline.FAKE
             np.testing.assert_array_equal(image[~mask], pipeline.full_image(source)[~mask])
-    kept = metadata(made[0], data_dir)
+    kept = metadata(made[0], place)
     assert kept["generator"] == BLACK and kept["source"] == FAKES and kept["mask_policy"] == "own"
 
 
-def test_drawn_masks_grow_and_real_sources_are_kept(data_dir, monkeypatch):
-    settings = {"masks": "boxes", "generator": BLACK, "size": SIZE, "data_dir": data_dir}
+def test_drawn_masks_grow_and_real_sources_are_kept(place, monkeypatch):
+    settings = {"masks": "boxes", "generator": BLACK, "size": SIZE, "data_dir": place}
     made = forge.forge("mine", REALS, dilation=(1, 3), **settings)
     assert sorted(made) == ["image_folder/mine_fake", "image_folder/mine_real"]
-    reals = {
-        record["key"]: record for record in records("image_folder/mine_real", "test", data_dir)
-    }
+    reals = {record["key"]: record for record in records("image_folder/mine_real", "test", place)}
     before = {
         record["key"].decode().removeprefix("test/") + ".png": pipeline.full_image(record)
-        for record in records(REALS, "test", data_dir)
+        for record in records(REALS, "test", place)
     }
     grown = set()
-    for number, record in enumerate(records("image_folder/mine_fake", "test", data_dir), 29):
+    for number, record in enumerate(records("image_folder/mine_fake", "test", place), 29):
         real = pipeline.full_image(reals[record["key"]])
         np.testing.assert_array_equal(real, before[record["key"].decode()])
         drawn = masks.draw("boxes", np.random.default_rng([0, number]), SIZE)
@@ -122,12 +120,12 @@ def test_drawn_masks_grow_and_real_sources_are_kept(data_dir, monkeypatch):
         forge.forge("mine", REALS, dilation=(0, 0), **settings)
 
 
-def test_limit_takes_the_first_of_each_split(data_dir):
+def test_limit_takes_the_first_of_each_split(place):
     forge.forge(
-        "few", REALS, masks="strokes", generator="telea", size=SIZE, limit=4, data_dir=data_dir
+        "few", REALS, masks="strokes", generator="telea", size=SIZE, limit=4, data_dir=place
     )
     for split in COUNTS:
-        keys = [r["key"].decode() for r in records("image_folder/few_fake", split, data_dir)]
+        keys = [r["key"].decode() for r in records("image_folder/few_fake", split, place)]
         assert sorted(keys) == [f"{i:06d}.png" for i in range(4)]
 
 
@@ -135,7 +133,7 @@ def test_limit_takes_the_first_of_each_split(data_dir):
 
 
 @pytest.mark.parametrize("generator", ["repaint", "latent", "full"])
-def test_forgers_of_ones_own(generator, data_dir, trained_forgers):
+def test_forgers_of_ones_own(generator, place, trained_forgers):
     sampling = forger.Sampling(steps=4, jump=2, times=2)
     part = "latent" if generator == "latent" else "pixel"
     settings = {
@@ -145,11 +143,11 @@ def test_forgers_of_ones_own(generator, data_dir, trained_forgers):
         "sampling": sampling,
         "limit": 8,
         "batch": 8,
-        "data_dir": data_dir,
+        "data_dir": place,
     }
     forge.forge("mine", FAKES, **settings)
-    sources = {r["key"].decode(): pipeline.full_image(r) for r in records(FAKES, "test", data_dir)}
-    forged = records("image_folder/mine_fake", "test", data_dir)
+    sources = {r["key"].decode(): pipeline.full_image(r) for r in records(FAKES, "test", place)}
+    forged = records("image_folder/mine_fake", "test", place)
     changed = []
     for record in forged:
         image = pipeline.full_image(record)
@@ -160,25 +158,25 @@ def test_forgers_of_ones_own(generator, data_dir, trained_forgers):
         changed.append((image != source)[mask == 0].mean())
     assert len(forged) == 8
     assert (max(changed) == 0) if generator == "repaint" else (min(changed) > 0.5)
-    kept = metadata("image_folder/mine_fake", data_dir)
+    kept = metadata("image_folder/mine_fake", place)
     assert kept["forger_step"] == "4" and kept["steps"] == "4" and len(kept["forger"]) == 16
     assert ("jump" in kept) == (generator != "full")
 
 
-def test_a_run_on_forged_images(data_dir, real_config):
+def test_a_run_on_forged_images(place, real_config):
     """What is forged trains and tests as any other dataset."""
     from etils import epath
 
     from wsdl_jax import train
 
-    forge.forge("mine", REALS, masks="boxes", generator="telea", size=SIZE, data_dir=data_dir)
+    forge.forge("mine", REALS, masks="boxes", generator="telea", size=SIZE, data_dir=place)
     config = real_config(
         "patches",
         "setup=b,source=image_folder/mine",
-        {"data.dir": data_dir, "model.depth": 1, "train.epochs": 1},
+        {"data.dir": place, "model.depth": 1, "train.epochs": 1},
     )
-    train.train(config, epath.Path(data_dir) / "run")
-    lines = (epath.Path(data_dir) / "run/metrics.jsonl").read_text().splitlines()
+    train.train(config, epath.Path(place) / "run")
+    lines = (epath.Path(place) / "run/metrics.jsonl").read_text().splitlines()
     assert np.isfinite(json.loads(lines[-1])["valid_loss"])
 
 
@@ -232,34 +230,34 @@ def test_a_folder_with_masks_of_its_own(photos, tmp_path):
         ({"name": "a/b"}, "image_folder"),
     ],
 )
-def test_what_does_not_fit_is_told_in_one_line_and_leaves_nothing(changes, message, data_dir):
+def test_what_does_not_fit_is_told_in_one_line_and_leaves_nothing(changes, message, place):
     settings = {"name": "mine", "images": REALS, "masks": "boxes", "generator": BLACK, "size": SIZE}
-    before = sorted(os.listdir(data_dir))
+    before = sorted(os.listdir(place))
     with pytest.raises((UserError, build.BuildError), match=message) as error:
-        forge.forge(**(settings | changes), data_dir=data_dir)
+        forge.forge(**(settings | changes), data_dir=place)
     assert "\n" not in str(error.value)
-    assert sorted(os.listdir(data_dir)) == before
+    assert sorted(os.listdir(place)) == before
 
 
-def test_forgers_are_of_a_part_and_a_size(trained_forgers, data_dir, tmp_path, monkeypatch):
+def test_forgers_are_of_a_part_and_a_size(trained_forgers, place, tmp_path, monkeypatch):
     monkeypatch.setattr(forge, "packaged", lambda name: tmp_path / "ddpm.safetensors")
     with pytest.raises(UserError, match=r"ddpm\.safetensors is missing: name another forger"):
-        forge.forge("mine", REALS, masks="boxes", generator="repaint", data_dir=data_dir)
-    settings = {"images": REALS, "masks": "boxes", "data_dir": data_dir}
+        forge.forge("mine", REALS, masks="boxes", generator="repaint", data_dir=place)
+    settings = {"images": REALS, "masks": "boxes", "data_dir": place}
     with pytest.raises(UserError, match="is of part pixel: latent needs part latent"):
         forge.forge("mine", generator="latent", path=trained_forgers["pixel"], **settings)
     with pytest.raises(UserError, match="makes images of 32 pixels, not of 64"):
         forge.forge("mine", generator="repaint", path=trained_forgers["pixel"], size=64, **settings)
 
 
-def test_the_command(data_dir, tmp_path):
+def test_the_command(place, tmp_path):
     def command(*arguments):
         return subprocess.run(
             [
                 sys.executable,
                 "-m",
                 "wsdl_jax.diffusion.forge",
-                f"--data_dir={data_dir}",
+                f"--data_dir={place}",
                 *arguments,
             ],
             capture_output=True,
@@ -269,7 +267,7 @@ def test_the_command(data_dir, tmp_path):
     some = ("--images", REALS, "--masks=boxes", "--size=32", "--name=mine")
     done = command(*some, "--generator=navier_stokes", "--dilate=1,2")
     assert done.returncode == 0 and "image_folder/mine_fake" in done.stderr, done.stderr
-    assert metadata("image_folder/mine_fake", data_dir)["dilation"] == "1,2"
+    assert metadata("image_folder/mine_fake", place)["dilation"] == "1,2"
     wrong = command(*some, "--generator=magic")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: no generator 'magic'")
 
