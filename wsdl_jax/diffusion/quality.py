@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 from etils import epath
@@ -109,7 +110,7 @@ def sheet(rows: Iterable[Sequence[UInt8[np.ndarray, "h w 3"]]]) -> Image.Image:
     return Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows]))
 
 
-def _read(config, split: str) -> UInt8[np.ndarray, "n s s 3"]:
+def _read(config: ml_collections.ConfigDict, split: str) -> UInt8[np.ndarray, "n s s 3"]:
     examples = pipeline.Examples(config.data.real, split, config.data.dir)
     images = np.stack([pipeline.full_image(examples[i]) for i in range(len(examples))])
     if images.shape[1] != config.data.image_size:
@@ -134,11 +135,11 @@ def main(_: list[str]) -> None:
         ]
     )
     figures = measure(made, training, fresh)
-    shown = made[: min(count, 4 * _COLUMNS)]
-    _, places = nearest(shown[:_COLUMNS], training)
-    rows = [shown[i : i + _COLUMNS] for i in range(0, len(shown) // _COLUMNS * _COLUMNS, _COLUMNS)]
+    columns = min(_COLUMNS, len(training), len(fresh))
+    _, places = nearest(made[:columns], training)
+    rows = [made[i : i + columns] for i in range(0, min(count // columns, 4) * columns, columns)]
     # Below: the training images that are nearest to the first row, and real ones.
-    picture = sheet([*rows, training[places], fresh[:_COLUMNS]])
+    picture = sheet([*rows, training[places], fresh[:columns]])
     picture.save(epath.Path(_OUT.value))
     print(json.dumps({"step": one.step, "images": count, **figures}, indent=2))
     log.info("%s: %d rows made, their nearest in training, real ones", _OUT.value, len(rows))
