@@ -18,7 +18,7 @@ import optax
 from absl import flags
 from etils import epath
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import config_flags
 
 from wsdl_jax import command, configuration, hosts, methods, pipeline, runs
@@ -216,10 +216,14 @@ def _frozen(
             )
     graph, _ = forger.structures(config)["autoencoder"]
     weights = trained.weights["autoencoder"]
-    encode = jax.jit(lambda weights, images: nnx.merge(graph, weights).encode(images)[0])
+
+    @jax.jit
+    def encode(weights: nnx.State, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h4 w4 c"]:
+        return nnx.merge(graph, weights).encode(methods.network_input(images))[0]
+
     count = min(len(examples), _SCALED_BY)
     latents = [
-        encode(weights, methods.network_input(batch["image"]))[batch["weight"] > 0]
+        encode(weights, batch["image"])[batch["weight"] > 0]
         for batch in pipeline.eval_batches(examples, reading, mask_size=None, places=range(count))
     ]
     return {"autoencoder": weights, "scale": jnp.concatenate(latents).std()}
