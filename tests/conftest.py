@@ -46,7 +46,8 @@ def torch() -> Any:
 
 @pytest.fixture(scope="session")
 def diffusers() -> Any:
-    """Hugging Face's diffusers, where it is installed."""
+    """Hugging Face's diffusers, where it is installed, and what its pipelines need."""
+    pytest.importorskip("transformers")
     return pytest.importorskip("diffusers")
 
 

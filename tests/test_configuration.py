@@ -95,15 +95,18 @@ def test_published_data(method, variant, expected):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_portraits_are_the_default(method):
-    default, full = GET_CONFIG[method](), "portraits/regrain_full"
-    assert data(default) == (("portraits/real",), full, "portraits/real", "portraits/regrain")
-    assert GET_CONFIG[method]("setup=a,source=portraits") == default
+    default = GET_CONFIG[method]()
+    full, partial = "portraits/ddpm_full", "portraits/ddpm_repaint"
+    assert data(default) == (("portraits/real",), full, "portraits/real", partial)
+    assert GET_CONFIG[method]("setup=a,source=portraits,generator=ddpm") == default
+    for setup, real in (("b", ("portraits/real",)), ("c", ())):
+        config = GET_CONFIG[method](f"setup={setup}")
+        assert data(config) == (real, partial, "portraits/real", partial)
     masks = GET_CONFIG[method]("setup=c,generator=upsample")
     partial = "portraits/upsample"
     assert data(masks) == ((), partial, "portraits/real", partial)
-    whole = GET_CONFIG[method]("setup=a,generator=ddpm")
-    full, partial = "portraits/ddpm_full", "portraits/ddpm_repaint"
-    assert data(whole) == (("portraits/real",), full, "portraits/real", partial)
+    full = GET_CONFIG[method]("setup=a,generator=upsample")
+    assert data(full) == (("portraits/real",), f"{partial}_full", "portraits/real", partial)
     assert default.data.image_size == 96  # as the portraits are
 
 
@@ -215,10 +218,9 @@ def test_one_generator_left_out(setup):
         assert config.data.test_real == dolos("celebahq_real")
         assert config.data.real == ((dolos("celebahq_real"),) if setup == "b" else ())
     config = GET_CONFIG["patches"](f"setup={setup},leave_out=regrain")
-    assert (config.data.fake, config.data.test_fake) == (
-        ("portraits/upsample",),
-        "portraits/regrain",
-    )
+    others = ("ddpm_repaint", "latent_ddpm", "telea", "navier_stokes", "upsample")
+    assert config.data.fake == tuple(f"portraits/{g}" for g in others)
+    assert config.data.test_fake == "portraits/regrain"
 
 
 @pytest.mark.parametrize(

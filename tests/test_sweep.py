@@ -32,6 +32,11 @@ def read(name: str, overrides=(), workdir: epath.Path = WORKDIR) -> list[sweep.R
     return sweep.read(f"configs/sweeps/{name}", workdir, overrides)
 
 
+def two(overrides=(), workdir: epath.Path = WORKDIR) -> list[sweep.Run]:
+    """Two runs, each tested on six subsets."""
+    return read("cross_generator.py", overrides, workdir)[:2]
+
+
 def what(run: sweep.Run) -> tuple:
     """What a run is trained and tested on."""
     data = run.config.data
@@ -126,7 +131,7 @@ def test_every_shipped_sweep_is_tested_and_has_a_small_form():
             train = run.config.train
             method = run.config.method
             steps[method] = steps.get(method, 0) + train.epochs * train.steps_per_epoch
-    assert steps == {"patches": 6000, "grad_cam": 1560, "attention": 2280}
+    assert steps == {"patches": 9000, "grad_cam": 1560, "attention": 2280}
 
 
 # ----- What is refused ----------------------------------------------------------------------------
@@ -192,7 +197,7 @@ def finish(run: sweep.Run, *, step: int | None = None) -> None:
 
 
 def test_done_is_trained_to_the_end_and_evaluated_on_everything(tmp_path):
-    first, second = read("cross_generator.py", workdir=epath.Path(tmp_path))
+    first, second = two(workdir=epath.Path(tmp_path))
     assert not first.is_done()
     finish(first)
     assert first.is_done() and not second.is_done()
@@ -209,17 +214,17 @@ def test_done_is_trained_to_the_end_and_evaluated_on_everything(tmp_path):
 
 def test_a_directory_of_another_config_is_not_taken_for_the_run(tmp_path):
     workdir = epath.Path(tmp_path)
-    first, _ = read("cross_generator.py", workdir=workdir)
+    first, _ = two(workdir=workdir)
     finish(first)
-    again, _ = read("cross_generator.py", ["data.dir=/elsewhere"], workdir)
+    again, _ = two(["data.dir=/elsewhere"], workdir)
     assert again.is_done()
-    other, _ = read("cross_generator.py", ["train.learning_rate=0.5"], workdir)
+    other, _ = two(["train.learning_rate=0.5"], workdir)
     with pytest.raises(UserError, match=r"learning_rate: 0.001 → 0.5"):
         other.is_done()
 
 
 def test_a_batch_per_device_is_any_number_of_devices(tmp_path):
-    run, _ = read("cross_generator.py", ["train.per_device_batch=4"], epath.Path(tmp_path))
+    run, _ = two(["train.per_device_batch=4"], epath.Path(tmp_path))
     finish(run._replace(config=configuration.for_devices(run.config, 8)))
     assert run.is_done()
 
@@ -233,13 +238,15 @@ def test_printed_commands_are_those_of_main(tmp_path):
     done = execute(*arguments, "--override=data.dir=/my data")
     assert done.returncode == 0, done.stderr
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    others = "latent_ddpm", "telea", "navier_stokes", "regrain", "upsample"
     assert lines[0] == [
         *("python", "-m", "wsdl_jax.main"),
-        "--config=configs/patches.py:setup=c,source=portraits,generator=regrain",
+        "--config=configs/patches.py:setup=c,source=portraits,generator=ddpm_repaint",
         *("--config.seed=0", "--config.train.epochs=3", "--config.data.dir=/my data"),
-        *("--also_on=portraits/upsample", f"--workdir={workdir}/single/regrain/seed-0"),
+        "--also_on=" + ",".join(f"portraits/{other}" for other in others),
+        f"--workdir={workdir}/single/ddpm_repaint/seed-0",
     ]
-    assert len(lines) == 2
+    assert len(lines) == 12
     assert not workdir.exists()
 
 
@@ -276,22 +283,23 @@ def lines_of(said: Path) -> list[list[str]]:
 def test_slurm(programs, tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHON", raising=False)
     workdir = epath.Path(tmp_path) / "w"
-    planned = read("cross_generator.py", workdir=workdir)
+    planned = two(workdir=workdir)
     submit(planned, workdir, "slurm")
     said = lines_of(programs)
     assert said[0] == [
         *("sbatch", f"PYTHON={sys.executable}", "--parsable"),
-        *("--job-name=wsdl-single-regrain-seed-0", "--partition=gpu", "launch/slurm.sbatch"),
-        *(*planned[0].arguments, f"--workdir={workdir}/single/regrain/seed-0"),
+        *("--job-name=wsdl-single-ddpm_repaint-seed-0", "--partition=gpu", "launch/slurm.sbatch"),
+        *(*planned[0].arguments, f"--workdir={workdir}/single/ddpm_repaint/seed-0"),
     ]
     assert (REPOSITORY / "launch/slurm.sbatch").exists()
     recorded = json.loads((workdir / "submitted.json").read_text())
-    assert recorded == {"single/regrain/seed-0": "41", "single/upsample/seed-0": "42"}
+    assert recorded == {"single/ddpm_repaint/seed-0": "41", "single/latent_ddpm/seed-0": "42"}
     # What is waiting there is not submitted again, unless asked for.
     submit(planned, workdir, "slurm")
     assert len(lines_of(programs)) == 2
     submit(planned[:1], workdir, "slurm", resubmit=True)
-    assert json.loads((workdir / "submitted.json").read_text())["single/regrain/seed-0"] == "43"
+    recorded = json.loads((workdir / "submitted.json").read_text())
+    assert recorded["single/ddpm_repaint/seed-0"] == "43"
 
 
 def test_skypilot(programs):
@@ -318,20 +326,20 @@ def test_skypilot(programs):
 
 
 def test_skypilot_needs_a_bucket_and_plain_words(tmp_path):
-    (run, _) = read("cross_generator.py")
+    run, _ = two()
     with pytest.raises(UserError, match="gs://BUCKET"):
         sweep.skypilot_command(run, [])
     workdir = epath.Path("gs://bucket/w")
-    (run, _) = read("cross_generator.py", ["data.manual_dir=a b"], workdir)
+    run, _ = two(["data.manual_dir=a b"], workdir)
     with pytest.raises(UserError, match="a b"):
         sweep.skypilot_command(run, [])
 
 
 def test_a_cluster_that_does_not_answer(programs, tmp_path, monkeypatch):
     workdir = epath.Path(tmp_path) / "w"
-    planned = read("cross_generator.py", workdir=workdir)
+    planned = two(workdir=workdir)
     (tmp_path / "broken").touch()
-    with pytest.raises(UserError, match=r"single/regrain/seed-0.*sbatch: Unable to contact"):
+    with pytest.raises(UserError, match=r"single/ddpm_repaint/seed-0.*sbatch: Unable to contact"):
         submit(planned, workdir, "slurm")
     assert not (workdir / "submitted.json").exists()
     monkeypatch.setenv("PATH", "/nowhere")
@@ -350,7 +358,7 @@ def program(tmp_path, monkeypatch) -> Path:
         """#!/usr/bin/env bash
 echo "arguments $*"
 case "$*" in
-  *generator=regrain*) echo 'error: no memory left' >&2; exit 1 ;;
+  *generator=ddpm_repaint*) echo 'error: no memory left' >&2; exit 1 ;;
   *) kill -SEGV $$ ;;
 esac
 """
@@ -362,21 +370,22 @@ esac
 
 def test_a_crash_is_recorded_and_the_next_one_runs(program, tmp_path, capfd):
     workdir = epath.Path(tmp_path) / "w"
-    planned = read("cross_generator.py", workdir=workdir)
+    planned = two(workdir=workdir)
     before = signal.getsignal(signal.SIGTERM)
     assert sweep.run_here(planned, workdir) == 1
     assert signal.getsignal(signal.SIGTERM) is before
     assert json.loads((workdir / "failures.json").read_text()) == {
-        "single/regrain/seed-0": {"exit_code": 1, "error": "error: no memory left"},
-        "single/upsample/seed-0": {"exit_code": -11, "error": "killed by SIGSEGV"},
+        "single/ddpm_repaint/seed-0": {"exit_code": 1, "error": "error: no memory left"},
+        "single/latent_ddpm/seed-0": {"exit_code": -11, "error": "killed by SIGSEGV"},
     }
-    log = (workdir / "single/regrain/seed-0.log").read_text()
+    log = (workdir / "single/ddpm_repaint/seed-0.log").read_text()
     assert log == f"arguments {' '.join(planned[0].command())}\nerror: no memory left\n"
     assert log in capfd.readouterr().err
     # A run that succeeds at last is no failure any more.
     program.write_text("#!/usr/bin/env bash\n")
     assert sweep.run_here(planned[:1], workdir) == 0
-    assert list(json.loads((workdir / "failures.json").read_text())) == ["single/upsample/seed-0"]
+    failures = json.loads((workdir / "failures.json").read_text())
+    assert list(failures) == ["single/latent_ddpm/seed-0"]
 
 
 def test_a_damaged_record_is_named(tmp_path):

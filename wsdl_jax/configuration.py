@@ -36,10 +36,10 @@ CIRCUMSTANCES = ("data.dir", "data.manual_dir", "data.workers", "data.cache", "p
 # subsets of Dolos are tested on CelebA-HQ, the only part with test images.
 _GENERATORS: dict[str, dict[str, tuple[str, ...]]] = {
     "portraits": {
-        "full": ("regrain", "upsample", "ddpm"),
+        "full": ("ddpm", "regrain", "upsample"),
         "partial": (
-            *("regrain", "upsample"),
             *("ddpm_repaint", "latent_ddpm", "telea", "navier_stokes"),
+            *("regrain", "upsample"),
         ),
     },
     "celebahq": {
@@ -50,9 +50,9 @@ _GENERATORS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 SOURCES = tuple(_GENERATORS)
 OWN = "image_folder/"  # and the name of a dataset of one's own: a source, too
-# Generators whose sets have one size, 9,000: what is compared across generators, one left out.
+# Generators whose sets have one size: what is compared across generators, one left out.
 COMPARED = {
-    "portraits": ("regrain", "upsample"),
+    "portraits": _GENERATORS["portraits"]["partial"],
     "celebahq": ("repaint_p2_9k", "ldm", "lama", "pluralistic"),
 }
 
@@ -192,7 +192,7 @@ def set_data(
     config.setup = setup
     config.supervision = "full" if setup == "c" else "weak"
     if source == "portraits":
-        generator = generator or "regrain"
+        generator = generator or valid[0]
         tested = generator if generator in _GENERATORS[source]["partial"] else "ddpm_repaint"
         real, test_real, test_fake = "portraits/real", "portraits/real", f"portraits/{tested}"
         fake = f"portraits/{generator}_full" if setup == "a" else test_fake

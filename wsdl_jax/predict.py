@@ -187,7 +187,7 @@ class Prediction:
 class Localizer:
     """A trained network, for images of any size.
 
-        localizer = Localizer.load("runs/patches-a-portraits-regrain_full")
+        localizer = Localizer.load("runs/patches-a-portraits-ddpm_full")
         for prediction in localizer(images):
             print(prediction.score, prediction.verdict, prediction.map.shape)
 

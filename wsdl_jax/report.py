@@ -1,6 +1,6 @@
 """Runs and their results → one folder with a page for people, which needs no server and no network.
 
-python -m wsdl_jax.report runs/patches-a-portraits-regrain_full
+python -m wsdl_jax.report runs/patches-a-portraits-ddpm_full
 python -m wsdl_jax.report RUN1 RUN2 RUN3 --out compared --gallery 90
 """
 

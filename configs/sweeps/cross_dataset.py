@@ -4,8 +4,8 @@
     python -m wsdl_jax.sweep configs/sweeps/cross_dataset.py:source=ffhq --workdir DIR
 
 Variants: source=portraits|ffhq, seeds=N. `ffhq` is trained on and CelebA-HQ tested on, as in the
-paper. In its portraits form the other dataset is of 128×128 pixels, reduced to the 96×96 of those
-that are tested on.
+paper. In its portraits form the generator is `regrain`, and the other dataset is of 128×128 pixels,
+reduced to the 96×96 of those that are tested on.
 
 The portraits form takes 8 minutes of processor time.
 """
@@ -22,10 +22,12 @@ def get_sweep(arg: str | None = None):
     for seed in range(variant["seeds"]):
         for setup in configuration.SETUPS:
             overrides = {"seed": seed}
+            config = f"configs/patches.py:setup={setup},source={source}"
             if source == "portraits":
+                config += ",generator=regrain"
                 fake = "portraits/regrain" + ("_full" if setup == "a" else "") + OTHER
                 overrides["data.real"] = () if setup == "c" else ("portraits/real" + OTHER,)
                 overrides["data.fake"] = (fake,)
                 overrides["train.epochs"] = 6 if setup == "b" else 3
             name = source + (OTHER if source == "portraits" else "")
-            yield f"{name}/{setup}", f"configs/patches.py:setup={setup},source={source}", overrides
+            yield f"{name}/{setup}", config, overrides

@@ -4,33 +4,46 @@ python -m wsdl_data.portraits.contact_sheet OUT.png
 """
 
 import argparse
+import io
+import itertools
 import pathlib
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from wsdl_data.portraits import camera, samples
+from wsdl_data.portraits import camera, forged, samples
 from wsdl_data.portraits.generators import GENERATORS, Generator
 from wsdl_data.portraits.portraits_dataset_builder import DEFAULT_SEED, DEFAULT_SIZE
 from wsdl_data.portraits.scene import draw_scene, render
+from wsdl_jax.diffusion.inpainters import INPAINTERS
 
-COLUMNS = 6
+COLUMNS = 8
 CAPTION = 14  # height of a row's caption, pixels
 SPECTRUM_IMAGES = 64
 
 
+def _by_model(name: str, split: str) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """The first images of a split that a diffusion model makes."""
+    images = itertools.islice(forged.encoded_split(DEFAULT_SEED, split, name), COLUMNS)
+    return [np.asarray(Image.open(io.BytesIO(encoded))) for encoded, _ in images]
+
+
 def _partial_rows() -> list[tuple[str, list[UInt8[np.ndarray, "h w 3"]]]]:
     """Camera images, masks and each generator's partial fakes of the same test scenes."""
+    names = (*GENERATORS, *INPAINTERS)
     rows = {"camera image before manipulation": [], "mask": []}
-    rows |= {f"{name}: partial fakes of the same": [] for name in GENERATORS}
+    rows |= {f"{name}: partial fakes of the same": [] for name in names}
     for index in range(COLUMNS):
         where = DEFAULT_SEED, "test", index, DEFAULT_SIZE
         source, edit, *_ = samples.make_source(*where)
         mask = np.repeat(np.uint8(255) * edit.mask[..., None], 3, axis=-1)
-        fakes = [samples.make_partial(*where, name).image for name in GENERATORS]
+        fakes = [samples.make_partial(*where, name).image for name in names]
         for row, image in zip(rows.values(), [source, mask, *fakes], strict=True):
             row.append(image)
+    for name, model in forged.MODELS.items():
+        if not model.whole:
+            rows[f"{name}: partial fakes of the same"] = _by_model(name, "test")
     return list(rows.items())
 
 
@@ -56,6 +69,9 @@ def _rows() -> list[tuple[str, list[UInt8[np.ndarray, "h w 3"]]]]:
     for name in GENERATORS:
         full = [samples.make_full(DEFAULT_SEED, "train", i, size, name).image for i in columns]
         rows.append((f"{name}_full: full fakes", full))
+    for name, model in forged.MODELS.items():
+        if model.whole:
+            rows.append((f"{name}_full: full fakes", _by_model(name, "train")))
     rows += _partial_rows()
     makers = {"camera": camera.capture, **GENERATORS}
     spectra = [_spectrum(make) for make in makers.values()]

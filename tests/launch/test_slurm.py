@@ -341,16 +341,16 @@ def test_a_sweep(cluster, program, tmp_path):
     """A job a run, with the arguments that the run has."""
     program.write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
     said = cluster.say(
-        *(sys.executable, "-m", "wsdl_jax.sweep", "configs/sweeps/cross_generator.py"),
+        *(sys.executable, "-m", "wsdl_jax.sweep", "configs/sweeps/cross_dataset.py"),
         *(f"--workdir={tmp_path}/w", "--runner=slurm", "--override=train.epochs=1"),
         f"--runner_options=--nodes=1 --gpus-per-node=4 --output={tmp_path}/%x",
         PYTHON=str(program),
     )
     assert said == ""
     submitted = json.loads((tmp_path / "w" / "submitted.json").read_text())
-    assert set(submitted) == {"single/regrain/seed-0", "single/upsample/seed-0"}
+    assert set(submitted) == {f"portraits-128px/{setup}/seed-0" for setup in "abc"}
     planned = sweep.read(
-        "configs/sweeps/cross_generator.py", epath.Path(tmp_path) / "w", ["train.epochs=1"]
+        "configs/sweeps/cross_dataset.py", epath.Path(tmp_path) / "w", ["train.epochs=1"]
     )
     for run in planned:
         facts = cluster.ended(submitted[run.label])

@@ -65,7 +65,8 @@ def from_diffusers(pipeline: Any, *, seed: int = 0, **arguments: Any) -> Inpaint
         import diffusers
         import torch
     except ImportError as error:
-        raise UserError(f"diffusers is needed: pip install diffusers torch ({error})") from error
+        needed = "diffusers is needed: pip install 'wsdl-jax[diffusers]'"
+        raise UserError(f"{needed} ({error})") from error
     if isinstance(pipeline, str):
         try:
             pipeline = diffusers.AutoPipelineForInpainting.from_pretrained(pipeline)

@@ -218,7 +218,7 @@ def _frozen(
     weights = trained.weights["autoencoder"]
 
     @jax.jit
-    def encode(weights: nnx.State, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h4 w4 c"]:
+    def encode(weights: Any, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h4 w4 c"]:
         return nnx.merge(graph, weights).encode(methods.network_input(images))[0]
 
     count = min(len(examples), _SCALED_BY)
