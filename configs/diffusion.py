@@ -22,8 +22,10 @@ def get_config(arg: str | None = None):
     config.part = part
     # 12,000 portraits, none of which is in the dataset of seed 0 that the forger is used on.
     config.data.real = tuple(f"portraits/real-96px-seed{seed}" for seed in range(1, 9))
-    if part == "autoencoder":
-        config.train.epochs = 6
+    config.train.steps_per_epoch = 250
+    config.train.learning_rate = 1e-3
+    config.train.schedule = "cosine"
+    config.train.epochs = {"pixel": 32, "autoencoder": 6, "latent": 20}[part]
     if part == "latent":
         config.network.widths = (96, 112)
         config.network.patch = 2

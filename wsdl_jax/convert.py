@@ -35,6 +35,7 @@ from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.layers import BatchNorm, Pointwise, SeparableConv
 from wsdl_jax.models.patches import Patches
 from wsdl_jax.models.xception import Block, ImageClassifier, Top, Trunk, scaled
+from wsdl_jax.storage import write_whole
 
 log = logging.getLogger("wsdl_jax")
 Tensors = Mapping[str, Shaped[np.ndarray, "..."]]
@@ -420,14 +421,9 @@ def write(tensors: Tensors, file: epath.Path) -> None:
         content = buffer.getvalue()
     else:
         raise WeightsError(f"{file}: the name must end in .safetensors, .pth, .pt or .tar")
-    partial = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.rename(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(file, content)
     except OSError as error:
         raise WeightsError(f"{file} cannot be written: {_line(error)}") from error
 

@@ -42,6 +42,7 @@ from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
 from wsdl_jax.perturbations import Perturbation
 from wsdl_jax.runs import State
+from wsdl_jax.storage import write_whole
 
 log = logging.getLogger("wsdl_jax")
 SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
@@ -248,7 +249,7 @@ def evaluate(
             (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
             test.out.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.iterdir()):
-                place(path, test.out / path.name)
+                write_whole(test.out / path.name, path.read_bytes())
     hosts.wait("results")
     log.info("%s\nwritten to %s", table, test.out)
     return results
@@ -315,9 +316,8 @@ def robustness(
         }
         name = f"robustness-{kind}.json"
         if hosts.is_first():
-            (folder / name).write_text(json.dumps(results, indent=2) + "\n")
             test.out.mkdir(parents=True, exist_ok=True)
-            place(folder / name, test.out / name)
+            write_whole(test.out / name, json.dumps(results, indent=2) + "\n")
     hosts.wait("results")
     log.info("written to %s", test.out / name)
     return results
@@ -510,16 +510,6 @@ def _percent(figures: dict[str, float]) -> dict[str, float | None]:
 
 def _percent_above(scores: Float[np.ndarray, " n"], threshold: float | None) -> float | None:
     return None if threshold is None else 100 * float(np.mean(scores > threshold))
-
-
-def place(source: Path, target: epath.Path) -> None:
-    """Copies a file that is there as a whole or not at all."""
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        epath.Path(source).copy(partial, overwrite=True)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def main(_: list[str]) -> None:

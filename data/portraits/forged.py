@@ -43,9 +43,9 @@ class Model:
 
 
 MODELS = {
-    "ddpm": Model("ddpm.safetensors", True, steps=16),
-    "ddpm_repaint": Model("ddpm.safetensors", False, steps=10, jump=5, times=2),
-    "latent_ddpm": Model("latent_ddpm.safetensors", False, steps=10, jump=5, times=2),
+    "ddpm": Model("ddpm.safetensors", True, steps=24, eta=0.6),
+    "ddpm_repaint": Model("ddpm.safetensors", False, steps=10, jump=5, times=2, eta=0.6),
+    "latent_ddpm": Model("latent_ddpm.safetensors", False, steps=10, jump=5, times=2, eta=0.6),
 }
 
 

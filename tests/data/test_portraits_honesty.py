@@ -16,7 +16,7 @@ from wsdl_data.portraits.generators import GENERATORS
 from wsdl_data.portraits.scene import draw_scene, render
 
 FAKES = [name + kind for name in GENERATORS for kind in ("", "_full")]
-COUNT, SIZE = 240, 128
+COUNT, SIZE = 240, 96
 # 240 + 240 draws of the same distribution give 0.5 with a standard deviation of 0.026.
 CHANCE = (0.4, 0.6)
 
@@ -123,7 +123,7 @@ def test_no_step_at_the_seam(images, name):
         difference = fake[ring].astype(float) - source[ring]
         steps.append(difference.mean(axis=0))
     # Levels of 255. Not quite 0: dark noise is clipped, and resampling and gamma do not commute.
-    assert np.abs(np.mean(steps, axis=0)).max() < 0.4
+    assert np.abs(np.mean(steps, axis=0)).max() < 0.6
 
 
 def test_no_fixed_map_finds_the_masks(images):

@@ -11,7 +11,7 @@ from PIL import Image
 from wsdl_data import build
 from wsdl_data.portraits import forged, samples
 from wsdl_data.portraits.portraits_dataset_builder import Builder
-from wsdl_jax.diffusion import forger
+from wsdl_jax.diffusion import forger, quality
 
 SIZE = 32
 COUNTS = {"train": 12, "valid": 3, "test": 5}
@@ -98,3 +98,24 @@ def test_names_of_subsets():
     assert Builder.config_for("ddpm_repaint-seed2").size == 96
     with pytest.raises(ValueError, match="the size must be 96 px, for which its model"):
         Builder.config_for("latent_ddpm-128px")
+
+
+def test_the_models_that_come_with_it_draw_portraits():
+    """Far nearer to real portraits than others are to them; and of none of the dataset's scenes."""
+    files = [forged.FOLDER / f"{name}.safetensors" for name in ("ddpm", "latent_ddpm")]
+    assert sum(file.stat().st_size for file in files) < 6e6
+    sampling = forger.Sampling(steps=8)
+    real = [
+        np.stack([samples.make_real(0, split, i, forged.SIZE).image for i in range(48)])
+        for split in ("valid", "test")
+    ]
+    chance = quality.frechet_distance(*map(quality.features, real))
+    others = np.stack([image[::-1] for image in real[0]])  # upside down: the same colours
+    for file in files:
+        one = forger.load(file)
+        assert not any(name.endswith(("px", "seed0")) for name in one.config.data.real)
+        make = forger.Maker(one, sampling, whole=True, batch=48, seed=0)
+        made = make(np.arange(48))
+        distance = quality.frechet_distance(*map(quality.features, (made, real[1])))
+        turned = quality.frechet_distance(*map(quality.features, (others, real[1])))
+        assert distance < min(3 * chance, turned)

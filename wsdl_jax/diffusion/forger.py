@@ -29,6 +29,7 @@ from wsdl_jax.diffusion import configuration, process
 from wsdl_jax.diffusion.networks import Autoencoder, UNet
 from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
+from wsdl_jax.storage import write_whole
 
 log = logging.getLogger("wsdl_jax")
 State = dict[str, Any]  # step, params, ema, optimizer; of a latent forger frozen Weights
@@ -138,8 +139,15 @@ def load(path: epath.PathLike) -> Forger:
 
 
 def save(forger: Forger, path: epath.PathLike) -> None:
-    """Writes a forger as a safetensors file of float16, with its config. It appears when whole."""
+    """Writes a forger as a safetensors file of float16, with its config. It appears when whole.
+
+    Of its config no path of the machine that it was trained on is kept.
+    """
     path = epath.Path(path)
+    config = forger.config.copy_and_resolve_references()
+    config.data.dir = config.data.manual_dir = None
+    if config.autoencoder.path:
+        config.autoencoder.path = epath.Path(config.autoencoder.path).name
     flat = {
         "/".join(map(str, (name, *p))): x.get_value().astype(jnp.float16)
         for name, state in forger.weights.items()
@@ -148,11 +156,8 @@ def save(forger: Forger, path: epath.PathLike) -> None:
     }
     if "scale" in forger.weights:
         flat["scale"] = jnp.asarray(forger.weights["scale"], jnp.float32)
-    metadata = {"config": configurations.save(forger.config), "step": str(forger.step)}
-    whole = safetensors.flax.save(flat, metadata)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(whole)
-    partial.rename(path)
+    metadata = {"config": configurations.save(config), "step": str(forger.step)}
+    write_whole(path, safetensors.flax.save(flat, metadata))
 
 
 def load_config(run: epath.Path) -> ml_collections.ConfigDict:
@@ -325,7 +330,10 @@ def main(_: list[str]) -> None:
     jax.config.parse_flags_with_absl()
     out = epath.Path(_OUT.value)
     forger = load(_RUN.value)
-    save(forger, out)
+    try:
+        save(forger, out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
     size = out.stat().length / 1e6
     log.info("%s of step %d: %.2f MB, %s", forger.config.part, forger.step, size, out)
 
