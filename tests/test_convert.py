@@ -515,7 +515,7 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
     def full(self, target):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(type(path), "rename", full)
+    monkeypatch.setattr(type(path), "replace", full)
     with pytest.raises(WeightsError, match=r"other\.safetensors cannot be written: No space"):
         convert.write(narrow_tensors(), epath.Path(tmp_path / "other.safetensors"))
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
