@@ -1,8 +1,8 @@
 """Portraits that diffusion models forge: whole ones, and parts of camera images.
 
 The models are in `ddpm.safetensors` and `latent_ddpm.safetensors` beside this file, trained on
-portraits of other seeds (configs/diffusion.py). They work on batches, in the process that builds
-the dataset, while others render what comes next.
+portraits of other seeds (configs/diffusion.py). They work in the process that builds the dataset,
+which has the accelerators where there are some.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent  # of the models
 SIZE = 96  # pixels a side: what the models were trained on
-_BATCH = 50
+_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Model:
 
 
 MODELS = {
-    "ddpm": Model("ddpm.safetensors", True, steps=24, eta=0.6),
+    "ddpm": Model("ddpm.safetensors", True, steps=20, eta=0.6),
     "ddpm_repaint": Model("ddpm.safetensors", False, steps=10, jump=5, times=2, eta=0.6),
     "latent_ddpm": Model("latent_ddpm.safetensors", False, steps=10, jump=5, times=2, eta=0.6),
 }
@@ -90,15 +90,17 @@ def encoded_split(seed: int, split: str, generator: str) -> Iterator[tuple[bytes
     count = samples.SPLITS[split]
     # A number that no other split has, whatever its size.
     first = list(samples.SPLITS).index(split) << 24
+    batches = [
+        np.arange(start, min(start + make.batch, count)) for start in range(0, count, make.batch)
+    ]
     if MODELS[generator].whole:
-        for start in range(0, count, make.batch):
-            for image in make(first + np.arange(start, min(start + make.batch, count))):
+        for images in make.map((first + numbers,) for numbers in batches):
+            for image in images:
                 yield samples.encode(image), None
         return
     jobs = (joblib.delayed(_source)(seed, split, index, SIZE) for index in range(count))
-    sources = samples.in_processes(jobs)
-    for start in range(0, count, make.batch):
-        numbers = np.arange(start, min(start + make.batch, count))
-        images, masks = map(np.stack, zip(*(next(sources) for _ in numbers), strict=True))
-        for image, mask in zip(make(first + numbers, images, masks), masks, strict=True):
+    images, masks = map(np.stack, zip(*samples.in_processes(jobs), strict=True))
+    given = ((first + numbers, images[numbers], masks[numbers]) for numbers in batches)
+    for numbers, made in zip(batches, make.map(given), strict=True):
+        for image, mask in zip(made, masks[numbers], strict=True):
             yield samples.encode(image), samples.encode(mask.astype(np.uint8) * 255)

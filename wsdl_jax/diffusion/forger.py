@@ -8,6 +8,8 @@ writes the averaged weights of a run as float16, with its config: all that forgi
 import dataclasses
 import logging
 import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -32,6 +34,7 @@ from wsdl_jax.parallel import AXIS, Parallel, Step
 from wsdl_jax.storage import write_whole
 
 log = logging.getLogger("wsdl_jax")
+_CALLS = 8  # at the same time, at most: each needs memory
 State = dict[str, Any]  # step, params, ema, optimizer; of a latent forger frozen Weights
 Weights = dict[str, Any]  # of each network by its name, "unet" and "autoencoder"; and "scale"
 
@@ -320,6 +323,17 @@ class Maker:
         sharding = NamedSharding(self._parallel.mesh, PartitionSpec(AXIS))
         _, made = self._step(self._weights, jax.device_put(batch, sharding))
         return self._parallel.gather(made)[:count]
+
+    def map(self, batches: Iterable[tuple[np.ndarray, ...]]) -> Iterator[np.ndarray]:
+        """What calls with these arguments return, in order, several of them at a time.
+
+        A CPU does nearly twice as much that way: one call alone keeps little more than a core busy.
+        """
+        pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _CALLS))
+        try:
+            yield from pool.map(lambda arguments: self(*arguments), batches)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 # ----- Command ------------------------------------------------------------------------------------

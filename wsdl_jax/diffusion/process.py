@@ -147,12 +147,15 @@ def resampling(levels: Float[np.ndarray, "n"], steps: int, jump: int, times: int
 def _down(
     denoise: Denoiser,
     state: Images,
-    keys: Key[Array, "b"],
+    fresh: Images | None,
     move: Path,
     eta: float,
     clip: float | None,
 ) -> Images:
-    """A move of Song et al. (2021): eta = 0 is DDIM, eta = 1 DDPM's ancestral sampling."""
+    """A move of Song et al. (2021): eta = 0 is DDIM, eta = 1 DDPM's ancestral sampling.
+
+    fresh: normal noise; not looked at where eta is 0.
+    """
     time = jnp.full(state.shape[0], move.time)
     noise = denoise(state, time)
     image = (state - jnp.sqrt(1 - move.start) * noise) / jnp.sqrt(move.start)
@@ -161,7 +164,7 @@ def _down(
         noise = (state - jnp.sqrt(move.start) * image) / jnp.sqrt(1 - move.start)
     variance = eta**2 * (1 - move.end) / (1 - move.start) * (1 - move.start / move.end)
     mean = jnp.sqrt(move.end) * image + jnp.sqrt(1 - move.end - variance) * noise
-    return mean + jnp.sqrt(variance) * _noise(keys, state)
+    return mean + jnp.sqrt(variance) * fresh if eta else mean
 
 
 def _up(state: Images, keys: Key[Array, "b"], move: Path) -> Images:
@@ -194,7 +197,8 @@ def sample(
 
     def move(state: Images, at: tuple[Path, Array]):
         path, number = at
-        return _down(denoise, state, _fold(keys[:, 1], number), path, eta, clip), None
+        fresh = _noise(_fold(keys[:, 1], number), state) if eta else None
+        return _down(denoise, state, fresh, path, eta, clip), None
 
     state, _ = jax.lax.scan(move, state, (_on_device(path), jnp.arange(len(path.time))))
     return state
@@ -225,14 +229,15 @@ def repaint(
       eta: as in `sample`; 1 in the paper.
       clip: as in `sample`.
     """
-    keys = _split(keys, 3)
+    keys = _split(keys, 2)
     unknown = masks[..., None]
     state = _noise(keys[:, 0], images)
 
     def down(state: Images, path: Path, number: Array) -> Images:
-        made = _down(denoise, state, _fold(keys[:, 1], number), path, eta, clip)
-        level = jnp.full(len(images), path.end)
-        known = noised(images, _noise(_fold(keys[:, 2], number), images), level)
+        # One noise does for both, as no place is in both.
+        fresh = _noise(_fold(keys[:, 1], number), state)
+        made = _down(denoise, state, fresh, path, eta, clip)
+        known = noised(images, fresh, jnp.full(len(images), path.end))
         return jnp.where(unknown, made, known)
 
     def up(state: Images, path: Path, number: Array) -> Images:

@@ -128,12 +128,9 @@ def main(_: list[str]) -> None:
     make = forger.Maker(one, sampling, whole=True, batch=_BATCH.value, seed=_SEED.value)
     training, fresh = (_read(config, split) for split in ("train", "valid"))
     count = _COUNT.value
-    made = np.concatenate(
-        [
-            make(np.arange(start, min(start + make.batch, count)))
-            for start in range(0, count, make.batch)
-        ]
-    )
+    starts = range(0, count, make.batch)
+    batches = ((np.arange(start, min(start + make.batch, count)),) for start in starts)
+    made = np.concatenate(list(make.map(batches)))
     figures = measure(made, training, fresh)
     columns = min(_COLUMNS, len(training), len(fresh))
     _, places = nearest(made[:columns], training)
@@ -151,7 +148,7 @@ if __name__ == "__main__":
     _COUNT = flags.DEFINE_integer("count", 500, "Images to make.", lower_bound=2 * _COLUMNS)
     _STEPS = flags.DEFINE_integer("steps", 250, "Steps from noise to image.")
     _ETA = flags.DEFINE_float("eta", None, "0 DDIM (default), 1 ancestral sampling.")
-    _BATCH = flags.DEFINE_integer("batch", 50, "Images at once.", lower_bound=1)
+    _BATCH = flags.DEFINE_integer("batch", 16, "Images at once.", lower_bound=1)
     _SEED = flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0)
     _DATA_DIR = flags.DEFINE_string("data_dir", None, "Default: where the forger was trained on.")
     command.run(main)
