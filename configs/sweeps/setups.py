@@ -22,14 +22,8 @@ def get_sweep(arg: str | None = None):
         for method in configuration.METHODS:
             for setup in configuration.SETUPS:
                 overrides = {"seed": seed}
-                if source == "portraits":
-                    overrides["train.epochs"] = _epochs(method, setup)
                 if weights[method]:
                     overrides["init.path"] = weights[method]
                 config = f"configs/{method}.py:setup={setup},source={source}"
                 yield f"{method}/{setup}", config, overrides
 
-
-def _epochs(method: str, setup: str) -> int:
-    # Image labels of partial fakes are learned last, and by Patches slowest.
-    return {"a": 3, "b": 6 if method == "patches" else 4, "c": 3}[setup]

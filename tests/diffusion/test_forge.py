@@ -270,6 +270,8 @@ def test_the_command(place, tmp_path):
     assert metadata("image_folder/mine_fake", place)["dilation"] == "1,2"
     wrong = command(*some, "--generator=magic")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: no generator 'magic'")
+    wrong = command(*some, "--generator=telea", "--dilate=1,x")
+    assert wrong.returncode == 2 and "FEWEST,MOST" in wrong.stderr, wrong.stderr
 
 
 # ----- Inpainters that are not trained here -------------------------------------------------------

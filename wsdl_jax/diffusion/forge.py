@@ -446,6 +446,11 @@ if __name__ == "__main__":
     _DILATE = flags.DEFINE_list(
         "dilate", ["0"], "Pixels by which masks grow: a number, or FEWEST,MOST (Dolos: 1,15)."
     )
+    flags.register_validator(
+        "dilate",
+        lambda pixels: len(pixels) in (1, 2) and all(value.isdecimal() for value in pixels),
+        "pixels are a number, or FEWEST,MOST",
+    )
     _FORGER = flags.DEFINE_string(
         "forger", None, "A file or run directory; default: the embedded dataset's."
     )
