@@ -25,7 +25,7 @@ def get_config(arg: str | None = None):
     config.train.steps_per_epoch = 250
     config.train.learning_rate = 1e-3
     config.train.schedule = "cosine"
-    config.train.epochs = {"pixel": 32, "autoencoder": 6, "latent": 12}[part]
+    config.train.epochs = {"pixel": 60, "autoencoder": 6, "latent": 12}[part]
     if part == "latent":
         config.network.widths = (96, 112)
         config.network.patch = 2

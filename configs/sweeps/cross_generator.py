@@ -22,7 +22,7 @@ def get_sweep(arg: str | None = None):
     for seed in range(variant["seeds"]):
         overrides = {"seed": seed}
         if source == "portraits":
-            overrides["train.epochs"] = 3
+            overrides["train.epochs"] = 8
         config = f"configs/patches.py:setup=c,source={source}"
         for one in generators:
             yield f"single/{one}", f"{config},generator={one}", overrides, tested
