@@ -131,7 +131,7 @@ def test_every_shipped_sweep_is_tested_and_has_a_small_form():
             train = run.config.train
             method = run.config.method
             steps[method] = steps.get(method, 0) + train.epochs * train.steps_per_epoch
-    assert steps == {"patches": 9000, "grad_cam": 1560, "attention": 2280}
+    assert steps == {"patches": 22800, "grad_cam": 2160, "attention": 2880}
 
 
 # ----- What is refused ----------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_printed_commands_are_those_of_main(tmp_path):
     assert lines[0] == [
         *("python", "-m", "wsdl_jax.main"),
         "--config=configs/patches.py:setup=c,source=portraits,generator=ddpm_repaint",
-        *("--config.seed=0", "--config.train.epochs=3", "--config.data.dir=/my data"),
+        *("--config.seed=0", "--config.train.epochs=8", "--config.data.dir=/my data"),
         "--also_on=" + ",".join(f"portraits/{other}" for other in others),
         f"--workdir={workdir}/single/ddpm_repaint/seed-0",
     ]
