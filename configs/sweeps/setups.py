@@ -26,4 +26,3 @@ def get_sweep(arg: str | None = None):
                     overrides["init.path"] = weights[method]
                 config = f"configs/{method}.py:setup={setup},source={source}"
                 yield f"{method}/{setup}", config, overrides
-
