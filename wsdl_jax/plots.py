@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 COLOURS = 8  # c0 … c7, then from the first again
 _WIDTH, _HEIGHT = 360.0, 250.0  # of the drawing, in its own units
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 12.0, 12.0, 44.0  # margins
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 22.0, 12.0, 44.0  # margins
 _MOST = 600  # points of a line
 
 

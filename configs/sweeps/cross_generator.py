@@ -6,7 +6,7 @@ and on all but each, tested on every one.
 
 Variants: source=portraits|celebahq, seeds=N.
 
-The portraits form takes 5 minutes of processor time.
+The portraits form takes about 20 minutes on two CPU cores with nothing else to do.
 """
 
 from wsdl_jax import configuration, sweep
