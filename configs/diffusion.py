@@ -2,7 +2,7 @@
 
     python -m wsdl_jax.diffusion.train --config configs/diffusion.py --workdir runs/forger/pixel
     python -m wsdl_jax.diffusion.train --config configs/diffusion.py:part=autoencoder
-    python -m wsdl_jax.diffusion.train --config configs/diffusion.py:part=latent \
+    python -m wsdl_jax.diffusion.train --config configs/diffusion.py:part=latent \\
         --config.autoencoder.path=runs/forger/autoencoder
 
 Variants: part=pixel|autoencoder|latent. Another dataset: --config.data.real="('dolos/ffhq_real',)"

@@ -138,6 +138,8 @@ for number, (module, *arguments) in enumerate(json.load(sys.stdin)):
 CONVERT = ("wsdl_jax.convert", "--layout=ffd-attention", "--out=x")
 PATCHES = ("wsdl_jax.main", "--config", str(REPOSITORY / "configs/patches.py"))
 SWEEP = ("wsdl_jax.sweep", "--workdir=w")
+FORGER = f"--config={REPOSITORY / 'configs/diffusion.py'}"
+FORGE = ("wsdl_jax.diffusion.forge", "--name=x", "--images=.", "--masks=boxes", "--generator=telea")
 PREDICT = ("wsdl_jax.predict", "--run=nowhere", "--images=.", "--out=x")
 SETUPS = str(REPOSITORY / "configs/sweeps/setups.py")
 BAD = {  # command line: exit code, and what the line on stderr has
@@ -184,15 +186,28 @@ BAD = {  # command line: exit code, and what the line on stderr has
     ("wsdl_jax.report", "nowhere"): (1, ["nowhere", "not a run"]),
     ("wsdl_jax.report", "a", "b"): (2, ["--out is missing"]),
     ("wsdl_jax.pod_check", *PATCHES[1:]): (2, ["--topology"]),
+    ("wsdl_jax.diffusion.train",): (2, ["--config"]),
+    ("wsdl_jax.diffusion.train", "--config=nowhere.py"): (2, ["no config file nowhere.py"]),
+    ("wsdl_jax.diffusion.train", FORGER + ":part=wing"): (2, ["part=wing", "pixel|autoencoder"]),
+    ("wsdl_jax.diffusion.train", FORGER, "--config.train.batch=0"): (2, ["train.batch = 0"]),
+    (*FORGE, "--dilate=1,x"): (2, ["--dilate", "FEWEST,MOST"]),
+    (*FORGE, "--dilate=5,1"): (1, ["5,1", "FEWEST,MOST"]),
+    (*FORGE, "--generator=magic"): (1, ["no generator 'magic'", "repaint"]),
+    ("wsdl_jax.diffusion.forger", "--run=nowhere", "--out=x"): (1, ["nowhere"]),
+    ("wsdl_jax.diffusion.quality", "--forger=nowhere", "--out=x"): (1, ["nowhere"]),
 }
 HELP = {  # of each command: what it has to tell of
     "wsdl_jax.main": ("--config", "--workdir", "--config configs/patches.py"),
     "wsdl_jax.evaluate": ("--run", "--fake", "--real", "--perturb jpeg"),
     "wsdl_jax.convert": ("--layout", "--out", "--setup", "xcp_reg.tar"),
     "wsdl_jax.predict": ("--run", "--images", "--mode", "--false_positive_rate", "photo.jpg"),
-    "wsdl_jax.report": ("--out", "--gallery", "runs/patches-a-portraits-regrain_full"),
+    "wsdl_jax.report": ("--out", "--gallery", "runs/patches-a-portraits-ddpm_full"),
     "wsdl_jax.sweep": ("--collect", "--runner", "--workdir", "configs/sweeps/setups.py"),
     "wsdl_jax.pod_check": ("--topology", "--find-batch", "v5e:16x16"),
+    "wsdl_jax.diffusion.train": ("--config", "--workdir", "--config configs/diffusion.py"),
+    "wsdl_jax.diffusion.forge": ("--images", "--masks", "--dilate", "--generator", "--name mine"),
+    "wsdl_jax.diffusion.forger": ("--run", "--out", "runs/forger/pixel"),
+    "wsdl_jax.diffusion.quality": ("--forger", "--steps", "--out", "sheet.png"),
     "wsdl_data.portraits.contact_sheet": ("PNG",),
     "wsdl_data.build": ("--manual_dir", "--images", "--masks", "build image_folder/NAME"),
 }

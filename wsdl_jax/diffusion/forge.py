@@ -1,6 +1,6 @@
 """Forges images: a dataset of fakes out of a prepared subset or a folder of images.
 
-    python -m wsdl_jax.diffusion.forge --images portraits/regrain --masks own \
+    python -m wsdl_jax.diffusion.forge --images portraits/regrain --masks own \\
         --generator repaint --steps 20 --jump 5 --times 2 --name mine
     python -m wsdl_jax.diffusion.forge --images photos --masks strokes --generator telea --name mine
     python -m wsdl_jax.main --config configs/patches.py:setup=b,source=image_folder/mine
