@@ -131,11 +131,11 @@ def python(environment: dict[str, str], code: str, path: str) -> str:
 STOPPED = """
 import os, runpy, signal
 from wsdl_jax import train
-validate = train._validate
+validate = train.validate
 def stopping(*arguments):
     os.kill(os.getpid(), signal.SIGTERM)
     return validate(*arguments)
-train._validate = stopping
+train.validate = stopping
 runpy.run_module("wsdl_jax.main", run_name="__main__")
 """
 
