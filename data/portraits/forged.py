@@ -90,9 +90,7 @@ def encoded_split(seed: int, split: str, generator: str) -> Iterator[tuple[bytes
     count = samples.SPLITS[split]
     # A number that no other split has, whatever its size.
     first = list(samples.SPLITS).index(split) << 24
-    batches = [
-        np.arange(start, min(start + make.batch, count)) for start in range(0, count, make.batch)
-    ]
+    batches = np.split(np.arange(count), range(make.batch, count, make.batch))
     if MODELS[generator].whole:
         for images in make.map((first + numbers,) for numbers in batches):
             for image in images:

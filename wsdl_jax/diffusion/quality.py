@@ -128,9 +128,8 @@ def main(_: list[str]) -> None:
     make = forger.Maker(one, sampling, whole=True, batch=_BATCH.value, seed=_SEED.value)
     training, fresh = (_read(config, split) for split in ("train", "valid"))
     count = _COUNT.value
-    starts = range(0, count, make.batch)
-    batches = ((np.arange(start, min(start + make.batch, count)),) for start in starts)
-    made = np.concatenate(list(make.map(batches)))
+    batches = np.split(np.arange(count), range(make.batch, count, make.batch))
+    made = np.concatenate(list(make.map((numbers,) for numbers in batches)))
     figures = measure(made, training, fresh)
     columns = min(_COLUMNS, len(training), len(fresh))
     _, places = nearest(made[:columns], training)
