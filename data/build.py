@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,16 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
+from wsdl_data import provenance
+from wsdl_data.provenance import Origin
+
 _MODULES = {
     "dolos": "wsdl_data.dolos.dolos_dataset_builder",
     "image_folder": "wsdl_data.image_folder.image_folder_dataset_builder",
     "portraits": "wsdl_data.portraits.portraits_dataset_builder",
 }
 _OWN = "image_folder"  # the dataset of a user's own images, whose configs are the user's to name
+_KINDS = ("real", "fake")  # its subsets
 
 
 class BuildError(Exception):
@@ -81,7 +85,7 @@ def make_builder(
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     """Whether the subset is on disk with all its files, also if another process has built it."""
-    return builder.data_path.exists() and not _faults(builder)
+    return builder.data_path.exists() and not faults(builder)
 
 
 def command(builder: tfds.core.DatasetBuilder) -> str:
@@ -128,8 +132,7 @@ def _prepared_here(builder: tfds.core.DatasetBuilder, manual_dir: str | None) ->
                 return False
             if builder.data_path.exists():
                 raise BuildError(
-                    f"{builder.data_dir}: damaged ({_faults(builder)});"
-                    " delete this folder and build again"
+                    f"{builder.data_dir}: {faults(builder)}; delete this folder and build again"
                 )
             try:
                 _remove_unfinished(folder)
@@ -170,18 +173,27 @@ def _build(builder: tfds.core.DatasetBuilder, name: str, manual_dir: str | None)
         builder.download_and_prepare(file_format="array_record", download_config=config)
 
 
-def _faults(builder: tfds.core.DatasetBuilder) -> str:
-    """What is missing of the folder of a prepared subset; empty if nothing is."""
+def faults(builder: tfds.core.DatasetBuilder) -> str:
+    """What is wrong with the folder of a prepared subset; empty if nothing is."""
     with _tfds_silenced():
         if not builder.is_prepared():
-            return "its description is missing"
+            return "damaged (its description is missing)"
         if not builder.info.splits:  # Built by another process after `builder` was made.
             builder.info.read_from_directory(builder.data_dir)
     for split in builder.info.splits.values():
         for path in split.filepaths:
             if not path.exists():
-                return f"{path.name} is missing"
-    return "" if builder.info.splits else "it has no splits"
+                return f"damaged ({path.name} is missing)"
+    if not builder.info.splits:
+        return "damaged (it has no splits)"
+    origin = getattr(builder, "origin", None)  # of datasets that are made by what is installed
+    if origin is None:
+        return ""
+    present = provenance.of(builder)
+    now = present | origin.metadata()
+    now["content"] = present["content"] | now["content"]  # where a file is not there any more
+    otherwise = provenance.differences(present, now)
+    return f"made otherwise than it would be now ({'; '.join(otherwise)})" if otherwise else ""
 
 
 def _remove_unfinished(folder: Path) -> None:
@@ -266,34 +278,33 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def own_prepared(name: str, made_of: dict[str, str], data_dir: str | None) -> list[str]:
+def own_prepared(name: str, origins: Mapping[str, Origin], data_dir: str | None) -> list[str]:
     """The subsets of `image_folder/NAME` that are prepared.
 
-    made_of: its origin, "source" and "masks" and what else is kept with it.
+    origins: how its subsets are to be made, by kind, "real" and "fake".
 
-    Raises BuildError for another origin, and for what is no name.
+    Raises BuildError for subsets that are there and made otherwise, and for what is no name.
     """
     try:
         builder_class(_OWN).check_name(name)
     except ValueError as error:
         raise BuildError(f"{_OWN}/{name}: {error}") from error
     prepared = []
-    for kind in ("real", "fake"):
+    for kind in _KINDS:
         subset = f"{_OWN}/{name}_{kind}"
         there = make_builder(subset, data_dir)
         if not is_prepared(there):
             continue
-        made = dict(there.info.metadata)
-        if made != made_of:
-            further = [
-                f", {key} {made.get(key)}"
-                for key in sorted((made | made_of).keys() - {"source", "masks"})
-                if made.get(key) != made_of.get(key)
-            ]
+        present = provenance.of(there)
+        if kind not in origins:
+            other = ["there are no such images now"]
+        else:
+            other = provenance.differences(present, present | origins[kind].metadata())
+        if other:
+            source = present["recorded"].get("source", "another source")
             raise BuildError(
-                f"{_OWN}/{name}: is there already, made of {made['source']} with --masks"
-                f" {made['masks']}{''.join(further)}; choose another name, or delete"
-                f" {there.data_path.parent.parent / name}_*"
+                f"{_OWN}/{name}: is there already, made of {source} otherwise ({'; '.join(other)});"
+                f" choose another name, or delete {there.data_path.parent.parent / name}_*"
             )
         prepared.append(subset)
     return prepared
@@ -304,7 +315,7 @@ def own_builders(
     source: str,
     masks: str | None,
     data_dir: str | None,
-    made_of: dict[str, str] | None = None,
+    made_by: Origin | None = None,
 ) -> dict[str, tfds.core.DatasetBuilder]:
     """The builders of a dataset of one's own, `image_folder/NAME`, by the names of its subsets.
 
@@ -313,18 +324,28 @@ def own_builders(
         source: a folder or a JSON list, see data/image_folder/README.md.
         masks: "white" or "black", what is manipulated in the masks; "none" to leave them out.
         data_dir: as of `make_builder`.
-        made_of: the origin to be kept with it, where that is not the source and the masks.
+        made_by: how the source was made, where it was made for this.
 
     Raises:
-        BuildError: the source is not in order, or the name is that of a dataset made otherwise.
+        BuildError: the source is not in order, or the name is that of a dataset made otherwise,
+            files with other contents included.
     """
     try:
-        configs = builder_class(_OWN).configs_of(name, Path(source), masks, made_of)
+        configs = builder_class(_OWN).configs_of(name, Path(source), masks, made_by)
+        subsets = {f"{_OWN}/{config.name}": config for config in configs}
+        builders = {subset: make_builder(subset, data_dir, subsets[subset]) for subset in subsets}
+        # Hashing every file takes time: only to be compared.
+        there = any(is_prepared(make_builder(f"{_OWN}/{name}_{kind}", data_dir)) for kind in _KINDS)
+        origins = {
+            config.kind: config.made_by or config.origin(config.contents())
+            for config in configs
+            if there
+        }
     except (ValueError, OSError) as error:
         raise BuildError(f"{_OWN}/{name}: {_line(error)}") from error
-    own_prepared(name, configs[0].provenance, data_dir)
-    subsets = {f"{_OWN}/{config.name}": config for config in configs}
-    return {subset: make_builder(subset, data_dir, config) for subset, config in subsets.items()}
+    if there:
+        own_prepared(name, origins, data_dir)
+    return builders
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -468,3 +468,17 @@ def test_where_and_how_fast_data_is_read_is_no_difference():
     assert configuration.differences(old, new) == []
     old.data.real = ("portraits/real", "portraits/real-96px")
     assert len(configuration.differences(old, new)) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"data.cache": True, "data.workers": 2}, r"data\.cache with .*workers = 2: each worker"),
+        ({"profile": "3:22", "train.epochs": 2, "train.steps_per_epoch": 10}, "STOP is at most 21"),
+    ],
+)
+def test_what_would_do_harm_or_nothing_is_refused(fields, told):
+    config = configuration.base()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(configuration.ConfigError, match=told):
+        configuration.check_circumstances(config)

@@ -539,7 +539,7 @@ def test_a_run_of_a_file(files, layout, tmp_path):
     convert.make_run(files[layout], layout, run)
     assert {path.name for path in run.iterdir()} == {"config.json", "checkpoints"}
     assert [path.name for path in run.parent.iterdir()] == ["new"]
-    config, model, step = runs.load(run)
+    config, model, step, _ = runs.load(run)
     assert_equal(model, narrow(layout))
     assert (config.setup, step) == ("c" if layout == "dolos-grad-cam-full" else "a", 0)
 
@@ -599,7 +599,7 @@ def test_folders_and_files_that_are_refused(files, tmp_path, monkeypatch):
     source = files["dolos-patches"]
     with pytest.raises(UserError, match=f"{tmp_path} is there already"):
         convert.make_run(source, "dolos-patches", epath.Path(tmp_path))
-    with pytest.raises(UserError, match=f"{source} is there already"):
+    with pytest.raises(UserError, match=f"{source} is a file"):
         convert.make_run(source, "dolos-patches", source)
     run = epath.Path(tmp_path / "run")
     with pytest.raises(UserError, match=rf"^{source}: these tensors are in layout dolos-patches"):
@@ -718,7 +718,7 @@ def test_training_starts_from_a_file(files, real_config, tmp_path, caplog):
     run = epath.Path(tmp_path / "run")
     train.train(config, run)
     assert f"weights start from {files['dolos-patches']}" in caplog.text
-    _, model, step = runs.load(run)
+    _, model, step, _ = runs.load(run)
     assert step == 2
     start = values(narrow("dolos-patches"))
     for path, value in values(model).items():

@@ -22,6 +22,7 @@ from flax import nnx
 from PIL import Image
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
+from wsdl_data import provenance
 from wsdl_jax import configuration, methods, pipeline, runs
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
@@ -158,7 +159,10 @@ def test_verdict(run, predicted, evaluated):
     batch = jnp.asarray(np.stack(resized).astype(np.float32) / 127.5 - 1)
     scores = np.sort(method.localize(model, batch).scores)
     np.testing.assert_allclose(kept.pop("scores"), scores, atol=1e-5)
-    assert kept == {"checkpoint": step, "real": [REAL], "split": "valid"}
+    weights = Checkpoints(run, keep_best=1).checksum(step)
+    digests = provenance.digests(source.provenance)
+    real = {"real": digests, "split": "valid"}
+    assert kept == {"checkpoint": step, "weights": weights, **real}
     stored = results(run)
     above = int(0.05 * len(scores))
     assert stored["threshold"] == pytest.approx(scores[len(scores) - 1 - above], abs=1e-5)
@@ -180,8 +184,14 @@ def test_kept_scores_are_used_again_unless_of_another_network(run, tmp_path, cap
     other = epath.Path(shutil.copytree(run, tmp_path / "other"))
     path = other / "real_scores.json"
     kept = json.loads(path.read_text())
-    for checkpoint, threshold in ((kept["checkpoint"], 1e9), (0, results(run)["threshold"])):
-        path.write_text(json.dumps({**kept, "checkpoint": checkpoint, "scores": [1e9]}))
+    true = results(run)["threshold"]
+    for changed, threshold in (
+        ({}, 1e9),
+        ({"checkpoint": 0}, true),
+        ({"weights": 0}, true),
+        ({"real": {REAL: "of other images"}}, true),
+    ):
+        path.write_text(json.dumps({**kept, **changed, "scores": [1e9]}))
         assert evaluate(other)["threshold"] == pytest.approx(threshold)
     assert json.loads(path.read_text()) == kept
 

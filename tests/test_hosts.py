@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,12 +33,32 @@ def free_port() -> int:
 
 
 def start(
-    run: Path, fields: dict[str, Any], *, count: int, devices: int, own: tuple[dict, ...] = ()
+    run: Path,
+    fields: dict[str, Any],
+    *,
+    count: int,
+    devices: int,
+    own: tuple[dict, ...] = (),
+    program: tuple[str, ...] = ("-m", "wsdl_jax.main"),
 ) -> list[subprocess.Popen]:
     """Starts the main job in so many processes with so many devices each.
 
     own: fields that one process has of its own.
+    program: that runs the job.
     """
+    words = ("--config", CONFIG, "--workdir", str(run))
+    return launch((*program, *words), fields, count=count, devices=devices, own=own)
+
+
+def launch(
+    words: tuple[str, ...],
+    fields: dict[str, Any],
+    *,
+    count: int,
+    devices: int,
+    own: tuple[dict, ...] = (),
+) -> list[subprocess.Popen]:
+    """Starts a command in so many processes with so many devices each."""
     environment = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -49,7 +70,7 @@ def start(
         values = {**fields, **(own[index] if own else {})}
         arguments = [
             *PYTHON,
-            *("-m", "wsdl_jax.main", "--config", CONFIG, "--workdir", str(run)),
+            *words,
             *(f"--config.{field}={value}" for field, value in values.items()),
         ]
         if count > 1:
@@ -148,6 +169,64 @@ def test_what_hosts_do_not_share_is_told(fields, tmp_path):
     assert all(code != 0 for code, _ in said)
     assert any("error: host 1 does not have host 0's config" in err for _, err in said)
     assert not (tmp_path / "run").exists()
+
+
+# The first host builds the data for longer than a collective waits for its connections.
+SLOW = """
+import runpy, time
+from wsdl_data import build
+prepare = build.prepare
+def slow(builder, manual_dir=None):
+    time.sleep(20)
+    prepare(builder, manual_dir)
+build.prepare = slow
+runpy.run_module("wsdl_jax.main", run_name="__main__")
+"""
+
+
+def test_hosts_wait_for_data_as_long_as_it_takes(fields, dolos_folder, tmp_path):
+    own = {"data.dir": tmp_path / "data", "data.manual_dir": dolos_folder, "train.epochs": 1}
+    started = start(tmp_path / "run", {**fields, **own}, count=2, devices=4, program=("-c", SLOW))
+    (first, err), (second, _) = finish(started)
+    assert (first, second) == (0, 0), err
+    assert (tmp_path / "run/results.json").exists()
+
+
+def test_what_the_first_host_cannot_do_ends_all(fields, tmp_path):
+    own = {"data.dir": tmp_path / "data", "data.manual_dir": tmp_path / "nowhere"}
+    said = finish(start(tmp_path / "run", {**fields, **own}, count=2, devices=4))
+    assert [code for code, _ in said] == [1, 1]
+    told = f"dolos/celebahq_real: no folder {tmp_path}/nowhere"
+    assert f"error: {told}" in said[0][1] and f"error: host 0: {told}" in said[1][1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_hosts_with_other_data_are_told(fields, data_dir, tmp_path):
+    """Equal counts; masks and images of one host come from other files."""
+    other = shutil.copytree(data_dir, tmp_path / "data")
+    (path,) = other.glob("dolos/celebahq_real/*/metadata.json")
+    kept = json.loads(path.read_text())
+    kept["content"]["sources"] = "0" * 64
+    kept["recorded"]["source"] = "/elsewhere"
+    path.write_text(json.dumps(kept))
+    own = ({}, {"data.dir": str(other)})
+    said = finish(start(tmp_path / "run", fields, count=2, devices=4, own=own))
+    assert [code for code, _ in said] == [1, 1]
+    for _, err in said:
+        assert "error: host 1 does not have host 0's data" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_by_itself_joins_its_hosts(finished, tmp_path):
+    run = shutil.copytree(finished[2, 4][0], tmp_path / "run")
+    before = (run / "predictions.csv").read_text()
+    for path in (run / "predictions.csv", run / "results.json", run / "real_scores.json"):
+        path.unlink()
+    words = ("-m", "wsdl_jax.evaluate", "--run", str(run))
+    (first, err), (second, silent) = finish(launch(words, {}, count=2, devices=4))
+    assert (first, second) == (0, 0), err
+    assert "written to" in err and "written to" not in silent
+    assert (run / "predictions.csv").read_text() == before
 
 
 def test_one_host_is_preempted(fields, finished, tmp_path):

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from wsdl_jax import locks
+
 # Every setup once, each with another method.
 VARIANTS = {
     "attention": "source=celebahq",
@@ -53,7 +55,8 @@ def finished(request, shrunk, dolos_folder, tmp_path_factory):
 def test_everything_is_there(finished):
     method, run, done = finished
     assert {path.name for path in run.iterdir()} == {
-        *("config.json", "checkpoints", "events", "metrics.jsonl"),
+        *("config.json", "data.json", "checkpoints", "events", "metrics.jsonl"),
+        *(locks.WRITER, locks.RESULTS),  # empty: nobody holds them
         *("predictions.csv", "real_scores.json", "results.json", "results.txt", "examples.png"),
     }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "4"}
@@ -292,3 +295,25 @@ def test_another_config_is_refused_before_anything_is_built(finished, shrunk, tm
     assert done.stderr.count("\n") == 1
     assert "train.learning_rate: 0.001 → 0.5" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_sides_are_checked_before_the_first_step(data_dir, shrunk, tmp_path):
+    real, fakes = "dolos/celebahq_real", "dolos/celebahq_repaint_p2_9k"
+    for field, name, told in (
+        ("--also_on", real, f"{real} holds real images, where fake ones are needed"),
+        ("--config.data.fake", f"('{real}',)", f"{real} holds real images, where fake ones"),
+        ("--config.data.real", f"('{fakes}',)", f"{fakes} holds fake images, where real ones"),
+        ("--config.data.test_real", fakes, f"{fakes} holds fake images, where real ones"),
+    ):
+        done = execute([*command("patches", tmp_path / "run", shrunk), f"{field}={name}"])
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(f"error: {told}") and done.stderr.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_the_system_says_is_told_in_one_line(shrunk, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = execute(command("patches", tmp_path / "file/run", shrunk))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: --workdir {tmp_path}/file/run: ")
+    assert "Not a directory" in done.stderr and done.stderr.count("\n") == 1

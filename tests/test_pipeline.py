@@ -409,13 +409,13 @@ def flip(content: bytes) -> bytes:
 def test_damaged_records_name_their_folder(config, tmp_path: Path, damage):
     subset = tmp_path / "dolos/celebahq_repaint_p2"
     shutil.copytree(Path(config.data.dir) / "dolos/celebahq_repaint_p2", subset)
-    (path,) = subset.glob("1.0.0/*-train.array_record*")
+    (path,) = subset.glob("1.1.0/*-train.array_record*")
     path.write_bytes(damage(path.read_bytes()))
     config.data.dir = str(tmp_path)
     with pytest.raises(UserError) as caught:
         in_order(config, "train", MASKED)
     message = one_line(caught.value)
-    assert message.startswith(f"{subset}/1.0.0 is damaged (")
+    assert message.startswith(f"{subset}/1.1.0 is damaged (")
     assert message.endswith("; delete this folder and build again")
 
 

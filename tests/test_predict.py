@@ -56,7 +56,7 @@ def tiler(trained: epath.Path) -> Localizer:
 @pytest.fixture(scope="module")
 def network(trained: epath.Path) -> Localize:
     """Images, squashed as the config of `trained` says → scores and maps, by the network alone."""
-    config, model, _ = runs.load(trained)
+    config, model, *_ = runs.load(trained)
     method = methods.from_config(config)
 
     def localize(images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +118,7 @@ def test_verdict(trained, network):
     """By the scores of the real validation images; by probability before those are known."""
     images = [noise(40, 40, seed) for seed in range(6)]
     scores, _ = network([Image.fromarray(image) for image in images])
-    config, model, _ = runs.load(trained)
+    config, model, *_ = runs.load(trained)
     at = sorted(scores.tolist())[2]
     margin = np.diff(sorted(scores.tolist())).min() / 2
     localizer = Localizer(config, model, threshold=at + margin)
@@ -130,12 +130,12 @@ def test_verdict(trained, network):
 
 def test_threshold_of_a_run(trained, tmp_path):
     run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
-    step = runs.load(run).step
-    verdict.save(run, step, ["dolos/celebahq_real"], [0.1 * n for n in range(10)])
+    *_, step, checksum = runs.load(run)
+    verdict.save(run, (step, checksum), {}, [0.1 * n for n in range(10)])
     for rate, threshold in ((0.0, 0.9), (0.05, 0.9), (0.1, 0.8), (0.59, 0.4)):
         found = Localizer.load(run, false_positive_rate=rate).threshold
         assert found == pytest.approx(threshold)
-    verdict.save(run, step + 1, ["dolos/celebahq_real"], [0.5])  # of a network that was replaced
+    verdict.save(run, (step, checksum + 1), {}, [0.5])  # of a network that was replaced
     assert Localizer.load(run).threshold is None
 
 
@@ -536,8 +536,8 @@ def test_an_output_that_is_there_is_kept(trained, tmp_path):
     taken.mkdir()
     predict.predict(trained, images, epath.Path(taken))  # empty
     before = files_in(taken)
-    for path in (taken, tmp_path / "a.png"):
-        with pytest.raises(UserError, match="is there already"):
+    for path, told in ((taken, "is there already"), (tmp_path / "a.png", "is a file")):
+        with pytest.raises(UserError, match=told):
             predict.predict(trained, images, epath.Path(path))
     assert files_in(taken) == before
 
@@ -560,15 +560,15 @@ def test_nothing_is_left_of_what_fails(trained, tmp_path, monkeypatch, error, ra
             raise error
 
     monkeypatch.setattr(predict, "_save_jpeg", fails)
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial/stale").touch()  # of a command that was killed
+    (tmp_path / ".out.01234567.partial").mkdir()
+    (tmp_path / ".out.01234567.partial/stale").touch()  # of a command that was killed
     with pytest.raises(raised, match=said):
         predict.predict(trained, [str(tmp_path)], epath.Path(tmp_path / "out"))
     assert {path.suffix for path in tmp_path.iterdir()} == {".png"}
 
 
 def test_a_network_without_finite_numbers(trained, tmp_path):
-    config, model, _ = runs.load(trained)
+    config, model, *_ = runs.load(trained)
     model.classifier.bias.set_value(model.classifier.bias.get_value() * np.nan)
     with pytest.raises(UserError, match="not finite, first those of 0"):
         Localizer(config, model, batch=8)([noise(20, 20)])

@@ -1,6 +1,7 @@
 """The page against what runs have written, by NumPy, Pillow and scikit-learn, and in a browser."""
 
 import csv
+import hashlib
 import html
 import html.parser
 import io
@@ -21,7 +22,7 @@ from etils import epath
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_score, recall_score
 
-from wsdl_jax import evaluate, methods, metrics, pipeline, report, runs, summary
+from wsdl_jax import evaluate, methods, metrics, pipeline, report, runs, storage, summary
 from wsdl_jax.errors import UserError
 from wsdl_jax.report import Prediction
 
@@ -368,6 +369,13 @@ def test_names_are_escaped(evaluated, tmp_path, monkeypatch):
     assert html.escape(run.name, quote=False)[:20] in text
 
 
+def vouch(run: epath.Path) -> None:
+    """Lets results.json stand for predictions.csv as it is now."""
+    stored = json.loads((run / "results.json").read_text())
+    stored["predictions"] = hashlib.sha256((run / "predictions.csv").read_bytes()).hexdigest()
+    (run / "results.json").write_text(json.dumps(stored))
+
+
 def broken(run: epath.Path, what: str) -> None:
     if what == "no results":
         (run / "results.json").unlink()
@@ -389,11 +397,16 @@ def broken(run: epath.Path, what: str) -> None:
     elif what == "other images":
         rows = table_rows(run)
         write_rows(run, [{**row, "key": f"x{row['key']}"} for row in rows])
+        vouch(run)
     elif what == "other scores":
+        write_rows(run, [{**row, "score": 1 + float(row["score"])} for row in table_rows(run)])
+        vouch(run)
+    elif what == "changed predictions":
         write_rows(run, [{**row, "score": 1 + float(row["score"])} for row in table_rows(run)])
     elif what == "old robustness":
         stored = json.loads((run / "results.json").read_text())
-        old = {**stored, "perturbation": "jpeg", "checkpoint": 1}
+        old = {**stored, "perturbation": "jpeg", "checkpoint": 1, "unit": "", "points": []}
+        old["clean"] = stored
         (run / "robustness-jpeg.json").write_text(json.dumps(old))
 
 
@@ -402,9 +415,10 @@ def broken(run: epath.Path, what: str) -> None:
     [
         ("no results", r"no results\.json: run python -m wsdl_jax\.evaluate --run"),
         ("half results", r"results\.json cannot be read"),
-        ("old results", r"evaluated by another version: evaluate it again"),
+        ("old results", r"results\.json has no '\w+': evaluate the run again"),
         ("no predictions", r"predictions\.csv is not there: evaluate"),
         ("half predictions", r"predictions\.csv is not of results\.json"),
+        ("changed predictions", r"predictions\.csv is not of results\.json"),
         ("other predictions", r"predictions\.csv cannot be read .*label"),
         ("later checkpoint", r"was evaluated at step 3, and is best at step 5 now"),
         ("other images", r"dolos/celebahq_repaint_p2 is not what .* was evaluated on .*: 00"),
@@ -426,8 +440,8 @@ def test_folders_that_are_not_replaced(evaluated, tmp_path):
     notes.mkdir()
     (notes / "index.html").write_text("<p>mine")
     (tmp_path / "file").write_text("mine")
-    for out in (notes, tmp_path / "file"):
-        with pytest.raises(UserError, match="is there and is no report: choose another --out"):
+    for out, told in ((notes, "is there and is no report"), (tmp_path / "file", "is a file")):
+        with pytest.raises(UserError, match=rf"{told}: choose another --out"):
             report.report([evaluated], epath.Path(out), count=0)
     assert (notes / "index.html").read_text() == "<p>mine"
     with pytest.raises(UserError, match="given twice"):
@@ -451,8 +465,14 @@ def test_a_report_is_replaced_as_a_whole(evaluated, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             report.report([evaluated], out, count=3)
     assert {p: p.read_bytes() for p in Path(out).rglob("*") if p.is_file()} == before
+    # What a user has put there stays, and so does the report.
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"out/notes.txt is not of the report that .*out is"):
+        report.report([evaluated], out, count=0)
+    (tmp_path / "out/notes.txt").unlink()
+    assert {p: p.read_bytes() for p in Path(out).rglob("*") if p.is_file()} == before
     report.report([evaluated], out, count=0)
-    assert [path.name for path in out.iterdir()] == ["index.html"]
+    assert {path.name for path in out.iterdir()} == {"index.html", storage.MANIFEST}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

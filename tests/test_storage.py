@@ -1,6 +1,8 @@
-"""Run directories in a bucket, on an emulated Google Cloud Storage."""
+"""Whole files and folders on a disk, and run directories in an emulated bucket."""
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -44,6 +46,239 @@ def test_where_orbax_cannot_write(path: str):
     with pytest.raises(UserError, match=rf"^{path}: a run directory is on a disk or in gs://"):
         runs.check(epath.Path(path), configuration.base())
 
+
+# ----- Files --------------------------------------------------------------------------------------
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("content", ["text with é\n", b"bytes\0", "", b"x" * 100_000])
+def test_a_file_is_written_whole(tmp_path: Path, content: str | bytes):
+    path = tmp_path / "file"
+    path.write_text("before")
+    storage.write_whole(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_is_there_already_is_not_touched(tmp_path: Path):
+    path = tmp_path / "file"
+    storage.write_whole(path, "same")
+    os.utime(path, (1, 1))
+    storage.write_whole(path, b"same")
+    assert path.stat().st_mtime == 1
+    storage.write_whole(path, "else")
+    assert path.read_text() == "else" and path.stat().st_mtime > 1
+
+
+WRITE = """
+import sys
+from wsdl_jax.storage import write_whole
+for n in range(200):
+    write_whole(sys.argv[1], f"{sys.argv[2]} {n}\\n" * 3000)
+"""
+
+
+def test_two_writers_and_a_reader(tmp_path: Path):
+    """No writer fails, and no reader sees anything but what one of them has written whole."""
+    path = tmp_path / "file"
+    path.write_text("a 0\n" * 3000)
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE, str(path), who]) for who in "ab"]
+    seen = 0
+    while any(writer.poll() is None for writer in writers):
+        lines = path.read_text().splitlines()
+        assert len(lines) == 3000 and len(set(lines)) == 1
+        seen += 1
+    assert [writer.wait() for writer in writers] == [0, 0] and seen > 100
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
+        storage.write_whole(path, "after")
+    assert path.read_text() == "before" and names(tmp_path) == ["file"]
+
+
+def test_only_what_nobody_writes_is_removed(tmp_path: Path):
+    abandoned, alive = (tmp_path / f".file.{digit * 8}.partial" for digit in "01")
+    folder = tmp_path / ".folder.00000000.partial"
+    (folder / "below").mkdir(parents=True)
+    others = {".file.partial", ".file.0000000g.partial", "file"}
+    for name in (abandoned.name, alive.name, *others):
+        (tmp_path / name).write_text("")
+    with alive.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        storage.remove_abandoned(tmp_path, "file")
+        assert set(names(tmp_path)) == {alive.name, folder.name, *others}
+        storage.remove_abandoned(tmp_path)
+        assert set(names(tmp_path)) == {alive.name, *others}
+
+
+# ----- Folders ------------------------------------------------------------------------------------
+
+
+def make(out: Path, files: dict[str, str], replaces: str | None = "report") -> None:
+    with storage.whole_folder(out, replaces=replaces) as folder:
+        for name, text in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != storage.MANIFEST
+    }
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_appears_whole_and_is_replaced(tmp_path: Path, there: bool):
+    out = tmp_path / "some/where/out"
+    if there:
+        out.mkdir(parents=True)
+    make(out, {"a": "1", "b/c": "2"})
+    assert content(out) == {"a": "1", "b/c": "2"}
+    manifest = json.loads((out / storage.MANIFEST).read_text())
+    assert manifest["made_by"] == "report"
+    assert manifest["files"]["a"] == hashlib.sha256(b"1").hexdigest()
+    make(out, {"a": "3"})
+    assert content(out) == {"a": "3"}
+    assert names(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda out: (out / "notes.txt").write_text("mine"), r"notes.txt is not of the report"),
+        (lambda out: (out / "b/.hidden").write_text("mine"), r"b/.hidden is not of the report"),
+        (lambda out: (out / "a").write_text("mine"), r"out/a was changed since the report"),
+    ],
+)
+def test_what_a_user_has_put_there_stays(tmp_path: Path, change, told: str):
+    out = tmp_path / "out"
+    make(out, {"a": "1", "b/c": "2"})
+    change(out)
+    before = content(out)
+    with pytest.raises(UserError, match=told):
+        make(out, {"a": "3"})
+    assert content(out) == before and names(tmp_path) == ["out"]
+
+
+def test_what_comes_while_the_new_one_is_made_stays_too(tmp_path: Path):
+    out = tmp_path / "out"
+    make(out, {"a": "1"})
+    with (  # noqa: PT012
+        pytest.raises(UserError, match=r"notes.txt is not of the report"),
+        storage.whole_folder(out, replaces="report") as folder,
+    ):
+        (folder / "a").write_text("2")
+        (out / "notes.txt").write_text("mine")
+    assert content(out) == {"a": "1", "notes.txt": "mine"} and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("replaces", [None, "report", "sweep"])
+def test_what_is_of_nobody_or_of_another_command_stays(tmp_path: Path, replaces: str | None):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "index.html").write_text("mine")
+    with pytest.raises(UserError, match=rf"^{out} is there"):
+        make(out, {"a": "1"}, replaces)
+    (out / "index.html").unlink()
+    make(out, {"a": "1"}, "report")
+    if replaces != "report":
+        with pytest.raises(UserError, match=rf"^{out} is there"):
+            make(out, {"a": "2"}, replaces)
+    assert content(out) == {"a": "1"}
+
+
+def test_a_file_is_no_folder(tmp_path: Path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        make(tmp_path / "out", {"a": "1"})
+    with pytest.raises(UserError, match=r"out/below.* cannot be written: .*out: File exists"):
+        make(tmp_path / "out/below", {"a": "1"})
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_block_that_fails_changes_nothing(tmp_path: Path):
+    out = tmp_path / "out"
+    make(out, {"a": "1"})
+    with (  # noqa: PT012
+        pytest.raises(KeyboardInterrupt),
+        storage.whole_folder(out, replaces="report") as folder,
+    ):
+        (folder / "a").write_text("2")
+        raise KeyboardInterrupt
+    told = rf"^{out} cannot be written: {out}/a/b: Not a directory"
+    with (  # noqa: PT012
+        pytest.raises(UserError, match=told),
+        storage.whole_folder(out, replaces="report") as folder,
+    ):
+        (folder / "a").write_text("2")
+        (folder / "a/b").mkdir()
+    assert content(out) == {"a": "1"} and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_rename_that_fails_loses_nothing(tmp_path: Path, monkeypatch, failing: int):
+    out = tmp_path / "out"
+    make(out, {"a": "1"})
+    renames, rename = [], Path.rename
+
+    def renamed(self: Path, target: Path) -> Path:
+        renames.append(self)
+        if len(renames) == failing:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises(UserError, match="cannot be written"):
+        make(out, {"a": "2"})
+    assert content(out) == {"a": "1"} and names(tmp_path) == ["out"]
+
+
+DIE = """
+import os, pathlib, signal, sys
+from wsdl_jax import storage
+number, out = int(sys.argv[1]), sys.argv[2]
+rename = pathlib.Path.rename
+count = 0
+def renamed(self, target):
+    global count
+    count += 1
+    if count == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+pathlib.Path.rename = renamed
+with storage.whole_folder(out, replaces="report") as folder:
+    (folder / "a").write_text("2")
+"""
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_kill_between_two_renames_is_mended(tmp_path: Path, number: int):
+    out = tmp_path / "out"
+    make(out, {"a": "1"})
+    done = subprocess.run([sys.executable, "-c", DIE, str(number), str(out)])
+    assert done.returncode == -9
+    assert len(names(tmp_path)) == 2
+    with storage.whole_folder(out, replaces="report") as folder:
+        assert content(out) == {"a": "1"}  # brought back before anything else
+        (folder / "a").write_text("3")
+    assert content(out) == {"a": "3"} and names(tmp_path) == ["out"]
+
+
+# ----- In a bucket --------------------------------------------------------------------------------
 
 # The emulator, with a header that it leaves out, and tensorstore relies on.
 SERVER = """

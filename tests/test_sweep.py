@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from etils import epath
 
-from wsdl_jax import configuration, evaluate, sweep
+from wsdl_jax import configuration, evaluate, locks, metrics, results, sweep
+from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
 
@@ -182,18 +185,43 @@ def test_a_sweep_file_that_is_wrong(tmp_path, body, parts):
 # ----- Which runs are done ------------------------------------------------------------------------
 
 
+STATE = {"x": np.zeros(3, np.float32)}
+
+
+def save(run: sweep.Run, step: int, loss: float = 1.0) -> None:
+    """Adds a checkpoint to a run."""
+    checkpoints = Checkpoints(run.folder, keep_best=run.config.train.keep_best)
+    checkpoints.newest(STATE)
+    checkpoints.save(step, {"x": STATE["x"] + step}, loss)
+    checkpoints.close()
+
+
+def figures(run: sweep.Run, fake: str, step: int) -> dict[str, Any]:
+    """Results of a checkpoint, of which all figures are 1."""
+    numbers = (*metrics.LOCALIZATION, "manipulated_share", "threshold", "real_above", "fake_above")
+    return {
+        **dict.fromkeys((*numbers, *results.DETECTION), 1.0),
+        **{"pixel_images": 1, "fake_images": 1, "real_images": 1, "trivial": {}},
+        **{"test_fake": fake, "test_real": run.config.data.test_real, "predictions": ""},
+        "iou_by_threshold": [{"threshold": 0.5, "iou_lg": 1.0}] * len(metrics.THRESHOLDS),
+        "checkpoint": step,
+        "weights": Checkpoints(run.folder, keep_best=1).checksum(step),
+        "data": {"fake": "", "real": ""},
+    }
+
+
 def finish(run: sweep.Run, *, step: int | None = None) -> None:
     """Writes what a finished run leaves."""
     train = run.config.train
     run.folder.mkdir(parents=True)
     (run.folder / "config.json").write_text(configuration.save(run.config))
     last = train.epochs * train.steps_per_epoch if step is None else step
-    (run.folder / "metrics.jsonl").write_text(json.dumps({"step": last}) + "\n")
+    save(run, last)
     for fake in run.tested:
         real = run.config.data.test_real
         folder = evaluate.results_folder(run.folder, run.config, fake=fake, real=real)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps({"test_fake": fake, "iou_lg": 1.0}))
+        (folder / "results.json").write_text(json.dumps(figures(run, fake, last)))
 
 
 def test_done_is_trained_to_the_end_and_evaluated_on_everything(tmp_path):
@@ -208,8 +236,27 @@ def test_done_is_trained_to_the_end_and_evaluated_on_everything(tmp_path):
     finish(second, step=100)  # evaluated by hand half-way
     assert not second.is_done()
     assert set(second.results().values()) == {None}
-    (second.folder / "metrics.jsonl").write_text('{"step": 10}\n{"st')
-    assert not second.is_done()
+
+
+def test_results_of_an_older_network_are_none(tmp_path):
+    run, _ = two(workdir=epath.Path(tmp_path))
+    finish(run, step=100)
+    total = run.config.train.epochs * run.config.train.steps_per_epoch
+    save(run, total, loss=2.0)
+    assert run.is_done()  # the last one is not the best one
+    shutil.rmtree(run.folder / f"checkpoints/{total}")
+    save(run, total, loss=0.5)
+    assert not run.is_done() and set(run.results().values()) == {None}
+    # Nor are those of another training that ended at the same step.
+    path = run.folder / "results.json"
+    kept = figures(run, run.config.data.test_fake, total)
+    path.write_text(json.dumps(kept))
+    assert run.results()[run.config.data.test_fake] == kept
+    path.write_text(json.dumps({**kept, "weights": kept["weights"] + 1}))
+    assert run.results()[run.config.data.test_fake] is None
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"results.json has no 'iou_lg': evaluate the run again"):
+        run.results()
 
 
 def test_a_directory_of_another_config_is_not_taken_for_the_run(tmp_path):
@@ -516,3 +563,31 @@ def test_tables(story):
     assert row.endswith("| 0 of 1 |  |  |  |  |")
     assert "- bad/batch/seed-0: error: train.batch = 4096" in text
     assert (workdir / "tables/heatmaps.png").exists()
+
+
+def test_a_killed_sweep_takes_its_run_with_it(shrunk, tmp_path):
+    file, workdir = tmp_path / "mine.py", tmp_path / "w"
+    fields = {**shrunk, "model.depth": 1, "train.epochs": 200, "train.steps_per_epoch": 20}
+    file.write_text(MINE.format(fields=fields))
+    lock = workdir / "good/first/seed-0/.lock"
+    arguments = (str(file), f"--workdir={workdir}")
+    with subprocess.Popen(
+        command(*arguments), stderr=subprocess.DEVNULL, env=environment(), cwd=REPOSITORY
+    ) as process:
+        deadline = time.monotonic() + 300
+        while not (lock.exists() and lock.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        second = execute(*arguments)
+        assert second.returncode == 1
+        told = f"error: {workdir} is in use by process {process.pid} on "
+        assert second.stderr.splitlines()[-1].startswith(told)
+        child = int(lock.read_text().split()[1])
+        assert child != process.pid
+        process.kill()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and " Z " not in Path(f"/proc/{child}/stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with locks.locked(lock.parent):
+        pass

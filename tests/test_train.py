@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
+from PIL import Image
 
-from wsdl_jax import configuration, methods, pipeline, runs, train
+from wsdl_data import build, provenance
+from wsdl_jax import configuration, locks, methods, pipeline, runs, train
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
@@ -313,6 +316,123 @@ def test_a_batch_that_does_not_divide_leaves_no_run(real_config: GetConfig, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_one_side_alone_is_refused(real_config: GetConfig, tmp_path: Path):
+    fake = {"data.fake": ("dolos/celebahq_real",)}
+    config = real_config("patches", "source=celebahq", {**SMALL, **fake})
+    with pytest.raises(ConfigError, match="celebahq_real holds real images, where fake ones are"):
+        train.train(config, epath.Path(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_do_not_write_to_one_run(
+    trained: epath.Path, real_config: GetConfig, tmp_path: Path
+):
+    run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
+    config = real_config("patches", "source=celebahq", {**SMALL, "train.learning_rate": 0.01})
+    (run / "checkpoints/4").rmtree()  # or there would be nothing to write
+    before = snapshot(run)
+    with (
+        locks.locked(run),
+        pytest.raises(UserError, match=rf"^{run} is in use by process \d+ on \S+ since "),
+    ):
+        train.train(config, run)
+    after = snapshot(run)
+    assert {name: after[name] for name in before if name != ".lock"} == {
+        name: kept for name, kept in before.items() if name != ".lock"
+    }
+    train.train(config, run)
+    assert saved(run) == {2, 4}
+
+
+def test_what_a_killed_start_has_left_is_a_new_run(real_config: GetConfig, tmp_path: Path):
+    """Its lock, and half a config under a name of its own."""
+    (tmp_path / ".lock").write_text("process 1")
+    (tmp_path / ".config.json.0123abcd.partial").write_text("{")
+    config = real_config("patches", "source=celebahq", SMALL)
+    train.train(config, epath.Path(tmp_path))
+    assert saved(tmp_path) == {2, 4}
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_the_config_is_written_once(trained: epath.Path, real_config: GetConfig, tmp_path: Path):
+    run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
+    for path in (run / "config.json", run / "data.json"):
+        os.utime(path, (1, 1))
+    config = real_config("patches", "source=celebahq", {**SMALL, "train.learning_rate": 0.01})
+    train.train(config, run)
+    assert (run / "config.json").stat().mtime == (run / "data.json").stat().mtime == 1
+
+
+# ----- Data that has changed ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_images(tmp_path: Path) -> Callable[[str], None]:
+    """Builds image_folder/own, of masks with this colour, in the place of an earlier one."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("valid", 2), ("test", 2)):
+        for kind in ("real", "fake", "masks"):
+            folder = tmp_path / "source" / split / kind
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+                if kind == "masks":
+                    pixels[:] = 0
+                    pixels[:20] = 255
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+
+    def make(manipulated: str) -> None:
+        for folder in (tmp_path / "data/image_folder").glob("own_*"):
+            shutil.rmtree(folder)
+        names = ["image_folder/own", "--images", str(tmp_path / "source")]
+        assert build.main([*names, "--masks", manipulated, "--data_dir", f"{tmp_path}/data"]) == 0
+
+    return make
+
+
+def test_a_rebuilt_dataset_is_not_the_one_that_a_run_began_with(
+    own_images, real_config: GetConfig, tmp_path: Path
+):
+    own_images("white")
+    run, overrides = epath.Path(tmp_path / "run"), {**SMALL, "data.dir": str(tmp_path / "data")}
+    overrides |= {"train.batch": 8}
+    config = real_config("patches", "setup=c,source=image_folder/own", overrides)
+    train.train(config, run)
+    evaluate(run)
+    scores = json.loads((run / "real_scores.json").read_text())
+    kept = json.loads((run / "data.json").read_text())
+    assert set(kept) == {"image_folder/own_fake", "image_folder/own_real"}
+    assert kept["image_folder/own_fake"]["recorded"]["source"] == str(tmp_path / "source")
+    assert scores["real"] == {
+        "image_folder/own_real": provenance.digests(kept)["image_folder/own_real"]
+    }
+    # Built again from the same files, later and elsewhere, it is the same.
+    shutil.rmtree(tmp_path / "data")
+    moved = (tmp_path / "source").rename(tmp_path / "moved")
+    shutil.copytree(moved, tmp_path / "source", copy_function=shutil.copy)
+    own_images("white")
+    (run / "checkpoints/4").rmtree()
+    train.train(config, run)
+
+    own_images("black")
+    (run / "checkpoints/4").rmtree()
+    before = snapshot(run)
+    told = r"own_fake is not what .*run was trained or tested with \(recipe.masks: white → black\)"
+    for attempt in (lambda: train.train(config, run), lambda: evaluate(run)):
+        with pytest.raises(UserError, match=told):
+            attempt()
+    assert snapshot(run) == before
+    # One file with other pixels.
+    own_images("white")
+    shutil.rmtree(tmp_path / "data/image_folder/own_fake")
+    path = tmp_path / "source/train/fake/3.png"
+    Image.new("RGB", (64, 64)).save(path)
+    names = ["image_folder/own", "--images", str(tmp_path / "source"), "--masks", "white"]
+    assert build.main([*names, "--data_dir", f"{tmp_path}/data"]) == 0
+    with pytest.raises(UserError, match=r"own_fake is not .*content.sources: \w{12}… → \w{12}…"):
+        train.train(config, run)
+
+
 # ----- Interruptions ------------------------------------------------------------------------------
 
 LONG = {**SMALL, "train.epochs": 3, "train.steps_per_epoch": 40}
@@ -387,6 +507,60 @@ def test_interrupted_runs_continue_to_the_same_bits(uninterrupted, shrunk, tmp_p
         assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
     assert json.loads((run / "results.json").read_text()) == results
     assert (run / "predictions.csv").read_text() == (straight / "predictions.csv").read_text()
+
+
+# The command, asked to stop by itself: a function of a module, its n-th call, and how.
+ASKED = """
+import os, runpy, signal, sys
+module, name, number, *sys.argv = sys.argv[1:]
+import importlib
+module = importlib.import_module(module)
+function, calls = getattr(module, name), 0
+def asking(*arguments, **named):
+    global calls
+    calls += 1
+    if calls == int(number):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return function(*arguments, **named)
+setattr(module, name, asking)
+runpy.run_module("wsdl_jax.main", run_name="__main__")
+"""
+
+
+def asked(shrunk, run: Path, where: tuple[str, str, int], **overrides: Any) -> tuple[int, str]:
+    fields = {**shrunk, **SMALL, **overrides}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", ASKED, *map(str, where), "wsdl_jax.main"),
+            *("--config", "configs/patches.py:source=celebahq", "--workdir", str(run)),
+            *(f"--config.{field}={value}" for field, value in fields.items()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_signal_in_the_last_validation_is_heard(shrunk, tmp_path: Path):
+    run = tmp_path / "run"
+    code, err = asked(shrunk, run, ("wsdl_jax.train", "validate", 2))
+    assert code == 143 and "stopped at step 4; the same command continues it" in err, err
+    assert saved(run) == {2, 4} and not (run / "results.json").exists()
+    code, err = asked(shrunk, run, ("wsdl_jax.train", "validate", -1))
+    assert code == 0 and (run / "results.json").exists(), err
+
+
+def test_a_run_that_stops_while_it_is_traced_goes_on(shrunk, tmp_path: Path):
+    run = tmp_path / "run"
+    for number, code in ((2, 143), (-1, 0)):
+        where = ("wsdl_jax.train", "_check_finite", number)
+        found, err = asked(shrunk, run, where, profile="2:5")
+        assert found == code, err
+        assert "Traceback" not in err
+    assert "steps 2:5 are traced in" in err
+    assert len(list((run / "profile").glob("plugins/profile/*/*.xplane.pb"))) == 2
+    assert saved(run) == {2, 3, 4} or saved(run) == {2, 4}
 
 
 def test_steps_are_traced(trained: epath.Path, real_config: GetConfig, tmp_path: Path):

@@ -35,12 +35,20 @@ def test_bad_arguments():
         verdict.threshold([], 0.05)
 
 
-def test_what_is_kept_is_of_one_checkpoint(tmp_path):
-    run = epath.Path(tmp_path)
-    assert verdict.load(run, 7) is None
-    verdict.save(run, 7, ["a/real"], [0.5, -1.0])
-    assert verdict.load(run, 7) == [-1.0, 0.5]
-    assert verdict.load(run, 8) is None
+def test_what_is_kept_is_of_one_network_and_one_dataset(tmp_path):
+    run, data = epath.Path(tmp_path), {"a/real": "0f"}
+    assert verdict.load(run, (7, 1)) is None
+    verdict.save(run, (7, 1), data, [0.5, -1.0])
+    assert verdict.load(run, (7, 1)) == verdict.load(run, (7, 1), data) == [-1.0, 0.5]
+    for network, real in (
+        ((8, 1), data),
+        ((7, 2), data),  # the same step of another training
+        ((7, None), data),
+        ((7, 1), {"a/real": "1f"}),  # built again, of other images
+        ((7, 1), {"b/real": "0f"}),
+        ((7, 1), {}),
+    ):
+        assert verdict.load(run, network, real) is None
     assert [path.name for path in tmp_path.iterdir()] == ["real_scores.json"]
 
 
@@ -48,7 +56,7 @@ def test_what_is_kept_is_of_one_checkpoint(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "real_scores.json").write_text(text)
     with pytest.raises(UserError, match=r"real_scores.json cannot be read .*delete it"):
-        verdict.load(epath.Path(tmp_path), 7)
-    json_of_another = json.dumps({"checkpoint": 7, "scores": []})
+        verdict.load(epath.Path(tmp_path), (7, 1))
+    json_of_another = json.dumps({"checkpoint": 7, "weights": 1, "scores": []})
     (tmp_path / "real_scores.json").write_text(json_of_another)
-    assert verdict.load(epath.Path(tmp_path), 7) is None
+    assert verdict.load(epath.Path(tmp_path), (7, 1)) is None

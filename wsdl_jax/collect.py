@@ -2,7 +2,6 @@
 
 import csv
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +11,7 @@ from etils import epath
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from wsdl_jax import summary
-from wsdl_jax.storage import write_whole
+from wsdl_jax import storage, summary
 
 FIGURES = (
     *("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1", "pixel_auc", "pixel_ap"),
@@ -27,6 +25,7 @@ NOTE = (
     "Figures × 100: mean ± sample standard deviation (n − 1) over seeds, where there are two or "
     "more. IoU, PBCA and F1 at the masks' size. Empty: no result yet."
 )
+_MADE_BY = "sweep"  # in the manifest of the folder: the next tables may replace it
 _CELL, _MARGIN, _FONT = 64, 12, 13  # pixels
 
 
@@ -363,11 +362,14 @@ def write(
       findings: of all runs of a sweep, those that are not done included.
       figures: published ones.
       failures: run → why it failed.
-      out: folder, made if need be.
+      out: folder; earlier tables in it are replaced.
       title: of the whole.
 
     Returns:
       `out`.
+
+    Raises:
+      UserError: there is something else in `out`, or it cannot be written.
     """
     rows = summarize(findings)
     own = matrices(rows)
@@ -380,15 +382,12 @@ def write(
         text += "\nPublished figures:\n\n" + "".join(references)
     if failures:
         text += "\nFailed:\n\n" + "".join(f"- {name}: {why}\n" for name, why in failures.items())
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
-        folder = Path(temporary)
+    with storage.whole_folder(out, replaces=_MADE_BY) as made:
+        folder = Path(made)
         (folder / "results.md").write_text(text, encoding="utf-8")
         head = f"% {title}. {NOTE}\n% \\usepackage{{booktabs}}\n"
         (folder / "results.tex").write_text(head + "\n".join(map(latex, shown)), encoding="utf-8")
         _write_csv(rows, figures, folder / "results.csv")
         if own:
             save_heatmaps([*own, *theirs], folder / "heatmaps.png")
-        for path in sorted(folder.iterdir()):
-            write_whole(out / path.name, path.read_bytes())
     return out

@@ -15,8 +15,10 @@ from absl import logging as absl_logging
 
 from wsdl_data.build import BuildError
 from wsdl_jax.configuration import ConfigError
-from wsdl_jax.errors import UserError
+from wsdl_jax.errors import UserError, reason
+from wsdl_jax.processes import end_with_parent
 
+PARENT = "WSDL_JAX_PARENT"  # variable: process without which this one is not to go on
 FAILED, USAGE = 1, 2  # exit codes; 128 + n after a signal n
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
 
@@ -123,10 +125,14 @@ def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None
         logging.getLogger("wsdl_jax").setLevel(logging.INFO)
         _keep_compiled_programs()
         keep_freed_memory()
+        if (parent := os.environ.pop(PARENT, None)) is not None:
+            end_with_parent(int(parent))
         try:
             main(argv)
         except (UserError, BuildError) as error:
             _fail(error, USAGE if isinstance(error, ConfigError) else FAILED)
+        except OSError as error:  # of a disk, a folder, a connection: for the user to see to
+            _fail(error if "--debug" in sys.argv else UserError(reason(error)), FAILED)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
 

@@ -229,7 +229,10 @@ def for_devices(config: ml_collections.ConfigDict, devices: int) -> ml_collectio
 
 
 def profiled_steps(config: ml_collections.ConfigDict) -> range:
-    """The steps that are traced, counted from 1. Raises ConfigError for what is not START:STOP."""
+    """The steps that are traced, counted from 1.
+
+    Raises ConfigError for what is not START:STOP, and for a STOP beyond the config's last step.
+    """
     if config.profile is None:
         return range(0)
     try:
@@ -240,7 +243,22 @@ def profiled_steps(config: ml_collections.ConfigDict) -> range:
         raise ConfigError(
             f"config.profile = {config.profile!r}: not two steps START:STOP with 1 ≤ START < STOP"
         )
+    total = config.train.epochs * config.train.steps_per_epoch
+    if last > total + 1:
+        raise ConfigError(
+            f"config.profile = {config.profile!r}: with {total} steps STOP is at most {total + 1}"
+        )
     return range(first, last)
+
+
+def check_circumstances(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for steps that cannot be traced, and for data that cannot be read so."""
+    profiled_steps(config)
+    if config.data.cache and config.data.workers:
+        raise ConfigError(
+            f"config.data.cache with config.data.workers = {config.data.workers}: each worker "
+            "would keep a copy of all images; choose one of the two"
+        )
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -264,7 +282,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for path in (*not_negative, "loss.mask_weight"):
         if not _get(config, path) >= 0:
             raise ConfigError(f"config.{path} = {_get(config, path)}: must not be negative")
-    profiled_steps(config)
+    check_circumstances(config)
     if config.train.scaling != "none" and not config.train.per_device_batch:
         raise ConfigError(
             f"config.train.scaling = {config.train.scaling!r}: goes with train.per_device_batch"

@@ -26,7 +26,7 @@ from flax import nnx
 from jaxtyping import Shaped
 from safetensors import SafetensorError
 
-from wsdl_jax import command, configuration, runs
+from wsdl_jax import command, configuration, runs, storage
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
 from wsdl_jax.models.attention import Attention
@@ -35,7 +35,7 @@ from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.layers import BatchNorm, Pointwise, SeparableConv
 from wsdl_jax.models.patches import Patches
 from wsdl_jax.models.xception import Block, ImageClassifier, Top, Trunk, scaled
-from wsdl_jax.storage import write_whole
+from wsdl_jax.storage import remove_abandoned, write_whole
 
 log = logging.getLogger("wsdl_jax")
 Tensors = Mapping[str, Shaped[np.ndarray, "..."]]
@@ -423,6 +423,7 @@ def write(tensors: Tensors, file: epath.Path) -> None:
         raise WeightsError(f"{file}: the name must end in .safetensors, .pth, .pt or .tar")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(file.parent, file.name)
         write_whole(file, content)
     except OSError as error:
         raise WeightsError(f"{file} cannot be written: {_line(error)}") from error
@@ -461,8 +462,7 @@ def make_run(file: epath.Path, layout: str, run: epath.Path, setup: str | None =
     Raises:
       UserError: a file that does not fit, or a folder that is not empty. Nothing is written then.
     """
-    if run.exists() and not (run.is_dir() and not any(run.iterdir())):
-        raise UserError(f"{run} is there already: choose another folder")
+    storage.check_folder(run)
     try:
         model, new_head = _network(read(file), layout)
     except WeightsError as error:
@@ -473,19 +473,11 @@ def make_run(file: epath.Path, layout: str, run: epath.Path, setup: str | None =
             "training from this file with --config.init.path"
         )
     config = _config(model, setup or ("c" if layout == "dolos-grad-cam-full" else "a"))
-    partial = run.with_name(f".{run.name}.partial")
-    partial.rmtree(missing_ok=True)  # of an earlier, killed conversion
-    partial.mkdir(parents=True)
-    try:
-        (partial / "config.json").write_text(configuration.save(config))
-        checkpoints = Checkpoints(partial, keep_best=config.train.keep_best)
+    with storage.whole_folder(run) as folder:
+        (folder / runs.CONFIG).write_text(configuration.save(config))
+        checkpoints = Checkpoints(folder, keep_best=config.train.keep_best)
         checkpoints.save(0, runs.initial_state(model, config.train), math.inf)  # never validated
         checkpoints.close()
-        if run.exists():
-            run.rmdir()
-        partial.rename(run)
-    finally:
-        partial.rmtree(missing_ok=True)
     log.info("%s: %s of %s, to be evaluated as setup %s", run, config.method, file, config.setup)
 
 

@@ -1,5 +1,15 @@
 """Errors that are the user's to mend."""
 
+import os
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line that says what and where."""
+
+
+def reason(error: OSError) -> str:
+    """Returns what the system says of an error, with the file that it is about if it is known."""
+    what = os.strerror(error.errno) if error.errno is not None else " ".join(str(error).split())
+    names = [os.fspath(name) for name in (error.filename, error.filename2) if name is not None]
+    where = " → ".join(n.decode(errors="replace") if isinstance(n, bytes) else n for n in names)
+    return f"{where}: {what}" if where else what or type(error).__name__

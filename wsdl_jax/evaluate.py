@@ -26,9 +26,12 @@ from flax import nnx
 from jaxtyping import Float, Integer
 from tqdm import tqdm
 
+from wsdl_data import provenance
 from wsdl_jax import (
     command,
+    configuration,
     hosts,
+    locks,
     methods,
     metrics,
     perturbations,
@@ -42,7 +45,7 @@ from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
 from wsdl_jax.perturbations import Perturbation
 from wsdl_jax.runs import State
-from wsdl_jax.storage import write_whole
+from wsdl_jax.storage import remove_abandoned, write_whole
 
 log = logging.getLogger("wsdl_jax")
 SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
@@ -71,6 +74,7 @@ class Test(NamedTuple):
       state: of the network, on all devices.
       parallel: the devices.
       checkpoint: step of the checkpoint that the network is from.
+      weights: that checkpoint's checksum.
       out: where results belong: the run directory or, for other subsets than the config's,
         `evaluations/FAKE+REAL/` in it.
     """
@@ -82,6 +86,7 @@ class Test(NamedTuple):
     state: State
     parallel: Parallel
     checkpoint: int
+    weights: int | None
     out: epath.Path
 
 
@@ -120,8 +125,8 @@ def load(
       data_dir: the prepared datasets; where the run was trained on them by default.
 
     Raises:
-      ConfigError: a subset that is unknown or not prepared.
-      UserError: not a run, nothing trained yet, or real images that are fake.
+      ConfigError: a subset that is unknown or not prepared, or real images that are fake.
+      UserError: not a run, nothing trained yet, or data that is not what the run has used before.
     """
     config = runs.load_config(run)
     config.data.dir = data_dir or config.data.dir
@@ -129,16 +134,19 @@ def load(
     sides = {
         side: pipeline.Examples((name,), "test", config.data.dir) for side, name in names.items()
     }
-    for side, label in (("fake", pipeline.FAKE), ("real", pipeline.REAL)):
-        if sides[side][0]["label"] != label:
-            other = "real" if side == "fake" else "fake"
-            raise UserError(f"{names[side]} holds {other} images, where {side} ones are needed")
+    pipeline.check_sides(
+        real=(names["real"],), fake=(names["fake"],), data_dir=config.data.dir, splits=("test",)
+    )
+    data = {**sides["fake"].provenance, **sides["real"].provenance}
+    hosts.agree(config=configuration.essence(config), data=provenance.digests(data))
+    runs.check_data(run, data)
     parallel = Parallel(config.parallel.backend)
     config.eval.batch = parallel.rounded_up(config.eval.batch)
-    _, model, best = runs.load(run, AXIS)
+    _, model, best, weights = runs.load(run, AXIS)
+    hosts.agree(checkpoint=(best, weights))
     step, state = on_devices(methods.from_config(config), model, parallel)
     out = results_folder(run, config, **names)
-    return Test(config, names, sides, step, state, parallel, best, out)
+    return Test(config, names, sides, step, state, parallel, best, weights, out)
 
 
 def _threshold(run: epath.Path, test: Test) -> float | None:
@@ -147,23 +155,29 @@ def _threshold(run: epath.Path, test: Test) -> float | None:
 
     They are the images of the checkpoint's selection, too; test images have no part in it.
     """
-    scores = verdict.load(run, test.checkpoint)
-    if not hosts.any_host(scores is None):
-        return verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
     data = test.config.data
     subsets = data.real or (data.test_real,)  # setup c trains without real images
+    network = test.checkpoint, test.weights
     try:
         source = pipeline.Examples(subsets, "valid", data.dir)
     except ConfigError as error:
+        scores = verdict.load(run, network)
+        if not hosts.any_host(scores is None):
+            return verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
         log.warning("no threshold for a verdict from real validation images: %s", error)
         return None
+    runs.check_data(run, source.provenance)
+    digests = provenance.digests(source.provenance)
+    scores = verdict.load(run, network, digests)
+    if not hosts.any_host(scores is None):
+        return verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
     scores = []
     with contextlib.closing(localized(test, source, "scoring real images")) as batches:
         for batch, found in batches:
             rows = np.stack([_places(batch), found.scores, found.probabilities], 1)
             scores += _of_all_hosts(rows.astype(np.float64), source)[:, 1].tolist()
     if hosts.is_first():
-        verdict.save(run, test.checkpoint, subsets, scores)
+        verdict.save(run, network, digests, scores)
     hosts.wait("scores of real images")
     return verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
 
@@ -246,13 +260,26 @@ def evaluate(
         if hosts.is_first():
             summary.save_sheet(_examples(test.sides, maps), epath.Path(folder) / "examples.png")
             (folder / "results.txt").write_text(table, encoding="utf-8")
-            (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            test.out.mkdir(parents=True, exist_ok=True)
-            for path in sorted(folder.iterdir()):
-                write_whole(test.out / path.name, path.read_bytes())
-    hosts.wait("results")
+            predictions = provenance.digest_of_file(folder / "predictions.csv")
+            results["predictions"] = predictions
+        hosts.first(lambda: _put(run, test, folder, results))
     log.info("%s\nwritten to %s", table, test.out)
     return results
+
+
+def _put(run: epath.Path, test: Test, folder: Path, results: dict[str, Any]) -> None:
+    """Puts the files of an evaluation in their place, `results.json` last: it vouches for them."""
+    test.out.mkdir(parents=True, exist_ok=True)
+    with locks.locked(test.out, locks.RESULTS, wait=True):
+        remove_abandoned(test.out)
+        for path in sorted(folder.iterdir()):
+            write_whole(test.out / path.name, path.read_bytes())
+        write_whole(test.out / "results.json", json.dumps(results, indent=2) + "\n")
+    if test.out == run:
+        data = {
+            name: kept for side in test.sides.values() for name, kept in side.provenance.items()
+        }
+        runs.keep_data(run, data)
 
 
 def results_folder(
@@ -315,22 +342,29 @@ def robustness(
             **_tested(test),
         }
         name = f"robustness-{kind}.json"
-        if hosts.is_first():
-            test.out.mkdir(parents=True, exist_ok=True)
-            write_whole(test.out / name, json.dumps(results, indent=2) + "\n")
-    hosts.wait("results")
+        hosts.first(lambda: _put_robustness(test.out, name, results))
     log.info("written to %s", test.out / name)
     return results
 
 
+def _put_robustness(out: epath.Path, name: str, results: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / name, json.dumps(results, indent=2) + "\n")
+
+
 def _tested(test: Test) -> dict[str, Any]:
-    """What figures are of."""
+    """What figures are of: which images, with a hash of what they are, and which network."""
     return {
         "test_fake": test.names["fake"],
         "test_real": test.names["real"],
         "fake_images": len(test.sides["fake"]),
         "real_images": len(test.sides["real"]),
         "checkpoint": test.checkpoint,
+        "weights": test.weights,
+        "data": {
+            side: provenance.digests(examples.provenance)[test.names[side]]
+            for side, examples in test.sides.items()
+        },
     }
 
 
@@ -515,6 +549,9 @@ def _percent_above(scores: Float[np.ndarray, " n"], threshold: float | None) -> 
 def main(_: list[str]) -> None:
     """The command."""
     jax.config.parse_flags_with_absl()
+    hosts.start_by_flags()
+    if not hosts.is_first():
+        log.setLevel(logging.WARNING)
     run = epath.Path(_RUN.value)
     where = {"fake": _FAKE.value, "real": _REAL.value, "data_dir": _DATA_DIR.value}
     if _PERTURB.value is not None:
@@ -534,4 +571,5 @@ if __name__ == "__main__":
         "perturb", None, list(perturbations.KINDS), "Test on images perturbed in this way instead."
     )
     _STRENGTHS = flags.DEFINE_list("strengths", None, "Of the perturbation, from mild to strong.")
+    hosts.define_flags()
     command.run(main)

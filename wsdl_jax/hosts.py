@@ -7,12 +7,29 @@ import glob
 import importlib.util
 import os
 import zlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
+from absl import flags
 from jax.experimental import multihost_utils
 
 from wsdl_jax.errors import UserError
+
+_MESSAGE = 2000  # bytes of an error that the other hosts get to know
+
+
+def define_flags() -> None:
+    """Defines the flags that say which of several hosts a process is, see `start`."""
+    flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+    flags.DEFINE_integer("processes", None, "Number of processes, one a host.")
+    flags.DEFINE_integer("process", None, "Which one this is, from 0.")
+
+
+def start_by_flags() -> None:
+    """Joins this process to the others as `start` does, by the flags of `define_flags`."""
+    values = flags.FLAGS
+    start(values.coordinator, values.processes, values.process)
 
 
 def start(coordinator: str | None, count: int | None, index: int | None) -> None:
@@ -38,6 +55,9 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         jax.distributed.initialize(coordinator, count, index)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the hosts do not find one another: {error}") from error
+    # On CPUs the first collective makes the connections, and waits 30 s for every host to come. A
+    # later one waits as long as it takes, for hours if one host builds a dataset.
+    wait("start")
 
 
 def _in_cluster() -> bool:
@@ -59,6 +79,32 @@ def wait(what: str) -> None:
     """Returns when every host has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def first(function: Callable[[], None]) -> None:
+    """Calls a function on the first host; returns on every host when it is done there.
+
+    However long that takes. All hosts have to ask together. What it raises is raised on the first
+    host as it is, and on the others as a UserError of the same text.
+    """
+    if jax.process_count() == 1:
+        function()
+        return
+    error = None
+    if is_first():
+        try:
+            function()
+        except Exception as raised:
+            error = raised
+    text = "" if error is None else str(error) or type(error).__name__
+    message = np.zeros(_MESSAGE, np.uint8)
+    content = text.encode()[:_MESSAGE]
+    message[: len(content)] = np.frombuffer(content, np.uint8)
+    content = gather(message)[0].tobytes().rstrip(b"\0")
+    if error is not None:
+        raise error
+    if content:
+        raise UserError(f"host 0: {content.decode(errors='replace')}")
 
 
 def any_host(value: bool) -> bool:

@@ -19,7 +19,8 @@ from ml_collections import config_flags
 
 from wsdl_jax import command, configuration, convert, hosts, methods, pipeline, runs
 from wsdl_jax.evaluate import evaluate
-from wsdl_jax.train import Interrupted, train
+from wsdl_jax.interruption import Interrupted
+from wsdl_jax.train import train
 
 log = logging.getLogger("wsdl_jax")
 
@@ -37,7 +38,7 @@ def main(_: list[str]) -> None:
     if not epath.Path(config_file).is_file():
         raise configuration.ConfigError(f"no config file {config_file}")
     configuration.validate(_CONFIG.value)
-    hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    hosts.start_by_flags()
     if not hosts.is_first():
         log.setLevel(logging.WARNING)
     config = configuration.for_devices(_CONFIG.value, jax.device_count())
@@ -47,12 +48,14 @@ def main(_: list[str]) -> None:
     if config.init.path and not (run / "config.json").exists():
         path = epath.Path(config.init.path)
         convert.start(methods.blank(config, None), path, config.init.layout)
-    if hosts.is_first():
-        pipeline.prepare(config, _ALSO_ON.value)
-    hosts.wait("datasets")
+    hosts.first(lambda: pipeline.prepare(config, _ALSO_ON.value))
     pipeline.prepare(config, _ALSO_ON.value)  # where the others have disks of their own
-    for name in (config.data.test_fake, config.data.test_real, *_ALSO_ON.value):
-        pipeline.Examples((name,), "test", config.data.dir)  # raises ConfigError
+    pipeline.check_sides(
+        real=(config.data.test_real,),
+        fake=(config.data.test_fake, *_ALSO_ON.value),
+        data_dir=config.data.dir,
+        splits=("test",),
+    )
     try:
         train(config, run)
     except Interrupted as stop:
@@ -67,7 +70,5 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default: a name under runs/.")
     _ALSO_ON = flags.DEFINE_list("also_on", [], "Further subsets of fakes to evaluate on.")
     flags.mark_flag_as_required("config")
-    _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-    _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, one a host.")
-    _PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
+    hosts.define_flags()
     command.run(main)

@@ -4,10 +4,8 @@ Built on grain's `MapDataset`, indexed by step: any number of hosts and workers 
 global batches, and resuming means starting at step n.
 """
 
-import ctypes
 import io
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
@@ -18,14 +16,14 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
-from wsdl_data import build
+from wsdl_data import build, provenance
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
+from wsdl_jax.processes import end_with_parent
 from wsdl_jax.storage import is_remote
 
 Batch = dict[str, np.ndarray]
 REAL, FAKE = 0, 1
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -37,8 +35,11 @@ class Examples:
     """The records of one split of several subsets, one after the other, still encoded.
 
     A record has `image` and, where the subset has masks, `mask` (bytes of an image file),
-    `label` (0 = real, 1 = fake) and `key` (the name of its source). `have_masks` says whether all
-    subsets have masks.
+    `label` (0 = real, 1 = fake) and `key` (the name of its source).
+
+    Attributes:
+      have_masks: whether all subsets have masks.
+      provenance: what each subset was made of, by its name, see wsdl_data.provenance.
     """
 
     def __init__(self, names: Sequence[str], split: str, data_dir: str | None):
@@ -46,12 +47,19 @@ class Examples:
         self._arguments = (tuple(names), split, data_dir)
         self._sources, self._folders = [], []
         self.have_masks = True
+        self.provenance: dict[str, dict[str, Any]] = {}
         for name in names:
             builder = _builder(name, data_dir)
             if not build.is_prepared(builder):
+                if builder.data_path.exists():
+                    raise ConfigError(
+                        f"{name}: {builder.data_dir} is {build.faults(builder)}; delete this folder"
+                        f" and run {build.command(builder)}"
+                    )
                 raise ConfigError(
                     f"{name} is not prepared in {builder.data_dir}: run {build.command(builder)}"
                 )
+            self.provenance[name] = provenance.of(builder)
             if split not in builder.info.splits:
                 raise ConfigError(
                     f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}"
@@ -120,6 +128,31 @@ def prepare_subsets(names: Iterable[str], data_dir: str | None, manual_dir: str 
     for builder in builders:
         if not build.is_prepared(builder):
             build.prepare(builder, manual_dir=manual_dir)
+
+
+def check_sides(
+    *,
+    real: Sequence[str],
+    fake: Sequence[str],
+    data_dir: str | None,
+    splits: Sequence[str],
+) -> None:
+    """Raises ConfigError where what is called real holds fakes, or what is called fake reals.
+
+    Args:
+      real, fake: names of prepared subsets; of a subset all images are of one side.
+      data_dir: the prepared datasets.
+      splits: that each of them must have.
+    """
+    for side, names, label in (("real", real, REAL), ("fake", fake, FAKE)):
+        for name in dict.fromkeys(names):
+            for split in splits:
+                examples = Examples((name,), split, data_dir)
+                if not len(examples):
+                    raise ConfigError(f"{name} has no images in its split {split!r}")
+                if examples[0]["label"] != label:
+                    other = "fake" if side == "real" else "real"
+                    raise ConfigError(f"{name} holds {other} images, where {side} ones are needed")
 
 
 def _open(record: dict[str, Any], feature: str) -> Image.Image:
@@ -317,6 +350,4 @@ def _worker_started(worker: int, count: int) -> None:
     # its workers must live until it has.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # A worker dies with its parent, however that died.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()

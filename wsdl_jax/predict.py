@@ -39,12 +39,11 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from wsdl_jax import command, methods, metrics, runs, summary, verdict
+from wsdl_jax import command, methods, metrics, runs, storage, summary, verdict
 from wsdl_jax.errors import UserError
 from wsdl_jax.evaluate import on_devices
 from wsdl_jax.parallel import AXIS, Parallel
 from wsdl_jax.pipeline import squashed
-from wsdl_jax.storage import is_remote
 
 log = logging.getLogger("wsdl_jax")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -246,8 +245,8 @@ class Localizer:
           UserError: not a run, no checkpoint yet, or no such mode.
         """
         run = epath.Path(run)
-        config, model, checkpoint = runs.load(run, AXIS)
-        scores = verdict.load(run, checkpoint)
+        config, model, checkpoint, weights = runs.load(run, AXIS)
+        scores = verdict.load(run, (checkpoint, weights))
         threshold = None if scores is None else verdict.threshold(scores, false_positive_rate)
         return cls(config, model, mode=mode, batch=batch, threshold=threshold)
 
@@ -479,9 +478,7 @@ def predict(
       UserError: not a run; no such files; `out` is there already or cannot be written; a network
         that gives no finite numbers.
     """
-    out = out if is_remote(out) else out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already: choose another --out, or delete it")
+    storage.check_folder(out)
     files = find(images, out)
     batch = runs.load_config(run).eval.batch
     if mode == "resize":
@@ -496,23 +493,11 @@ def predict(
     else:
         share = f"{100 * false_positive_rate:g}%"
         rule = f"score above {localizer.threshold:.4g}, as {share} of real validation images have"
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        if partial.exists():  # of a command that was killed
-            partial.rmtree()
-        partial.mkdir(parents=True)
+    with storage.whole_folder(out) as folder:
         with _pillow_without_its_limit():
-            rows = _localize_files(localizer, files, partial)
-        _write_table(rows, partial / "predictions.csv")
-        (partial / "index.html").write_text(_page(rows, mode, rule))
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
-    finally:
-        if partial.exists():
-            partial.rmtree()
+            rows = _localize_files(localizer, files, folder)
+        _write_table(rows, folder / "predictions.csv")
+        (folder / "index.html").write_text(_page(rows, mode, rule))
     return rows
 
 

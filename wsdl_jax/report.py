@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from markupsafe import Markup
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
+from wsdl_data import provenance
 from wsdl_jax import (
     command,
     configuration,
@@ -36,8 +36,10 @@ from wsdl_jax import (
     pipeline,
     plots,
     runs,
+    storage,
     summary,
 )
+from wsdl_jax import results as results_of
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
 
@@ -48,7 +50,7 @@ _ALIKE = 0.05  # scores differ by less, of one image on two kinds of device
 _LONGEST = 384  # pixels of a side of a picture
 _BINS = 30  # of a histogram of scores
 _SIZES = 8  # groups of fake images by the size of their mask, of equal numbers
-_MARK = "wsdl-jax report"  # in the page: this folder may be replaced by the next report
+_MADE_BY = "report"  # in the manifest of the folder: the next report may replace it
 
 
 class Prediction(NamedTuple):
@@ -125,27 +127,22 @@ def read(paths: Sequence[epath.Path]) -> list[Run]:
     out = []
     for path, name in zip(paths, _names(paths), strict=True):
         config = runs.load_config(path)
-        if not (path / "results.json").exists():
+        if not (path / results_of.FILE).exists():
             raise UserError(
                 f"{path} has no results.json: run python -m wsdl_jax.evaluate --run {path}"
             )
         beside = path / "evaluations"
         folders = [path, *(sorted(beside.iterdir()) if beside.exists() else ())]
-        results = [_json(f / "results.json") for f in folders if (f / "results.json").exists()]
+        found = [f / results_of.FILE for f in folders]
+        results = [results_of.read(file) for file in found if file.exists()]
         robustness = [
-            _json(file)
+            results_of.read(file)
             for folder in folders
             for kind in perturbations.KINDS
             if (file := folder / f"robustness-{kind}.json").exists()
         ]
-        for figures in results:
-            if (
-                not {*DETECTION, *metrics.LOCALIZATION, "iou_by_threshold", "threshold"}
-                <= figures.keys()
-            ):
-                raise UserError(f"{path} was evaluated by another version: evaluate it again")
         for found in (*results, *robustness):
-            if found["checkpoint"] != results[0]["checkpoint"]:
+            if results_of.network(found) != results_of.network(results[0]):
                 subsets = f"--fake {found['test_fake']} --real {found['test_real']}"
                 kind = f" --perturb {found['perturbation']}" if "perturbation" in found else ""
                 raise UserError(
@@ -155,7 +152,11 @@ def read(paths: Sequence[epath.Path]) -> list[Run]:
                 )
         predictions = _predictions(path / "predictions.csv")
         counts = {side: len(rows) for side, rows in predictions.items()}
-        if counts != {side: results[0][f"{side}_images"] for side in counts}:
+        digest = provenance.digest_of_file(path / "predictions.csv")
+        if (
+            counts != {side: results[0][f"{side}_images"] for side in counts}
+            or digest != results[0]["predictions"]
+        ):
             raise UserError(f"{path / 'predictions.csv'} is not of results.json: evaluate it again")
         losses = _losses(path / "metrics.jsonl")
         out.append(Run(name, path, config, losses, results, robustness, predictions))
@@ -171,13 +172,6 @@ def _names(paths: Sequence[epath.Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
-
-
-def _json(path: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def _predictions(path: epath.Path) -> dict[str, list[Prediction]]:
@@ -498,7 +492,7 @@ def gallery(all_runs: Sequence[Run], count: int, data_dir: str | None, folder: P
     cards: dict[tuple[str, str, int], Card] = {}
     for number, run in enumerate(all_runs):
         test = evaluate.load(run.path, data_dir=data_dir)
-        if test.checkpoint != run.results[0]["checkpoint"]:
+        if (test.checkpoint, test.weights) != results_of.network(run.results[0]):
             raise UserError(
                 f"{run.path} was evaluated at step {run.results[0]['checkpoint']}, and is best at "
                 f"step {test.checkpoint} now: evaluate it again"
@@ -587,15 +581,15 @@ def report(
       data_dir: the prepared datasets; where the runs were trained on them by default.
 
     Raises:
-      UserError: what cannot be read, or a folder with something else in it.
+      UserError: what cannot be read, or a folder with anything else in it than an earlier report,
+        as it was written.
     """
-    _check(out)
+    storage.check_folder(out, replaces=_MADE_BY)
     all_runs = read(paths)
-    with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
-        folder = Path(temporary)
+    with storage.whole_folder(out, replaces=_MADE_BY) as made:
+        folder = Path(made)
         cards = gallery(all_runs, count, data_dir, _pictures(folder)) if count else []
         (folder / "index.html").write_text(_page(all_runs, cards), encoding="utf-8")
-        _move(folder, out)
     log.info("written to %s", out / "index.html")
 
 
@@ -611,7 +605,6 @@ def _page(all_runs: Sequence[Run], cards: Sequence[Card]) -> str:
     )
     scale = summary.colour(np.linspace(0, 1, 9)[None])[0].tolist()
     return environment.from_string(source).render(
-        mark=_MARK,
         runs=all_runs,
         tables=tables(all_runs),
         curves=curves(all_runs),
@@ -620,32 +613,6 @@ def _page(all_runs: Sequence[Run], cards: Sequence[Card]) -> str:
         scale=", ".join(f"rgb({r} {g} {b})" for r, g, b in scale),
         colours=plots.COLOURS,
     )
-
-
-def _check(out: epath.Path) -> None:
-    """Raises UserError for a folder that holds something else than an earlier report."""
-    page = out / "index.html"
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not out.is_dir() or not page.exists() or _MARK not in page.read_text()[:2000]:
-        raise UserError(f"{out} is there and is no report: choose another --out")
-
-
-def _move(folder: Path, out: epath.Path) -> None:
-    """Puts a folder in its place as a whole, or not at all."""
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                target = partial / path.relative_to(folder).as_posix()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                epath.Path(path).copy(target, overwrite=True)
-        if out.exists():
-            out.rmtree()
-        partial.rename(out)
-    finally:
-        if partial.exists():
-            partial.rmtree()
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,9 @@
 """A run directory: the config that it is of, and the state and the network in its checkpoints."""
 
+import contextlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +14,13 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array
 
-from wsdl_jax import configuration, methods
+from wsdl_data import provenance
+from wsdl_jax import configuration, hosts, locks, methods
 from wsdl_jax.checkpoint import Checkpoints
-from wsdl_jax.errors import UserError
-from wsdl_jax.storage import is_remote
+from wsdl_jax.errors import UserError, reason
+from wsdl_jax.storage import is_remote, remove_abandoned, write_whole
 
+CONFIG, DATA = "config.json", "data.json"  # in a run directory
 State = dict[str, Any]  # step, params, stats (of BatchNorm), optimizer
 
 
@@ -27,11 +31,13 @@ class Trained(NamedTuple):
       config: the run's.
       model: the network, in evaluation mode.
       step: of the checkpoint with the lowest validation loss, which the weights are from.
+      checksum: of that checkpoint, which tells it from one of the same step of another training.
     """
 
     config: ml_collections.ConfigDict
     model: nnx.Module
     step: int
+    checksum: int | None
 
 
 def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -67,7 +73,7 @@ def initial_state(model: nnx.Module, train: ml_collections.ConfigDict) -> State:
 
 def load_config(run: epath.Path) -> ml_collections.ConfigDict:
     """The config of a run directory. Raises UserError if it is not one."""
-    path = epath.Path(run) / "config.json"
+    path = epath.Path(run) / CONFIG
     if not path.exists():
         raise UserError(f"{run} is not a run directory: it has no config.json")
     return configuration.load(path.read_text())
@@ -87,17 +93,103 @@ def check(
         raise UserError(
             f"{run}: a run directory is on a disk or in gs://; choose another --workdir"
         )
-    if (run / "config.json").exists():
-        different = configuration.differences(load(run), config)
-        if different:
+    try:
+        if (run / CONFIG).exists():
+            different = configuration.differences(load(run), config)
+            if different:
+                raise UserError(
+                    f"{run} is a run of another config ({'; '.join(different)}): choose another "
+                    "--workdir, or the same config to continue it"
+                )
+        elif run.exists() and not run.is_dir():
+            raise UserError(f"{run} is a file: choose another --workdir")
+        # What begins with a dot is of a process that was killed before it had written the config.
+        elif run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
+            raise UserError(f"{run} is not empty and holds no run: choose another --workdir")
+    except OSError as error:
+        raise UserError(f"--workdir {run}: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def written(
+    run: epath.Path, config: ml_collections.ConfigDict, data: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Callable[[], None]]:
+    """Makes a run directory, unless it is there, and holds its lock: one process writes to it.
+
+    All hosts have to ask together; the first one writes.
+
+    Args:
+      run: the run directory.
+      config: that is kept in it.
+      data: what the subsets of the config are made of, which is kept in it, too.
+
+    Yields:
+      A function that raises UserError if another process has taken the lock over.
+
+    Raises:
+      UserError: another process writes to it, or it cannot be written.
+    """
+    held: list[locks.Lock] = []
+
+    def begin() -> None:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            held.append(locks.Lock(run))
+            remove_abandoned(run)
+            write_whole(run / CONFIG, configuration.save(config))
+            keep_data(run, data)
+        except OSError as error:
+            raise UserError(f"--workdir {run}: {reason(error)}") from error
+
+    def check() -> None:
+        for lock in held:
+            lock.check()
+
+    try:
+        hosts.first(begin)
+        yield check
+    finally:
+        for lock in held:
+            lock.release()
+
+
+# ----- The data that a run has used ---------------------------------------------------------------
+
+
+def data_of(run: epath.Path) -> dict[str, dict[str, Any]]:
+    """What the subsets that a run was trained on were made of, by their names; empty if unknown.
+
+    Raises UserError for a file that cannot be read.
+    """
+    path = epath.Path(run) / DATA
+    if not path.exists():
+        return {}
+    try:
+        return {str(name): dict(kept) for name, kept in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r})") from error
+
+
+def check_data(run: epath.Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError for a subset that is not what it was when the run began with it.
+
+    data: of `pipeline.Examples`, what subsets are made of, by their names.
+    """
+    known = data_of(run)
+    for name, now in data.items():
+        if name in known and (different := provenance.differences(known[name], now)):
             raise UserError(
-                f"{run} is a run of another config ({'; '.join(different)}): choose another "
-                "--workdir, or the same config to continue it"
+                f"{name} is not what {run} was trained or tested with ({'; '.join(different)}): "
+                "use the data directory that has it, or begin another run"
             )
-    elif run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file: choose another --workdir")
-    elif run.exists() and any(run.iterdir()):
-        raise UserError(f"{run} is not empty and holds no run: choose another --workdir")
+
+
+def keep_data(run: epath.Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keeps in a run directory what subsets are made of, unless it has them already."""
+    if not data.keys() <= data_of(run).keys():
+        with locks.locked(run, locks.RESULTS, wait=True):
+            text = json.dumps({**data, **data_of(run)}, indent=1, sort_keys=True) + "\n"
+            write_whole(epath.Path(run) / DATA, text)
 
 
 def load(run: epath.Path, axis_name: str | None = None) -> Trained:
@@ -117,4 +209,4 @@ def load(run: epath.Path, axis_name: str | None = None) -> Trained:
     params, stats = jax.tree.map(jnp.asarray, (state["params"], state["stats"]))
     nnx.update(model, params, stats)
     model.eval()
-    return Trained(config, model, step)
+    return Trained(config, model, step, checkpoints.checksum(step))

@@ -1,10 +1,29 @@
-"""Writing to a disk or a bucket: whole files, and folders for libraries that know disks alone."""
+"""Writing to a disk or a bucket: files and folders that are there as a whole, or as before.
 
+On a disk something new is made under a name of its own, brought to the disk and renamed into
+place, so that a process that is killed, a full disk and another process that does the same at the
+same time leave what was there or what is new, and never a part of it. What a killed process leaves
+under such a name is removed by the next one that writes there.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import json
 import os
 import pathlib
+import secrets
+import shutil
 import tempfile
+from collections.abc import Iterator
 
 from etils import epath
+
+from wsdl_jax.errors import UserError, reason
+
+MANIFEST = ".wsdl-manifest.json"  # in a folder of output: who has made it, and its files
+_PARTIAL, _OLD = "partial", "old"  # endings of temporary names
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -12,14 +31,308 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def write_whole(path: epath.Path, content: str | bytes) -> None:
-    """Writes a file that is there as a whole or, if this is stopped, as it was before."""
-    partial = path.with_name(f".{path.name}.partial")
+# ----- Files --------------------------------------------------------------------------------------
+
+
+def write_whole(path: epath.PathLike, content: str | bytes) -> None:
+    """Writes a file that is there as a whole or, if this is stopped, as it was before.
+
+    A file that has this content already is not touched. Raises OSError, naming the file.
+    """
+    path = epath.Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    if _has(path, data):
+        return
+    if is_remote(path):
+        path.write_bytes(data)  # an object in a bucket appears when all of it is there
+        return
+    target = pathlib.Path(path)
+    with naming(target), contextlib.ExitStack() as stack:
+        partial, descriptor = _created(target)
+        stack.callback(partial.unlink, missing_ok=True)
+        with open(descriptor, "wb") as file:  # which holds a lock as long as it is open
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            partial.rename(target)
+        _sync_folder(target.parent)
+
+
+def _has(path: epath.Path, data: bytes) -> bool:
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
+        return path.is_file() and path.stat().length == len(data) and path.read_bytes() == data
+    except OSError:
+        return False
+
+
+def _temporary_name(target: pathlib.Path, ending: str) -> pathlib.Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
+
+
+def _created(target: pathlib.Path) -> tuple[pathlib.Path, int]:
+    """A new file beside `target`, open and locked, so that nobody takes it for abandoned."""
+    while True:
+        partial = _temporary_name(target, _PARTIAL)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # else it was removed before it was locked
+            return partial, descriptor
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Lets errors of files whose names nobody knows name the one that was meant."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    """Brings names in a folder to the disk. Some file systems cannot, and need not."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: epath.PathLike, name: str = "*") -> None:
+    """Removes what killed processes have left half-written in a folder on a disk.
+
+    name: of the file or folder that was to be written.
+    """
+    if is_remote(folder):
+        return
+    for path in pathlib.Path(folder).glob(f".{name}.{'[0-9a-f]' * 8}.{_PARTIAL}"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer is gone
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+# ----- Folders ------------------------------------------------------------------------------------
+
+
+def check_folder(out: epath.PathLike, replaces: str | None = None) -> None:
+    """Raises UserError unless a folder may be written: a new or empty one, or a replaceable one.
+
+    Args:
+      out: the folder.
+      replaces: what may be there already, by the name that `whole_folder` has put into its
+        manifest: files that are listed there and have not changed since. None: nothing may.
+    """
+    out = epath.Path(out)
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file: choose another --out")
+    present = _files(out)
+    if not present:
+        return
+    made_by, listed = _manifest(out)
+    if replaces is None:
+        raise UserError(f"{out} is there already: choose another --out, or delete it")
+    if made_by != replaces:
+        raise UserError(f"{out} is there and is no {replaces}: choose another --out")
+    for name in sorted(present - {MANIFEST}):
+        if name not in listed:
+            raise UserError(
+                f"{out / name} is not of the {replaces} that {out} is: move it away, or choose "
+                "another --out"
+            )
+        if _digest(out / name) != listed[name]:
+            raise UserError(
+                f"{out / name} was changed since the {replaces} was made: move it away, or choose "
+                "another --out"
+            )
+
+
+def _files(folder: epath.Path) -> set[str]:
+    """Names of all files in a folder and below, relative to it."""
+    return {
+        os.path.relpath(os.fspath(parent / name), os.fspath(folder))
+        for parent, _, files in folder.walk()
+        for name in files
+    }
+
+
+def _digest(path: epath.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _manifest(folder: epath.Path) -> tuple[str | None, dict[str, str]]:
+    """Who has made a folder, and the SHA-256 of each of its files."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None, {}
+    try:
+        content = json.loads(path.read_text())
+        return str(content["made_by"]), dict(content["files"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): choose another --out") from error
+
+
+def _manifest_text(made_by: str, files: dict[str, str]) -> str:
+    return json.dumps({"made_by": made_by, "files": files}, indent=1, sort_keys=True) + "\n"
+
+
+@contextlib.contextmanager
+def whole_folder(out: epath.PathLike, *, replaces: str | None = None) -> Iterator[epath.Path]:
+    """Yields an empty folder on a disk, which takes the place of `out` when the block ends.
+
+    When the block raises, or the process is killed, `out` stays as it was. In a bucket, where a
+    folder cannot appear at once, files are copied one after the other, the manifest first.
+
+    Args:
+      out: where the folder is to be.
+      replaces: see `check_folder`, which is asked at the start and again at the end. If given, a
+        manifest is added, and the next one may replace this one.
+
+    Raises:
+      UserError: `out` is taken, or cannot be written.
+    """
+    out = epath.Path(out)
+    with _written(out):
+        if is_remote(out):
+            check_folder(out, replaces)
+            with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
+                made = epath.Path(temporary)
+                yield made
+                _upload(made, out, replaces)
+            return
+        target = pathlib.Path(os.path.realpath(out))
+        with _exclusive(target):
+            _recover(target)
+            check_folder(out, replaces)
+        made, lock = _new_folder(target)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, lock)
+            stack.callback(shutil.rmtree, made, ignore_errors=True)
+            with _renamed_in_errors(made, out):
+                yield epath.Path(made)
+                if replaces is not None:
+                    folder = epath.Path(made)
+                    files = {name: _digest(folder / name) for name in _files(folder)}
+                    (made / MANIFEST).write_text(_manifest_text(replaces, files))
+                _sync_below(made)
+            with _exclusive(target):
+                check_folder(out, replaces)
+                _put(made, target)
+
+
+@contextlib.contextmanager
+def _written(out: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _renamed_in_errors(made: pathlib.Path, out: epath.Path) -> Iterator[None]:
+    """Lets errors of files in a temporary folder name the place where they were to be."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        if isinstance(name, str) and pathlib.Path(name).is_relative_to(made):
+            where = os.path.normpath(out / os.path.relpath(name, made))
+            raise OSError(error.errno, error.strerror, where) from error
+        raise
+
+
+@contextlib.contextmanager
+def _exclusive(target: pathlib.Path) -> Iterator[None]:
+    """Is held while names beside `target` change, by one process of this machine at a time."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(target.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _recover(target: pathlib.Path) -> None:
+    """Finishes what a killed process has begun in the place of `target`."""
+    remove_abandoned(target.parent, _quoted(target.name))
+    for old in target.parent.glob(f".{_quoted(target.name)}.{'[0-9a-f]' * 8}.{_OLD}"):
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:  # killed before the new one was in its place
+            old.rename(target)
+
+
+def _quoted(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _new_folder(target: pathlib.Path) -> tuple[pathlib.Path, int]:
+    """A new folder beside `target`, and a descriptor that holds its lock."""
+    while True:
+        made = _temporary_name(target, _PARTIAL)
+        made.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # taken for abandoned in this moment
+            descriptor = os.open(made, os.O_RDONLY | os.O_CLOEXEC)
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if made.exists():
+                return made, descriptor
+            os.close(descriptor)
+
+
+def _sync_below(folder: pathlib.Path) -> None:
+    """Brings all of a folder to the disk: its whole file system at once, not file by file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if not hasattr(libc, "syncfs"):
+            os.sync()
+        elif libc.syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(descriptor)
+
+
+def _put(made: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames a folder into its place; what is there goes when the new one stands."""
+    old = None
+    if target.exists() and any(target.iterdir()):
+        old = _temporary_name(target, _OLD)
+        target.rename(old)
+    try:
+        made.rename(target)
+    except BaseException:
+        if old is not None:
+            old.rename(target)
+        raise
+    _sync_folder(target.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _upload(made: epath.Path, out: epath.Path, replaces: str | None) -> None:
+    check_folder(out, replaces)
+    new = {name: _digest(made / name) for name in sorted(_files(made))}
+    _, old = _manifest(out)
+    if replaces is not None:
+        write_whole(out / MANIFEST, _manifest_text(replaces, old | new))
+    for name in new:
+        (made / name).copy(out / name, overwrite=True)
+    if replaces is not None:
+        for name in old.keys() - new.keys():
+            (out / name).unlink(missing_ok=True)
+        write_whole(out / MANIFEST, _manifest_text(replaces, new))
 
 
 class Staged:
@@ -48,6 +361,8 @@ class Staged:
 
     def close(self) -> None:
         """Publishes, and removes what is temporary."""
-        self.publish()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        try:
+            self.publish()
+        finally:
+            if self._temporary is not None:
+                self._temporary.cleanup()

@@ -33,10 +33,13 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from wsdl_jax import collect, command, configuration, runs
+from wsdl_jax import collect, command, configuration, locks, runs
+from wsdl_jax import results as results_of
+from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
 from wsdl_jax.evaluate import results_folder
+from wsdl_jax.interruption import is_heard
 from wsdl_jax.storage import write_whole
 
 log = logging.getLogger("wsdl_jax")
@@ -78,35 +81,36 @@ class Run(NamedTuple):
         return ["-m", "wsdl_jax.main", *self.arguments, f"--workdir={self.folder}"]
 
     def results(self) -> dict[str, dict[str, Any] | None]:
-        """Tested fake subset → its results, None where there are none of the trained network yet.
+        """Tested fake subset → its results, None where there are none of the best network yet.
 
         Raises UserError where the directory is of another config, or a file is damaged.
         """
         if (self.folder / "config.json").exists():
             self._check()
-        if not self._is_trained():
-            return dict.fromkeys(self.tested)
-        found = {}
+        found: dict[str, dict[str, Any] | None] = dict.fromkeys(self.tested)
+        if (best := self._best()) is None:
+            return found
         for fake in self.tested:
             real = self.config.data.test_real
-            path = results_folder(self.folder, self.config, fake=fake, real=real) / "results.json"
-            try:
-                found[fake] = json.loads(path.read_text()) if path.exists() else None
-            except ValueError as error:
-                raise UserError(f"{path}: not results ({error})") from error
+            folder = results_folder(self.folder, self.config, fake=fake, real=real)
+            if (folder / results_of.FILE).exists():
+                figures = results_of.read(folder / results_of.FILE)
+                # Of an older network they are not what this run has found.
+                found[fake] = figures if results_of.network(figures) == best else None
         return found
 
     def is_done(self) -> bool:
         """Whether it is trained, and evaluated on everything."""
         return all(results is not None for results in self.results().values())
 
-    def _is_trained(self) -> bool:
+    def _best(self) -> tuple[int, int | None] | None:
+        """Step and checksum of the best checkpoint; None until the last step is saved."""
         train = self.config.train
-        try:
-            *_, last = (self.folder / "metrics.jsonl").read_text().splitlines()
-            return json.loads(last)["step"] == train.epochs * train.steps_per_epoch
-        except (FileNotFoundError, ValueError):  # not begun; or killed, with half a line
-            return False
+        checkpoints = Checkpoints(self.folder, keep_best=train.keep_best)
+        best = checkpoints.best()
+        if best is None or checkpoints.latest() != train.epochs * train.steps_per_epoch:
+            return None
+        return best, checkpoints.checksum(best)
 
     def _check(self) -> None:
         config = self.config.copy_and_resolve_references()
@@ -226,7 +230,8 @@ def _missing(planned: Sequence[Run]) -> list[Run]:
 
 
 def run_here(todo: Sequence[Run], workdir: epath.Path) -> int:
-    """Runs one after the other, each as a process of its own. Returns the exit code.
+    """Runs one after the other, each as a process of its own, which ends with this one, however
+    that ends. Returns the exit code.
 
     What a process says goes to standard error and, beside its run directory, into a file
     `seed-N.log`. A run that fails is recorded, with its last line, and the next one begins. On
@@ -242,7 +247,7 @@ def run_here(todo: Sequence[Run], workdir: epath.Path) -> int:
             # A second Ctrl-C does not wait. (Of SIGTERM, some programs send two.)
             process.kill() if stops.count(signal.SIGINT) > 1 else process.terminate()
 
-    caught = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _is_heard(n)]
+    caught = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if is_heard(n)]
     handlers = {number: signal.signal(number, stop) for number in caught}
     failed = 0
     try:
@@ -266,10 +271,6 @@ def run_here(todo: Sequence[Run], workdir: epath.Path) -> int:
     return command.FAILED if failed else 0
 
 
-def _is_heard(number: int) -> bool:
-    return signal.getsignal(number) != signal.SIG_IGN  # as under nohup
-
-
 def _execute(run: Run, processes: list[subprocess.Popen], stops: list[int]) -> tuple[int, str]:
     """Exit code and last line of a run. While it is running, its process is in `processes`."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -284,6 +285,7 @@ def _execute(run: Run, processes: list[subprocess.Popen], stops: list[int]) -> t
             text=True,
             errors="replace",
             process_group=0,
+            env={**os.environ, command.PARENT: str(os.getpid())},
         ) as process:
             processes.append(process)
             if stops:  # it came before there was a process
@@ -299,12 +301,13 @@ def _execute(run: Run, processes: list[subprocess.Popen], stops: list[int]) -> t
 
 def _read(path: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it") from error
 
 
 def _write(path: epath.Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -356,7 +359,6 @@ def submit(
     submitted = _read(workdir / SUBMITTED)
     new = [run for run in todo if resubmit or run.label not in submitted]
     commands = [COMMANDS[runner](run, options) for run in new]  # all fit before one is submitted
-    workdir.mkdir(parents=True, exist_ok=True)
     for run, words in zip(new, commands, strict=True):
         environment = {"PYTHON": sys.executable, **os.environ}  # of launch/slurm.sbatch
         try:
@@ -424,7 +426,9 @@ def _run(planned: Sequence[Run], workdir: epath.Path) -> int:
     todo = _missing(planned)
     log.info("%d runs, %d not done", len({run.folder for run in planned}), len(todo))
     if _RUNNER.value == "here":
-        return run_here(todo, workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        with locks.locked(workdir):
+            return run_here(todo, workdir)
     if _RUNNER.value == "print":
         for run in todo:
             print(shlex.join(["python", *run.command()]))
@@ -433,7 +437,9 @@ def _run(planned: Sequence[Run], workdir: epath.Path) -> int:
             options = shlex.split(_RUNNER_OPTIONS.value)
         except ValueError as error:
             raise ConfigError(f"--runner_options {_RUNNER_OPTIONS.value!r}: {error}") from error
-        submit(todo, workdir, _RUNNER.value, options, _RESUBMIT.value)
+        workdir.mkdir(parents=True, exist_ok=True)
+        with locks.locked(workdir):
+            submit(todo, workdir, _RUNNER.value, options, _RESUBMIT.value)
     return 0
 
 

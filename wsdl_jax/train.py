@@ -1,5 +1,6 @@
 """Training: one linear function from a config to the best checkpoints of a run directory."""
 
+import contextlib
 import logging
 import math
 import signal
@@ -15,23 +16,17 @@ import optax
 from etils import epath
 from flax import nnx
 
+from wsdl_data import provenance
 from wsdl_jax import configuration, convert, hosts, methods, pipeline, runs
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
+from wsdl_jax.interruption import Interrupted, StopSignals
 from wsdl_jax.parallel import AXIS, Parallel, Step
 from wsdl_jax.run_log import RunLog
 from wsdl_jax.runs import State
 from wsdl_jax.storage import Staged
 
 log = logging.getLogger("wsdl_jax")
-
-
-class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """The run was asked to stop; it has saved its state and can be continued."""
-
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped at step {step}")
-        self.signal_number = signal_number
 
 
 def make_train_step(
@@ -142,8 +137,10 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     """Trains a config in a run directory, from where that run has stopped.
 
     On SIGINT and SIGTERM the current step is finished and saved, and Interrupted is raised. Raises
-    UserError for a directory of another config, a batch that does not divide over the devices, full
-    supervision without masks, and a loss or gradient that is not finite.
+    UserError for a directory of another config or one that another process writes to, for data that
+    is not what the run began with, real images where fakes are needed or the reverse, a batch that
+    does not divide over the devices, full supervision without masks, and a loss or gradient that is
+    not finite.
     """
     # ----- What to run on, and what to run ------------------------------------------------------
     parallel = Parallel(config.parallel.backend)
@@ -156,15 +153,25 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     if config.supervision == "full" and not training.have_masks:
         fakes = ", ".join(config.data.fake)
         raise configuration.ConfigError(f"{fakes} has no masks: setup c learns from them")
-    hosts.agree(
-        config=configuration.essence(config),
-        number_of_training_images=len(training),
-        number_of_validation_images=len(valid),
+    hosts.agree(config=configuration.essence(config), data=provenance.digests(training.provenance))
+    runs.check_data(run, training.provenance)
+    pipeline.check_sides(
+        real=config.data.real,
+        fake=config.data.fake,
+        data_dir=config.data.dir,
+        splits=("train", "valid"),
     )
-    if hosts.is_first():
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(configuration.save(config))
-    hosts.wait("run directory")
+    with runs.written(run, config, training.provenance) as check_lock:
+        _train(config, run, parallel, valid, check_lock)
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    run: epath.Path,
+    parallel: Parallel,
+    valid: pipeline.Examples,
+    check_lock: Callable[[], None],
+) -> None:
     config = config.copy_and_resolve_references()
     config.eval.batch = parallel.rounded_up(config.eval.batch)
     method = methods.from_config(config)
@@ -216,7 +223,64 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
         validate=lambda state: validate(config, valid, loss_step, state, parallel, mask_size),
         checkpoints=checkpoints,
         parallel=parallel,
+        check_lock=check_lock,
     )
+
+
+class _Trace:
+    """The steps that are traced, in a folder of the run directory."""
+
+    def __init__(self, steps: range, run: epath.Path):
+        self._steps, self._folder = steps, run / "profile"
+        self._staged: Staged | None = None
+
+    def before(self, step: int) -> None:
+        """Begins at the first step of those; of a run that was stopped among them, at its first."""
+        if step in self._steps and self._staged is None:
+            self._staged = Staged(self._folder)
+            jax.profiler.start_trace(str(self._staged.local))
+
+    def after(self, step: int, metrics: Any, say: Callable[[str], None]) -> None:
+        """Ends with the last step, when `metrics` are there."""
+        if self._staged is not None and step == self._steps.stop - 1:
+            jax.block_until_ready(metrics)
+            self.close()
+            say(f"steps {self._steps.start}:{self._steps.stop} are traced in {self._folder}")
+
+    def close(self) -> None:
+        """Keeps what was traced until now."""
+        if self._staged is not None:
+            staged, self._staged = self._staged, None
+            try:
+                jax.profiler.stop_trace()
+            finally:
+                staged.close()
+
+
+@contextlib.contextmanager
+def _closing(*close: Callable[[], None]) -> Iterator[None]:
+    """Calls all of these in the end. Of several errors the first is raised."""
+    errors: list[Exception] = []
+    try:
+        yield
+    except Interrupted as stop:
+        stopped: Interrupted | None = stop
+    except BaseException:
+        for function in close:
+            with contextlib.suppress(Exception):
+                function()
+        raise
+    else:
+        stopped = None
+    for function in close:
+        try:
+            function()
+        except Exception as error:
+            errors.append(error)
+    if errors:  # then nothing may be said to be saved
+        raise errors[0]
+    if stopped is not None:
+        raise stopped
 
 
 def loop(
@@ -229,6 +293,7 @@ def loop(
     validate: Callable[[State], dict[str, float]],
     checkpoints: Checkpoints,
     parallel: Parallel,
+    check_lock: Callable[[], None],
 ) -> None:
     """Takes steps to the end of the config's last epoch, with logs, validation and checkpoints.
 
@@ -242,74 +307,92 @@ def loop(
       validate: state on the devices → losses, "valid_loss" among them, that rank checkpoints.
       checkpoints: of the run; closed at the end.
       parallel: the devices.
+      check_lock: called before something is saved; raises where the run is another process's now.
 
     Raises Interrupted and UserError as `train` does.
     """
     start, total = int(state["step"]), config.train.epochs * config.train.steps_per_epoch
     state = parallel.replicate(state)
     train_step = parallel.map(train_step, donate=True)
-    run_log = RunLog(run, start_step=start, total_steps=total, writes=hosts.is_first())
-    profiled = configuration.profiled_steps(config)
+    with _closing(checkpoints.close):
+        run_log = RunLog(run, start_step=start, total_steps=total, writes=hosts.is_first())
+        trace = _Trace(configuration.profiled_steps(config), run)
+        with _closing(trace.close, run_log.close), StopSignals() as signals:
+            _steps(
+                config.train,
+                range(start + 1, total + 1),
+                state=state,
+                train_step=train_step,
+                batches=batches,
+                validate=validate,
+                checkpoints=checkpoints,
+                parallel=parallel,
+                check_lock=check_lock,
+                run_log=run_log,
+                trace=trace,
+                signals=signals.received,
+            )
 
-    signals: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: signals.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+def _steps(
+    train: ml_collections.ConfigDict,
+    steps: range,
+    *,
+    state: State,
+    train_step: Step,
+    batches: Iterator[pipeline.Batch],
+    validate: Callable[[State], dict[str, float]],
+    checkpoints: Checkpoints,
+    parallel: Parallel,
+    check_lock: Callable[[], None],
+    run_log: RunLog,
+    trace: _Trace,
+    signals: list[int],
+) -> None:
     pending: list[dict[str, jax.Array]] = []  # metrics of steps whose values were not fetched yet
     since, waited, images = time.monotonic(), 0.0, 0
-    try:
-        for step in range(start + 1, total + 1):
-            if step == profiled.start:
-                profile = Staged(run / "profile")
-                jax.profiler.start_trace(str(profile.local))
-            began = time.monotonic()
-            batch = next(batches)
-            waited += time.monotonic() - began
-            (state, metrics), _ = train_step(state, parallel.shard(batch))
-            pending.append(metrics)
-            images += config.train.batch
-            if step == profiled.stop - 1:
-                jax.block_until_ready(metrics)
-                jax.profiler.stop_trace()
-                profile.close()
-                run_log.say(f"steps {config.profile} are traced in {run / 'profile'}")
-            epoch_ends = step % config.train.steps_per_epoch == 0
-            pause = epoch_ends or step % config.train.log_every == 0
-            # Read once: a later signal waits for the next step. Several hosts have to stop at one
-            # step, and ask one another only when they pause.
-            stop = hosts.any_host(bool(signals)) if pause or jax.process_count() == 1 else False
+    for step in steps:
+        trace.before(step)
+        began = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - began
+        (state, metrics), _ = train_step(state, parallel.shard(batch))
+        pending.append(metrics)
+        images += train.batch
+        trace.after(step, metrics, run_log.say)
+        epoch_ends = step % train.steps_per_epoch == 0
+        pause = epoch_ends or step % train.log_every == 0
+        # Read once: a later signal waits for the next step. Several hosts have to stop at one step,
+        # and ask one another only when they pause.
+        stop = hosts.any_host(bool(signals)) if pause or jax.process_count() == 1 else False
 
-            if pause or stop:
-                values = [parallel.one(metrics) for metrics in pending]
-                _check_finite(values, step - len(values) + 1, checkpoints)
-                elapsed = time.monotonic() - since
-                mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
-                speed = {"images_per_second": images / elapsed, "data_wait": waited / elapsed}
-                run_log.scalars(step, {**mean, **speed})
-                run_log.progress(step, mean["loss"], speed["images_per_second"])
-                pending, since, waited, images = [], time.monotonic(), 0.0, 0
+        if pause or stop:
+            values = [parallel.one(metrics) for metrics in pending]
+            _check_finite(values, step - len(values) + 1, checkpoints)
+            elapsed = time.monotonic() - since
+            mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
+            speed = {"images_per_second": images / elapsed, "data_wait": waited / elapsed}
+            run_log.scalars(step, {**mean, **speed})
+            run_log.progress(step, mean["loss"], speed["images_per_second"])
+            pending, since, waited, images = [], time.monotonic(), 0.0, 0
 
-            if stop and not epoch_ends:
-                run_log.publish()  # before the checkpoint that the rest of the log will follow
-                checkpoints.save(step, parallel.one(state), math.inf)  # not validated: ranks last
+        if stop and not epoch_ends:
+            check_lock()
+            run_log.publish()  # before the checkpoint that the rest of the log will follow
+            checkpoints.save(step, parallel.one(state), math.inf)  # not validated: ranks last
+            raise Interrupted(signals[0] if signals else signal.SIGTERM, step)
+
+        if epoch_ends:
+            losses = validate(state)
+            run_log.scalars(step, losses)
+            parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+            run_log.say(f"epoch {step // train.steps_per_epoch}: {parts}")
+            check_lock()
+            run_log.publish()
+            checkpoints.save(step, parallel.one(state), losses["valid_loss"])
+            since = time.monotonic()
+            if hosts.any_host(bool(signals)):  # after the last step, too: no evaluation begins
                 raise Interrupted(signals[0] if signals else signal.SIGTERM, step)
-
-            if epoch_ends:
-                losses = validate(state)
-                run_log.scalars(step, losses)
-                parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                run_log.say(f"epoch {step // config.train.steps_per_epoch}: {parts}")
-                run_log.publish()
-                checkpoints.save(step, parallel.one(state), losses["valid_loss"])
-                since = time.monotonic()
-                if hosts.any_host(bool(signals)) and step < total:
-                    raise Interrupted(signals[0] if signals else signal.SIGTERM, step)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        run_log.close()
-        checkpoints.close()
 
 
 def _check_finite(values: list[dict[str, Any]], first_step: int, checkpoints: Checkpoints) -> None:

@@ -8,7 +8,7 @@ chosen, and the threshold is the score that real images of the validation split 
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -36,18 +36,34 @@ def threshold(real_scores: Sequence[float], false_positive_rate: float) -> float
     return float(np.sort(real_scores)[::-1][above])
 
 
-def save(run: epath.Path, checkpoint: int, subsets: Sequence[str], scores: Sequence[float]) -> None:
+def save(
+    run: epath.Path,
+    network: tuple[int, int | None],
+    data: Mapping[str, str],
+    scores: Sequence[float],
+) -> None:
     """Keeps in a run directory what the real images of its validation split score.
 
-    checkpoint: step of the one whose network gave the scores.
+    Args:
+      run: the run directory.
+      network: step and checksum of the checkpoint whose network gave the scores.
+      data: hashes of the real subsets by their names, see wsdl_data.provenance.
+      scores: of their validation images.
     """
-    facts = {"checkpoint": checkpoint, "real": list(subsets), "split": "valid"}
-    text = json.dumps({**facts, "scores": sorted(scores)}) + "\n"
-    write_whole(run / _FILE, text)
+    step, checksum = network
+    facts = {"checkpoint": step, "weights": checksum, "real": dict(data), "split": "valid"}
+    write_whole(run / _FILE, json.dumps({**facts, "scores": sorted(scores)}) + "\n")
 
 
-def load(run: epath.Path, checkpoint: int) -> list[float] | None:
-    """What `save` has kept; None if there is nothing, or of another checkpoint.
+def load(
+    run: epath.Path, network: tuple[int, int | None], data: Mapping[str, str] | None = None
+) -> list[float] | None:
+    """What `save` has kept; None if there is nothing, or of another network or other data.
+
+    Args:
+      run: the run directory.
+      network: step and checksum of the checkpoint that is asked for.
+      data: hashes of the real subsets; None where they are not at hand: then they may be any.
 
     Raises UserError for a file that cannot be read.
     """
@@ -57,6 +73,8 @@ def load(run: epath.Path, checkpoint: int) -> list[float] | None:
     try:
         kept = json.loads(path.read_text())
         scores = [float(score) for score in kept["scores"]]
-        return scores if kept["checkpoint"] == checkpoint and scores else None
-    except (ValueError, TypeError, KeyError) as error:
+        same = (kept["checkpoint"], kept.get("weights")) == network
+        same &= data is None or kept["real"] == dict(data)
+        return scores if same and scores and all(map(math.isfinite, scores)) else None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): delete it, and evaluate") from error

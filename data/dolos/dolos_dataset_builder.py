@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import ImageOps
 
-from wsdl_data import image_files
+from wsdl_data import image_files, provenance
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,8 +58,11 @@ class Builder(tfds.core.ShardBasedBuilder):
     split above 1 GB. Examples are stored in the order of their file names.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Initial release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "Initial release.",
+        "1.1.0": "A hash of the files is kept with what was made of them; the images are the same.",
+    }
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Dolos is downloaded by hand (see data/dolos/README.md): manual_dir is the unpacked folder,"
         " which holds celebahq/ and ffhq/"
@@ -105,6 +109,7 @@ class Builder(tfds.core.ShardBasedBuilder):
             )
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(),  # when it is built
             homepage="https://github.com/bit-ml/dolos",
             citation=(
                 "@inproceedings{tantaru2024weakly,\n"
@@ -116,6 +121,21 @@ class Builder(tfds.core.ShardBasedBuilder):
                 "}"
             ),
         )
+
+    def _download_and_prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig | None = None,
+    ) -> None:
+        self._contents = provenance.Contents()
+        super()._download_and_prepare(dl_manager, download_config)
+        config = self.builder_config
+        origin = provenance.Origin(
+            {"images": config.images, "masks": config.masks, "label": config.label},
+            {"sources": self._contents.digest()},
+            {"source": os.path.abspath(dl_manager.manual_dir), **self._contents.recorded()},
+        )
+        self.info.metadata.update(origin.metadata())
 
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
@@ -139,14 +159,18 @@ class Builder(tfds.core.ShardBasedBuilder):
         self.num_examples = sum(counts.values())
         return {
             split: [
-                functools.partial(self._examples, shard)
+                functools.partial(self._examples, split, shard)
                 for shard in image_files.shards(pairs, _paths)
             ]
             for split, pairs in splits.items()
         }
 
-    def _examples(self, shard: Sequence[Pair]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for paths, (image, mask) in zip(shard, image_files.ahead(read_pair, shard), strict=True):
+    def _examples(self, split: str, shard: Sequence[Pair]) -> Iterator[tuple[str, dict[str, Any]]]:
+        def read(pair: Pair) -> tuple[bytes, bytes | None]:
+            self._contents.add(f"{split}/{pair.image.name}", pair)
+            return read_pair(pair)
+
+        for paths, (image, mask) in zip(shard, image_files.ahead(read, shard), strict=True):
             example = {
                 "image": image,
                 "label": self.builder_config.label,

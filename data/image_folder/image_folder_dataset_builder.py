@@ -19,6 +19,7 @@ from PIL import Image
 from wsdl_data import image_files
 from wsdl_data.image_folder import listing
 from wsdl_data.image_folder.listing import KINDS, Item
+from wsdl_data.provenance import Contents, Origin
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,13 +36,14 @@ class ImageFolderConfig(tfds.core.BuilderConfig):
         source: folder or JSON file that it is made of; None to read what has been made.
         masks: "white" or "black", what is manipulated in the masks; "none" without them.
         splits: images of each split; empty to read what has been made.
-        made_of: what is kept with a subset as its origin; None for `source` and `masks`.
+        made_by: how the source itself was made, where it was made for this: that is kept then,
+            and not what `source` and `masks` are.
     """
 
     source: Path | None = None
     masks: str = "none"
     splits: dict[str, list[Item]] = dataclasses.field(default_factory=dict)
-    made_of: dict[str, str] | None = None
+    made_by: Origin | None = None
 
     @property
     def kind(self) -> str:
@@ -52,10 +54,31 @@ class ImageFolderConfig(tfds.core.BuilderConfig):
     def has_masks(self) -> bool:
         return self.kind == "fake" and self.masks != "none"
 
-    @property
-    def provenance(self) -> dict[str, str]:
-        """What a subset is made of, as it is kept with it."""
-        return self.made_of or {"source": os.fspath(self.source), "masks": self.masks}
+    def origin(self, contents: Contents) -> Origin:
+        """Returns what is kept with a subset that is made of files with these contents."""
+        if self.made_by is not None:
+            return self.made_by
+        return Origin(
+            {"masks": self.masks if self.has_masks else "none"},
+            {"sources": contents.digest()},
+            {"source": os.fspath(self.source), **contents.recorded()},
+        )
+
+    def contents(self) -> Contents:
+        """Returns the contents of the files that a subset is to be made of, as they are now.
+
+        Raises OSError for a file that cannot be read.
+        """
+        contents = Contents()
+        items = [(split, item) for split, items in self.splits.items() for item in items]
+        for _ in image_files.ahead(lambda pair: add(contents, *pair), items):
+            pass
+        return contents
+
+
+def add(contents: Contents, split: str, item: Item) -> None:
+    """Adds an image and its mask to the contents of a subset."""
+    contents.add(f"{split}/{item.key}", (item.image, item.mask))
 
 
 class Builder(tfds.core.ShardBasedBuilder):
@@ -64,8 +87,11 @@ class Builder(tfds.core.ShardBasedBuilder):
     Shard-based for the reason that Dolos is.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Initial release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "Initial release.",
+        "1.1.0": "A hash of the files is kept with what was made of them; the images are the same.",
+    }
 
     # Images of the build under way, for its progress bar.
     num_examples: int | None = None
@@ -90,7 +116,7 @@ class Builder(tfds.core.ShardBasedBuilder):
 
     @classmethod
     def configs_of(
-        cls, name: str, source: Path, masks: str | None, made_of: dict[str, str] | None = None
+        cls, name: str, source: Path, masks: str | None, made_by: Origin | None = None
     ) -> list[ImageFolderConfig]:
         """What a dataset called `name` is built of: a config for each kind of image in `source`.
 
@@ -99,7 +125,7 @@ class Builder(tfds.core.ShardBasedBuilder):
             source: a folder or a JSON file, see README.md.
             masks: "white" or "black", what is manipulated in the masks; "none" to leave masks out;
                 None where there are none.
-            made_of: the origin to be kept with it, in place of these.
+            made_by: see `ImageFolderConfig`.
 
         Raises:
             OSError, ValueError: see `listing.read`; or it is not a name.
@@ -113,7 +139,7 @@ class Builder(tfds.core.ShardBasedBuilder):
                 source=source,
                 masks=masks or "none",
                 splits=splits,
-                made_of=made_of,
+                made_by=made_by,
             )
             for kind, splits in listed.items()
         ]
@@ -135,7 +161,7 @@ class Builder(tfds.core.ShardBasedBuilder):
             )
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(config.provenance) if config.splits else None,
+            metadata=tfds.core.MetadataDict() if config.splits else None,  # when it is built
         )
 
     def _download_and_prepare(
@@ -145,12 +171,14 @@ class Builder(tfds.core.ShardBasedBuilder):
     ) -> None:
         self._faults: list[str] = []
         self._shares: dict[str, float] = {}
+        self._contents = Contents()
         super()._download_and_prepare(dl_manager, download_config)
         if self._faults:
             more = len(self._faults) - _SHOWN
             named = "; ".join(self._faults[:_SHOWN])
             raise ValueError(named + (f"; and {more} more files like these" if more > 0 else ""))
         self._warn_of_masks()
+        self.info.metadata.update(self.builder_config.origin(self._contents).metadata())
 
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
@@ -160,15 +188,16 @@ class Builder(tfds.core.ShardBasedBuilder):
         self.num_examples = sum(map(len, splits.values()))
         return {
             split: [
-                functools.partial(self._examples, shard)
+                functools.partial(self._examples, split, shard)
                 for shard in image_files.shards(items, lambda item: filter(None, item[:2]))
             ]
             for split, items in splits.items()
         }
 
-    def _examples(self, shard: Sequence[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _examples(self, split: str, shard: Sequence[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The images that are in order; what is wrong with the others goes to `self._faults`."""
-        for item, found in zip(shard, image_files.ahead(self._read, shard), strict=True):
+        read = functools.partial(self._read, split)
+        for item, found in zip(shard, image_files.ahead(read, shard), strict=True):
             if isinstance(found, Exception):
                 self._faults.append(str(found))
                 continue
@@ -184,9 +213,10 @@ class Builder(tfds.core.ShardBasedBuilder):
             yield item.key, example
 
     def _read(
-        self, item: Item
+        self, split: str, item: Item
     ) -> tuple[bytes, Bool[np.ndarray, "h w"] | None] | ValueError | OSError:
         try:
+            add(self._contents, split, item)
             return read_item(item, white=self.builder_config.masks == "white")
         except (ValueError, OSError) as error:
             return error

@@ -64,6 +64,27 @@ def read(source: Path, *, masks: bool | None) -> dict[str, dict[str, list[Item]]
     return listing
 
 
+def images_of(folder: Path) -> dict[str, list[Item]]:
+    """The images of a folder that has no kinds, by split.
+
+    They are split by the folders train/, valid/ and test/ that it has, one or more of them, or else
+    by their names.
+
+    Raises:
+        OSError: a folder is missing, empty, or cannot be read.
+        ValueError: by their names no image falls to one of the splits.
+    """
+    listing = {}
+    for split, place in _places(folder).items():
+        if place.is_file():
+            raise ValueError(f"{place}: a folder of images is expected, not a list")
+        items = [Item(place / name, None, _text(name)) for name in files(place)]
+        if split is None:
+            return _by_hash(items, place, "given")
+        listing[split] = items
+    return listing
+
+
 def split_of(path: Path) -> str:
     """The split of an image, by a hash of its name without folders and ending.
 

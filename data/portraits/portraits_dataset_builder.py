@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from wsdl_data import provenance
 from wsdl_data.portraits import forged, samples
 from wsdl_data.portraits.generators import GENERATORS
 from wsdl_jax.diffusion.inpainters import INPAINTERS
@@ -70,10 +71,11 @@ def _config(name: str, subset: str, size: int, seed: int) -> PortraitsConfig:
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Rendered portraits; configs are listed by `SUBSETS` and read by `config_for`."""
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.1.0")
     RELEASE_NOTES = {
         "1.0.0": "First release.",
         "2.0.0": "96 px by default; generators that are diffusion models, and OpenCV's.",
+        "2.1.0": "The forger's hash is kept with what it has made; the images are those of 2.0.0.",
     }
     BUILDER_CONFIGS = [_config(name, name, DEFAULT_SIZE, DEFAULT_SEED) for name in SUBSETS]
 
@@ -109,6 +111,18 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return _config(name, match[1], size, seed)
 
     @property
+    def origin(self) -> provenance.Origin:
+        """How a subset is made by what is installed here."""
+        config = self.builder_config
+        recipe = {name: getattr(config, name) for name in ("kind", "generator", "size", "seed")}
+        if config.generator not in forged.MODELS:
+            return provenance.Origin(recipe)
+        model = forged.MODELS[config.generator]
+        path = forged.FOLDER / model.file
+        content = {"forger": provenance.digest_of_file(path)} if path.exists() else {}
+        return provenance.Origin(recipe | dataclasses.asdict(model), content)
+
+    @property
     def num_examples(self) -> int:
         """Images of all splits together; known before they are made."""
         return sum(samples.SPLITS[split] for split in self.builder_config.splits)
@@ -127,6 +141,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             )
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(self.origin.metadata()),
             disable_shuffling=True,  # images are independent: record i is image i
         )
 

@@ -6,9 +6,6 @@ images are made or on the number of processes. This module imports nothing heavy
 
 import dataclasses
 import io
-import os
-import threading
-import time
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,6 +20,7 @@ from wsdl_data.portraits import camera
 from wsdl_data.portraits.generators import GENERATORS
 from wsdl_data.portraits.scene import draw_scene, redraw, render
 from wsdl_jax.diffusion.inpainters import INPAINTERS
+from wsdl_jax.processes import watch_parent
 
 SPLITS = {"train": 1500, "valid": 200, "test": 300}
 KINDS = ("real", "full", "partial")
@@ -161,18 +159,6 @@ def encoded(
     return encode(sample.image), mask
 
 
-def _end_with_parent() -> None:
-    """Ends this worker within a second of a parent that was killed; joblib's would wait on."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def encoded_split(
     seed: int, split: str, size: int, kind: str, generator: str | None
 ) -> Iterator[tuple[bytes, bytes | None]]:
@@ -190,5 +176,5 @@ def in_processes(jobs: Iterable[Any]) -> Iterator[Any]:
     fork this process (JAX may run threads in it) nor import its main module.
     """
     return joblib.Parallel(
-        n_jobs=-1, batch_size=16, return_as="generator", initializer=_end_with_parent
+        n_jobs=-1, batch_size=16, return_as="generator", initializer=watch_parent
     )(jobs)

@@ -76,12 +76,12 @@ def check_large(data_dir: Path) -> None:
         source = builder.as_data_source(split)
         assert len(source) == count
         assert source[count - 1]["key"] == b"%05d.png" % (count - 1)
-    assert names(Path(builder.data_dir).parent) == [".build.lock", "1.0.0"]
+    assert names(Path(builder.data_dir).parent) == [".build.lock", "1.1.0"]
 
 
 def test_a_build_then_the_same_again(folder: Path, tmp_path: Path) -> None:
     code, out, err = run(*arguments(folder, tmp_path))
-    prepared = tmp_path / "dolos/ffhq_real/1.0.0"
+    prepared = tmp_path / "dolos/ffhq_real/1.1.0"
     assert (code, out) == (0, f"dolos/ffhq_real: 3 train, 2 valid images in {prepared}\n")
     assert err == (
         f"warning: {folder}/ffhq/real: 3 train, 2 valid images,"
@@ -275,7 +275,7 @@ def test_the_second_waits_and_does_not_touch_the_first_ones_folder(
     folder: Path, tmp_path: Path
 ) -> None:
     subset = tmp_path / "dolos/ffhq_real"
-    unfinished = subset / "incomplete.ABCDEF_1.0.0"
+    unfinished = subset / "incomplete.ABCDEF_1.1.0"
     unfinished.mkdir(parents=True)
     early = build.make_builder("dolos/ffhq_real", str(tmp_path))
     with (subset / ".build.lock").open("w") as lock:
@@ -287,7 +287,7 @@ def test_the_second_waits_and_does_not_touch_the_first_ones_folder(
         assert unfinished.is_dir() and process.poll() is None
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "3 train, 2 valid images in" in out
-    assert names(subset) == [".build.lock", "1.0.0"]
+    assert names(subset) == [".build.lock", "1.1.0"]
     # A builder made before the other process was done sees what it has built.
     assert build.is_prepared(early)
     assert early.info.splits["train"].num_examples == 3

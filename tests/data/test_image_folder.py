@@ -480,10 +480,20 @@ def test_several_live_side_by_side_and_without_their_sources(
     before = contents(data_dir)
     assert command("one", first, data_dir, "white") == 0  # again
     assert [" already in " in line for line in capsys.readouterr().out.splitlines()] == [True] * 2
-    for other, masks in ((second, "white"), (first, "black"), (first, "none")):
+    # So does the same command with the same files elsewhere.
+    moved = shutil.copytree(first, tmp_path / "moved")
+    assert command("one", moved, data_dir, "white") == 0
+    capsys.readouterr()
+    Image.new("RGB", (70, 64)).save(sorted((moved / "real").iterdir())[0])
+    for other, masks, told in (
+        (second, "white", "content.sources: "),
+        (moved, "white", "content.sources: "),
+        (first, "black", "recipe.masks: white → black"),
+        (first, "none", "recipe.masks: white → none"),
+    ):
         assert command("one", other, data_dir, masks) == 1
         err = capsys.readouterr().err
-        assert f"one: is there already, made of {first} with --masks white; choose" in err
+        assert f"one: is there already, made of {first} otherwise ({told}" in err
     shutil.rmtree(first)
     shutil.rmtree(second)
     assert contents(data_dir) == before

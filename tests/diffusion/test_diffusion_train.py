@@ -16,8 +16,8 @@ from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion import forger, train
 from wsdl_jax.errors import UserError
+from wsdl_jax.interruption import Interrupted
 from wsdl_jax.parallel import Parallel
-from wsdl_jax.train import Interrupted
 
 
 def restored(run, step=4):
@@ -69,6 +69,25 @@ def test_an_interrupted_run_ends_as_one_that_nobody_disturbed(
     train.train(config, run)
     assert_same(restored(run), restored(trained_forgers["pixel"]))
     train.train(config, run)  # nothing is left to do
+
+
+def test_a_run_that_is_killed_before_its_first_checkpoint_begins_again(
+    small_config, tmp_path, monkeypatch
+):
+    """Whatever it has written until then."""
+    config, run = small_config("autoencoder", **{"train.epochs": 1}), epath.Path(tmp_path) / "run"
+    for moment in ("newest", "save"):
+        with monkeypatch.context() as patch:
+
+            def killed(self, *arguments, **named):
+                raise SystemExit
+
+            patch.setattr(Checkpoints, moment, killed)
+            with pytest.raises(SystemExit):
+                train.train(config, run)
+        assert (run / "config.json").exists() and (run / "data.json").exists()
+    train.train(config, run)
+    assert (run / "checkpoints/2").exists()
 
 
 def test_a_run_is_not_continued_under_another_config(small_config, trained_forgers):

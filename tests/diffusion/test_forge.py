@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from scipy import ndimage
 from wsdl_data import build
 from wsdl_data.image_folder import listing
 from wsdl_jax import pipeline
+from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion import forge, forger, inpainters, masks
 from wsdl_jax.errors import UserError
 
@@ -66,7 +68,10 @@ def records(name, split, data_dir):
 
 
 def metadata(name, data_dir):
-    return dict(build.make_builder(name, data_dir).info.metadata)
+    """Recipe, content and what is recorded, of a prepared subset."""
+    kept = dict(build.make_builder(name, data_dir).info.metadata)
+    assert set(kept) == {"recipe", "content", "recorded"}
+    return kept
 
 
 # ----- From prepared subsets ----------------------------------------------------------------------
@@ -86,8 +91,8 @@ def test_a_subset_with_its_own_masks(place):
             image = pipeline.full_image(record)
             assert (image[mask] == 0).all() and record["label"] == pipeline.FAKE
             np.testing.assert_array_equal(image[~mask], pipeline.full_image(source)[~mask])
-    kept = metadata(made[0], place)
-    assert kept["generator"] == BLACK and kept["source"] == FAKES and kept["mask_policy"] == "own"
+    recipe = metadata(made[0], place)["recipe"]
+    assert (recipe["generator"], recipe["source"], recipe["mask_policy"]) == (BLACK, FAKES, "own")
 
 
 def test_drawn_masks_grow_and_real_sources_are_kept(place, monkeypatch):
@@ -114,9 +119,9 @@ def test_drawn_masks_grow_and_real_sources_are_kept(place, monkeypatch):
         grown.update(sizes)
     assert len(grown) > 1
     # The same again is ready at once; another way under the same name is refused.
-    monkeypatch.setattr(forge, "read_sources", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(forge, "_write", lambda *_: pytest.fail("made again"))
     assert sorted(forge.forge("mine", REALS, dilation=(1, 3), **settings)) == sorted(made)
-    with pytest.raises(build.BuildError, match=r"there already, made of .*, dilation 1,3; choose"):
+    with pytest.raises(build.BuildError, match=r"there already, .* \(recipe.dilation: 1,3 → 0,0\)"):
         forge.forge("mine", REALS, dilation=(0, 0), **settings)
 
 
@@ -159,8 +164,9 @@ def test_forgers_of_ones_own(generator, place, trained_forgers):
     assert len(forged) == 8
     assert (max(changed) == 0) if generator == "repaint" else (min(changed) > 0.5)
     kept = metadata("image_folder/mine_fake", place)
-    assert kept["forger_step"] == "4" and kept["steps"] == "4" and len(kept["forger"]) == 16
-    assert ("jump" in kept) == (generator != "full")
+    recipe = kept["recipe"]
+    assert recipe["forger_step"] == recipe["steps"] == 4 and len(kept["content"]["forger"]) == 64
+    assert ("jump" in recipe) == (generator != "full")
 
 
 def test_a_run_on_forged_images(place, real_config):
@@ -209,6 +215,82 @@ def test_a_folder_with_masks_of_its_own(photos, tmp_path):
             np.testing.assert_array_equal(pipeline.full_image(record), expected)
             found += 1
     assert found == 40
+
+
+def test_one_name_is_one_dataset(photos, tmp_path, monkeypatch):
+    """The same command with the same files finds it ready, wherever they are; any other is told."""
+    settings = {"manipulated": "black", "generator": "telea", "size": 32}
+    settings["data_dir"] = str(tmp_path / "data")
+    monkeypatch.chdir(photos)
+    made = forge.forge("mine", "photos", masks="holes", **settings)
+    recorded = metadata(made[0], settings["data_dir"])["recorded"]
+    assert recorded["source"] == str(photos / "photos") and recorded["images"] == 40
+    elsewhere = tmp_path / "elsewhere"
+    for folder in ("photos", "holes"):
+        shutil.copytree(photos / folder, elsewhere / folder)
+    monkeypatch.chdir(elsewhere)
+    with monkeypatch.context() as patch:
+        patch.setattr(forge, "_write", lambda *_: pytest.fail("made again"))
+        assert sorted(forge.forge("mine", "photos", masks="holes", **settings)) == sorted(made)
+    told = r"mine: is there already, made of \S+photos otherwise \({};? ?.*\); choose another name"
+    with pytest.raises(build.BuildError, match=told.format("recipe.manipulated: black → white")):
+        forge.forge("mine", "photos", masks="holes", **settings | {"manipulated": "white"})
+    # Relative paths that are the same, of other files.
+    for folder, name, what in (
+        ("photos", "photo0.jpg", "sources"),
+        ("holes", "photo0.png", "masks"),
+    ):
+        before = (elsewhere / folder / name).read_bytes()
+        Image.new("RGB", (40, 20)).save(elsewhere / folder / name)
+        with pytest.raises(build.BuildError, match=told.format(rf"content\.{what}: .*")):
+            forge.forge("mine", "photos", masks="holes", **settings)
+        (elsewhere / folder / name).write_bytes(before)
+    # A function of one's own that has changed.
+    module = tmp_path / "my_inpainter.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings |= {"generator": "my_inpainter:paint"}
+    module.write_text("def paint(images, masks):\n    return images * 0\n")
+    forge.forge("own", "photos", masks="holes", **settings)
+    module.write_text("def paint(images, masks):\n    return images\n")
+    with pytest.raises(build.BuildError, match=r"own: .*content.generator: "):
+        forge.forge("own", "photos", masks="holes", **settings)
+
+
+def test_what_was_killed_between_the_two_subsets_is_finished(place):
+    settings = {"masks": "boxes", "generator": BLACK, "size": SIZE, "limit": 4, "data_dir": place}
+    made = forge.forge("mine", REALS, **settings)
+    before = [record["image"] for record in records("image_folder/mine_fake", "train", place)]
+    shutil.rmtree(f"{place}/image_folder/mine_fake/1.1.0")
+    with pytest.raises(ConfigError, match="mine_fake is not prepared"):
+        records("image_folder/mine_fake", "train", place)
+    assert sorted(forge.forge("mine", REALS, **settings)) == sorted(made)
+    assert len(made) == 2
+    after = [record["image"] for record in records("image_folder/mine_fake", "train", place)]
+    assert before == after
+
+
+def test_no_split_is_left_empty(photos, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(3):
+        shutil.copy(photos / "photos/photo0.jpg", few / f"{number}.jpg")
+    settings = {"masks": "boxes", "generator": "telea", "size": 32}
+    settings |= {"data_dir": str(tmp_path / "data")}
+    with pytest.raises(UserError, match=r"of 3 given images none falls to the \w+ split"):
+        forge.forge("mine", str(few), **settings)
+    for number, split in enumerate(("train", "valid", "test")):
+        (few / split).mkdir()
+        (few / f"{number}.jpg").rename(few / split / "a.jpg")
+    forge.forge("mine", str(few), **settings)
+    for split in ("train", "valid", "test"):
+        assert len(records("image_folder/mine_fake", split, settings["data_dir"])) == 1
+    # Masks that mark nothing leave their images out.
+    masks = tmp_path / "flat"
+    masks.mkdir()
+    Image.new("L", (32, 32)).save(masks / "a.png")
+    settings |= {"masks": str(masks), "manipulated": "white"}
+    with pytest.raises(UserError, match="all masks are empty"):
+        forge.forge("other", str(few), **settings)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +349,7 @@ def test_the_command(place, tmp_path):
     some = ("--images", REALS, "--masks=boxes", "--size=32", "--name=mine")
     done = command(*some, "--generator=navier_stokes", "--dilate=1,2")
     assert done.returncode == 0 and "image_folder/mine_fake" in done.stderr, done.stderr
-    assert metadata("image_folder/mine_fake", place)["dilation"] == "1,2"
+    assert metadata("image_folder/mine_fake", place)["recipe"]["dilation"] == "1,2"
     wrong = command(*some, "--generator=magic")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: no generator 'magic'")
     wrong = command(*some, "--generator=telea", "--dilate=1,x")

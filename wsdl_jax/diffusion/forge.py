@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.resources
+import inspect
 import logging
 import os
 import sys
@@ -29,9 +30,10 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from wsdl_data import build, image_files
+from wsdl_data import build, image_files, provenance
 from wsdl_data.image_folder import listing
 from wsdl_data.portraits.samples import dilate
+from wsdl_data.provenance import Contents, Origin
 from wsdl_jax import command, pipeline
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion import forger, inpainters
@@ -60,14 +62,18 @@ class Source(NamedTuple):
       split: "train", "valid" or "test".
       real: whether it is a real one.
       image: reads it.
-      mask: reads its own mask, at any size; None where it has none.
+      file: that it is; None of a subset's.
+      mask: reads its mask, at any size; None where it has none.
+      mask_file: that the mask is; None of a subset's.
     """
 
     key: str
     split: str
     real: bool
     image: Callable[[], Image.Image]
+    file: Path | None
     mask: Callable[[], Bool[np.ndarray, "h w"]] | None
+    mask_file: Path | None = None
 
 
 # ----- What to forge from -------------------------------------------------------------------------
@@ -93,9 +99,10 @@ def _in_one_line() -> Iterator[None]:
 
 
 def _of_folder(folder: Path) -> Iterator[Source]:
-    for file in listing.files(folder):
-        read = lambda path=folder / file: image_files.read_pixels(path)  # noqa: E731
-        yield Source(file.as_posix(), listing.split_of(file), True, read, None)
+    for split, items in listing.images_of(folder).items():
+        for item in items:
+            read = lambda path=item.image: image_files.read_pixels(path)  # noqa: E731
+            yield Source(item.key, split, True, read, item.image, None)
 
 
 def _of_subset(name: str, data_dir: str | None) -> Iterator[Source]:
@@ -120,7 +127,7 @@ def _of_subset(name: str, data_dir: str | None) -> Iterator[Source]:
                 return pipeline.full_mask(examples[index]).astype(bool)
 
             real = record["label"] == pipeline.REAL
-            yield Source(key, split, real, image, mask if "mask" in record else None)
+            yield Source(key, split, real, image, None, mask if "mask" in record else None)
 
 
 def with_masks(sources: Sequence[Source], folder: Path, *, white: bool) -> list[Source]:
@@ -144,7 +151,7 @@ def with_masks(sources: Sequence[Source], folder: Path, *, white: bool) -> list[
         def mask(path: Path = masks[name]) -> Bool[np.ndarray, "h w"]:
             return (np.asarray(image_files.read_pixels(path))[..., 0] >= 128) == white
 
-        found.append(source._replace(mask=mask))
+        found.append(source._replace(mask=mask, mask_file=masks[name]))
     return found
 
 
@@ -166,7 +173,7 @@ def make_generator(
     batch: int,
     seed: int,
     diffusers: str | None = None,
-) -> tuple[Generator, int, dict[str, str]]:
+) -> tuple[Generator, int, Origin]:
     """A generator by its name.
 
     Args:
@@ -179,7 +186,7 @@ def make_generator(
       diffusers: folder or name of a pipeline.
 
     Returns:
-      The generator, the size of its images, and what is to be remembered of it.
+      The generator, the size of its images, and what there is to be told of it.
 
     Raises:
       UserError: there is no such generator, or not for that size.
@@ -200,18 +207,21 @@ def make_generator(
         if name == "full":
             used = {k: v for k, v in used.items() if k not in ("jump", "times")}
         weights = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(one.weights))
-        told = {"forger": hashlib.sha256(weights).hexdigest()[:16], "forger_step": one.step}
-        return made, made.size, {k: str(v) for k, v in (told | used).items()}
-    told = {}
+        content = {"forger": hashlib.sha256(weights).hexdigest()}
+        recorded = {"forger": os.path.abspath(path)}
+        return made, made.size, Origin({"forger_step": one.step, **used}, content, recorded)
+    origin = Origin({})
     if name == "diffusers":
         if not diffusers:
             raise UserError("--generator diffusers needs --pipeline, a folder or a name")
         inpaint = inpainters.from_diffusers(
             diffusers, seed=seed, num_inference_steps=sampling.steps
         )
-        told = {"pipeline": diffusers, "steps": str(sampling.steps)}
+        origin = _of_pipeline(diffusers, sampling.steps)
     elif ":" in name:
         inpaint = inpainters.imported(name)
+        if file := inspect.getsourcefile(inspect.unwrap(inpaint)):
+            origin = Origin({}, {"generator": provenance.digest_of_file(file)})
     elif name in inpainters.INPAINTERS:
         inpaint = inpainters.INPAINTERS[name]
     else:
@@ -227,7 +237,20 @@ def make_generator(
             )
         return made
 
-    return checked, size or 256, told
+    return checked, size or 256, origin
+
+
+def _of_pipeline(name: str, steps: int) -> Origin:
+    """What there is to be told of a pipeline of diffusers: of a folder the hash of its files."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return Origin({"pipeline": name, "steps": steps})
+    contents = Contents()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            contents.add(path.relative_to(folder).as_posix(), [path])
+    recorded = {"pipeline": os.fspath(folder.absolute())}
+    return Origin({"steps": steps}, {"pipeline": contents.digest()}, recorded)
 
 
 # ----- Forging ------------------------------------------------------------------------------------
@@ -281,7 +304,7 @@ def forge(
     low, high = dilation
     if not 0 <= low <= high:
         raise UserError(f"--dilate {low},{high}: not pixels FEWEST,MOST")
-    make, size, told = make_generator(
+    make, size, made_with = make_generator(
         generator,
         path=path,
         size=size,
@@ -290,31 +313,66 @@ def forge(
         seed=seed,
         diffusers=diffusers,
     )
-    made_of = {
-        "source": images,
+    recipe = {
         "masks": "none" if whole else "white",
         "generator": generator,
-        "size": str(size),
-        "seed": str(seed),
-        **({"limit": str(limit)} if limit else {}),
-        **({} if whole else {"mask_policy": masks, "dilation": f"{low},{high}"}),
-        **told,
+        "size": size,
+        "seed": seed,
+        **({"limit": limit} if limit else {}),
+        **made_with.recipe,
     }
-    if ready := build.own_prepared(name, made_of, data_dir):
-        log.info("%s: ready since before", " and ".join(ready))
-        return ready
+    content, recorded = dict(made_with.content), dict(made_with.recorded)
     sources = read_sources(images, data_dir)
     if masks == OWN and not all(source.mask for source in sources):
         raise UserError(f"{images} has no masks of its own: choose other --masks")
     if masks not in (None, OWN, *POLICIES):
-        sources = with_masks(sources, Path(masks).expanduser(), white=manipulated == "white")
+        folder = Path(masks).expanduser()
+        sources = with_masks(sources, folder, white=manipulated == "white")
+        recipe |= {"mask_policy": "folder", "manipulated": manipulated}
+        recorded["masks"] = os.fspath(folder.absolute())
+    elif not whole:
+        recipe["mask_policy"] = masks
+    if not whole:
+        recipe["dilation"] = f"{low},{high}"
     sources = list(_first(sources, limit))
-    with tempfile.TemporaryDirectory(prefix="wsdl-jax-forge-") as folder:
-        stage = Path(folder)
+    with _in_one_line():
+        read_from = _origin_of(sources, images, data_dir)
+    origin = Origin(
+        recipe | read_from.recipe, content | read_from.content, recorded | read_from.recorded
+    )
+    kinds = ["real", "fake"] if any(source.real for source in sources) else ["fake"]
+    ready = build.own_prepared(name, dict.fromkeys(kinds, origin), data_dir)
+    if len(ready) == len(kinds):  # else a build was killed between the two
+        log.info("%s: ready since before", " and ".join(ready))
+        return ready
+    with tempfile.TemporaryDirectory(prefix="wsdl-jax-forge-") as temporary:
+        stage = Path(temporary)
         _write(stage, sources, make, masks, dilation, size, batch, seed)
-        made = build.own_builders(name, os.fspath(stage), made_of["masks"], data_dir, made_of)
+        made = build.own_builders(name, os.fspath(stage), recipe["masks"], data_dir, origin)
         build.prepare_together(list(made.values()))
     return list(made)
+
+
+def _origin_of(sources: Sequence[Source], images: str, data_dir: str | None) -> Origin:
+    """What the images are, and their masks where these are files.
+
+    Raises OSError for a file that cannot be read.
+    """
+    masks = Contents()
+    for source in sources:
+        if source.mask_file is not None:
+            masks.add(f"{source.split}/{source.key}", [source.mask_file])
+    content = {"masks": masks.digest()} if sources[0].mask_file is not None else {}
+    if sources[0].file is None:
+        subset = pipeline.Examples((images,), "train", data_dir).provenance[images]
+        content["sources"] = provenance.digest_of(provenance.identity(subset))
+        return Origin({"source": images}, content)
+    files = Contents()
+    for source in sources:
+        files.add(f"{source.split}/{source.key}", [source.file])
+    content["sources"] = files.digest()
+    recorded = {"source": os.path.abspath(os.path.expanduser(images)), **files.recorded()}
+    return Origin({"source": "folder"}, content, recorded)
 
 
 def _first(sources: Sequence[Source], limit: int | None) -> Iterator[Source]:
@@ -374,6 +432,11 @@ def _write(
     bar.close()
     if not names:
         raise UserError("no image has anything to be made anew: all masks are empty")
+    for split in dict.fromkeys(source.split for source in sources):
+        if not any(split == of for of, _ in names):
+            raise UserError(
+                f"the {split} split has nothing to be made anew: all its masks are empty"
+            )
     if empty:
         log.warning("%d images are left out: their masks mark nothing", empty)
 

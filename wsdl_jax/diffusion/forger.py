@@ -29,9 +29,9 @@ from wsdl_jax import configuration as configurations
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.diffusion import configuration, process
 from wsdl_jax.diffusion.networks import Autoencoder, UNet
-from wsdl_jax.errors import UserError
+from wsdl_jax.errors import UserError, reason
 from wsdl_jax.parallel import AXIS, Parallel, Step
-from wsdl_jax.storage import write_whole
+from wsdl_jax.storage import remove_abandoned, write_whole
 
 log = logging.getLogger("wsdl_jax")
 _CALLS = 8  # at the same time, at most: each needs memory
@@ -144,9 +144,17 @@ def load(path: epath.PathLike) -> Forger:
 def save(forger: Forger, path: epath.PathLike) -> None:
     """Writes a forger as a safetensors file of float16, with its config. It appears when whole.
 
-    Of its config no path of the machine that it was trained on is kept.
+    Of its config no path of the machine that it was trained on is kept. An earlier forger's file is
+    replaced. Raises UserError where something else is there, or the file cannot be written.
     """
     path = epath.Path(path)
+    if path.exists():
+        try:
+            load(path)
+        except UserError as error:
+            raise UserError(
+                f"{path} is there and is no forger's file: choose another --out"
+            ) from error
     config = forger.config.copy_and_resolve_references()
     config.data.dir = config.data.manual_dir = None
     if config.autoencoder.path:
@@ -160,7 +168,11 @@ def save(forger: Forger, path: epath.PathLike) -> None:
     if "scale" in forger.weights:
         flat["scale"] = jnp.asarray(forger.weights["scale"], jnp.float32)
     metadata = {"config": configurations.save(config), "step": str(forger.step)}
-    write_whole(path, safetensors.flax.save(flat, metadata))
+    try:
+        remove_abandoned(path.parent, path.name)
+        write_whole(path, safetensors.flax.save(flat, metadata))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def load_config(run: epath.Path) -> ml_collections.ConfigDict:
@@ -344,10 +356,7 @@ def main(_: list[str]) -> None:
     jax.config.parse_flags_with_absl()
     out = epath.Path(_OUT.value)
     forger = load(_RUN.value)
-    try:
-        save(forger, out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
+    save(forger, out)
     size = out.stat().length / 1e6
     log.info("%s of step %d: %.2f MB, %s", forger.config.part, forger.step, size, out)
 

@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import config_flags
 
+from wsdl_data import provenance
 from wsdl_jax import command, configuration, hosts, methods, pipeline, runs
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.configuration import ConfigError
@@ -28,8 +29,9 @@ from wsdl_jax.diffusion import configuration as forgers
 from wsdl_jax.diffusion import forger, process
 from wsdl_jax.diffusion.forger import State, Weights
 from wsdl_jax.errors import UserError
+from wsdl_jax.interruption import Interrupted
 from wsdl_jax.parallel import AXIS, Parallel, Step
-from wsdl_jax.train import Interrupted, loop
+from wsdl_jax.train import loop
 
 log = logging.getLogger("wsdl_jax")
 # (parameters, frozen weights, images in [-1, 1], a key an image) → loss of each image
@@ -128,23 +130,37 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     training, valid = (
         pipeline.Examples(config.data.real, split, config.data.dir) for split in ("train", "valid")
     )
-    hosts.agree(config=configuration.essence(config), number_of_training_images=len(training))
+    hosts.agree(config=configuration.essence(config), data=provenance.digests(training.provenance))
+    runs.check_data(run, training.provenance)
+    pipeline.check_sides(
+        real=config.data.real, fake=(), data_dir=config.data.dir, splits=("train", "valid")
+    )
     reading = _for_pipeline(config, parallel)
-    checkpoints = Checkpoints(run, keep_best=config.train.keep_best)
-    starts = checkpoints.latest() is None
+    starts = Checkpoints(run, keep_best=config.train.keep_best).latest() is None
     # Before anything is written.
     frozen = _frozen(config, reading, training) if starts and config.part == "latent" else None
+    with runs.written(run, config, training.provenance) as check_lock:
+        _train(config, run, parallel, reading, valid, len(training), frozen, check_lock)
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    run: epath.Path,
+    parallel: Parallel,
+    reading: ml_collections.ConfigDict,
+    valid: pipeline.Examples,
+    training_images: int,
+    frozen: Weights | None,
+    check_lock: Callable[[], None],
+) -> None:
+    checkpoints = Checkpoints(run, keep_best=config.train.keep_best)
     newest = checkpoints.newest(forger.blank_state(config))
     state = forger.initial_state(config, frozen) if newest is None else newest[1]
-    if hosts.is_first():
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(configuration.save(config))
-    hosts.wait("run directory")
     parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
     start, total = int(state["step"]), config.train.epochs * config.train.steps_per_epoch
     log.info(
         "%s: %s parameters, %s images, on %d × %s, step %d of %d",
-        *(config.part, f"{parameters:,}", f"{len(training):,}", parallel.mesh.size),
+        *(config.part, f"{parameters:,}", f"{training_images:,}", parallel.mesh.size),
         *(jax.devices()[0].device_kind, start, total),
     )
     if start >= total:
@@ -186,6 +202,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
         validate=validate,
         checkpoints=checkpoints,
         parallel=parallel,
+        check_lock=check_lock,
     )
 
 
@@ -237,14 +254,14 @@ def main(_: list[str]) -> None:
         raise ConfigError(f"no config file {config_file}")
     config = _CONFIG.value
     forgers.validate(config)
-    hosts.start(None, None, None)
+    hosts.start_by_flags()
     if not hosts.is_first():
         log.setLevel(logging.WARNING)
     run = epath.Path(_WORKDIR.value or f"runs/forger/{config.part}")
     runs.check(run, config, forger.load_config)
-    if hosts.is_first():
-        pipeline.prepare_subsets(config.data.real, config.data.dir, config.data.manual_dir)
-    hosts.wait("datasets")
+    hosts.first(
+        lambda: pipeline.prepare_subsets(config.data.real, config.data.dir, config.data.manual_dir)
+    )
     pipeline.prepare_subsets(config.data.real, config.data.dir, config.data.manual_dir)
     try:
         train(config, run)
@@ -257,4 +274,5 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default: runs/forger/PART.")
     flags.mark_flag_as_required("config")
+    hosts.define_flags()
     command.run(main)

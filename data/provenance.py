@@ -1,0 +1,134 @@
+"""What prepared data was made of, and how: kept with it, and compared wherever it is used again.
+
+Two subsets are the same data if version, split sizes, recipe and contents are; where the sources
+were on which disk, and when they were written, is recorded and not compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+FILE = "metadata.json"  # TFDS's, in the folder of a subset
+_HASH = "sha256"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """How a subset is made.
+
+    Attributes:
+        recipe: every setting that its images depend on.
+        content: SHA-256 of what goes in, by what it is: "sources", "forger", …
+        recorded: where that was, how much and of when; never compared.
+    """
+
+    recipe: Mapping[str, Any]
+    content: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns it as it is kept with a subset."""
+        return {field.name: dict(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+class Contents:
+    """The files that a dataset is made of, hashed one after the other, in any order and thread."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, str] = {}
+        self._bytes, self._newest = 0, 0.0
+        self._lock = threading.Lock()
+
+    def add(self, name: str, paths: Iterable[Path | None]) -> None:
+        """Hashes the files of an image and what else belongs to it, under the image's name.
+
+        Raises OSError for a file that cannot be read.
+        """
+        digest, size, newest = hashlib.new(_HASH), 0, 0.0
+        for path in paths:
+            content = b"" if path is None else path.read_bytes()
+            digest.update(len(content).to_bytes(8) + content)
+            if path is not None:
+                size += len(content)
+                newest = max(newest, path.stat().st_mtime)
+        with self._lock:
+            self._digests[name] = digest.hexdigest()
+            self._bytes += size
+            self._newest = max(self._newest, newest)
+
+    def digest(self) -> str:
+        """Returns the hash of all names and contents."""
+        return digest_of(sorted(self._digests.items()))
+
+    def recorded(self) -> dict[str, Any]:
+        """Returns how many images there are, their bytes, and the time of the newest file."""
+        return {"images": len(self._digests), "bytes": self._bytes, "newest": self._newest}
+
+
+def digest_of(content: Any) -> str:
+    """Returns the SHA-256 of anything that JSON can hold."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.new(_HASH, text.encode()).hexdigest()
+
+
+def digest_of_file(path: epath.PathLike) -> str:
+    """Returns the SHA-256 of a file that fits into memory. Raises OSError."""
+    return hashlib.new(_HASH, epath.Path(path).read_bytes()).hexdigest()
+
+
+def of(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    """Returns version, split sizes and `Origin` of a prepared subset.
+
+    Raises OSError or ValueError where its description cannot be read.
+    """
+    path = Path(builder.data_dir) / FILE
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {
+        "version": str(builder.version),
+        "splits": {name: split.num_examples for name, split in builder.info.splits.items()},
+        **{field.name: kept.get(field.name, {}) for field in dataclasses.fields(Origin)},
+    }
+
+
+def identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part of a provenance that is compared."""
+    return {key: value for key, value in provenance.items() if key != "recorded"}
+
+
+def digests(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Returns a hash of what is compared of each of several subsets, by their names."""
+    return {name: digest_of(identity(kept)) for name, kept in provenances.items()}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns "field: old → new" for everything that two provenances differ by."""
+    before, after = dict(_leaves(identity(old))), dict(_leaves(identity(new)))
+    return [
+        f"{path}: {_short(before.get(path))} → {_short(after.get(path))}"
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "none"
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text  # of a hash enough to tell it from another
