@@ -11,7 +11,9 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import urllib.parse
+import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,7 @@ import pytest
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from wsdl_jax import methods, predict, runs, verdict
 from wsdl_jax.errors import UserError
@@ -185,7 +187,7 @@ def test_windows_cover_all_and_overlap_by_half(covered, window):
     assert all(0 < b - a <= max(1, window // 2) for a, b in itertools.pairwise(starts))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(height=st.integers(1, 200), width=st.integers(65, 200), data=st.data())
 def test_windows_show_the_image_where_they_are(tiler, height, width, data):
     if data.draw(st.booleans()):
@@ -439,6 +441,75 @@ def test_tiles_take_larger_images(trained, tmp_path, monkeypatch):
     for mode, readable in (("resize", 1), ("tile", 2)):
         rows = predict.predict(trained, images, epath.Path(tmp_path / mode), mode=mode)
         assert [not row.error for row in rows] == [n < readable for n in range(3)]
+
+
+class Pixels:
+    """Counts the pixels of the images that are decoded at one time, and not yet gone."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at_decoding: Callable[[], Any] = lambda: None):
+        self._lock, self._sizes, self.most = threading.RLock(), [], []
+        decode = ImageFile.ImageFile.load
+
+        def counting(image: Image.Image) -> Any:
+            if not hasattr(image, "counted"):
+                image.counted = True
+                with self._lock:
+                    self._sizes.append(image.width * image.height)
+                    self.most = max(self.most, self._sizes.copy(), key=sum)
+                weakref.finalize(image, self._gone, image.width * image.height)
+                at_decoding()
+            return decode(image)
+
+        patch.setattr(ImageFile.ImageFile, "load", counting)
+
+    def _gone(self, size: int) -> None:
+        with self._lock:
+            self._sizes.remove(size)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=20),
+    limit=st.integers(1, 10_000),
+    cut=st.sets(st.integers(0, 19)),
+    mode=st.sampled_from(predict.MODES),
+)
+def test_pixels_in_flight_are_bounded(
+    trained, localizer, tiler, tmp_path_factory, sizes, limit, cut, mode
+):
+    """And order and results are those of images that are seen one by one."""
+    folder = tmp_path_factory.mktemp("images")
+    names = [f"{n:02d}.png" for n in range(len(sizes))]
+    for n, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        Image.fromarray(noise(*size, n)).save(folder / name)
+        if n in cut:
+            os.truncate(folder / name, 42)  # amid the pixels, after the header
+    files = {str(folder / name): name for name in names}
+    by_mode = {"resize": localizer, "tile": tiler}[mode]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "_IN_FLIGHT", limit)
+        pixels = Pixels(patch)
+        rows = predict._localize_files(by_mode, files, epath.Path(folder / "out"))
+    assert sum(pixels.most) <= limit or len(pixels.most) == 1 or mode == "tile"
+    assert len(pixels.most) <= 2 or mode == "resize"
+    assert [row.file for row in rows] == list(files)
+    for n, row in enumerate(rows):
+        if n in cut:
+            assert row.error
+        else:
+            (alone,) = by_mode([noise(*sizes[n], n)])
+            assert (row.error, row.score) == ("", pytest.approx(alone.score, abs=1e-6))
+
+
+def test_small_images_are_decoded_at_the_same_time(localizer, tmp_path, monkeypatch):
+    files = {str(tmp_path / f"{n}.png"): f"{n}.png" for n in range(4)}
+    for file in files:
+        smooth(30, 40).save(file)
+    together = threading.Barrier(len(files), timeout=60)
+    pixels = Pixels(monkeypatch, together.wait)
+    rows = predict._localize_files(localizer, files, epath.Path(tmp_path / "out"))
+    assert [row.error for row in rows] == [""] * len(files)
+    assert len(pixels.most) == len(files)
 
 
 def test_same_names_in_different_places(trained, tmp_path):

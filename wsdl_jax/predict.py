@@ -22,6 +22,7 @@ import logging
 import math
 import os
 import string
+import threading
 import urllib.parse
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,6 +56,8 @@ MODES = tuple(MAX_PIXELS)
 COLUMNS = ("file", "score", "verdict", "manipulated_share", "error")  # of predictions.csv
 _CELL = 4  # pixels: where windows are blended, a map has no smaller cells
 _STRIP = 2**22  # pixels of a map at its image's size that are computed at once
+# Pixels of the images that threads have in memory at one time; 4 to 8 bytes each.
+_IN_FLIGHT = 2**27
 _OVERLAY, _THUMBNAIL = 4096, 160  # the most pixels a side
 
 A, B = TypeVar("A"), TypeVar("B")
@@ -81,8 +84,48 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
-def read(path: epath.Path, max_pixels: int) -> Image.Image:
+class _Budget:
+    """Pixels that all threads together may have in memory, so that memory is not theirs times an
+    image's.
+
+    An image of more than all of them takes all, and so is alone.
+    """
+
+    def __init__(self, pixels: int):
+        self._all = self._left = pixels
+        self._given_back = threading.Condition()
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function, to be called once, that waits for so many pixels and takes them.
+
+        They are given back at the end. Until then a thread must not wait for another one's.
+        """
+        taken = 0
+
+        def take(pixels: int) -> None:
+            nonlocal taken
+            pixels = min(pixels, self._all)
+            with self._given_back:
+                self._given_back.wait_for(lambda: self._left >= pixels)
+                self._left -= pixels
+            taken = pixels
+
+        try:
+            yield take
+        finally:
+            with self._given_back:
+                self._left += taken
+                self._given_back.notify_all()
+
+
+def read(
+    path: epath.Path, max_pixels: int, take: Callable[[int], None] | None = None
+) -> Image.Image:
     """The (first) image of a file, by `to_rgb`.
+
+    take: called with the number of pixels once the header says it, before they are decoded; what it
+    raises is taken for a fault of the file.
 
     Raises ValueError, whose text is the reason, for whatever is not an image of `FORMATS`, is
     damaged, or has more than `max_pixels`; Pillow's own limit is to be switched off.
@@ -101,6 +144,8 @@ def read(path: epath.Path, max_pixels: int) -> Image.Image:
                     f"{image.width}×{image.height} pixels, taken for a decompression bomb: the "
                     f"limit is {max_pixels / 1e6:.0f} megapixels"
                 )
+            if take is not None:
+                take(image.width * image.height)
             image.load()
             return to_rgb(image)
     except UnidentifiedImageError as error:
@@ -530,18 +575,21 @@ def _localize_files(localizer: Localizer, files: dict[str, str], out: epath.Path
         disable=None,  # unless there is a terminal
         leave=False,
     )
-    pool = ThreadPoolExecutor()
+    pool, budget = ThreadPoolExecutor(), _Budget(_IN_FLIGHT)
 
-    def see(file: str) -> tuple[str, View | ValueError]:
-        try:
-            return file, localizer.view(read(epath.Path(file), max_pixels))
-        except ValueError as error:
-            return file, error
+    # No variable here has the image, so that it is gone when its pixels are given back. One to be
+    # tiled is not, but of those there are two at most: one that is seen and one that is written.
+    def see(file: str) -> tuple[str, View | str]:
+        with budget.share() as take:
+            try:
+                return file, localizer.view(read(epath.Path(file), max_pixels, take))
+            except ValueError as error:
+                return file, str(error)  # not the error, whose traceback has the image
 
     def views() -> Iterator[tuple[str, View]]:
         for file, view in _mapped_ahead(pool, see, files, ahead):
-            if isinstance(view, ValueError):
-                rows[file] = Row(file, files[file], error=str(view))
+            if isinstance(view, str):
+                rows[file] = Row(file, files[file], error=view)
                 bar.update()
             else:
                 yield file, dataclasses.replace(view, pixels=counted(view))
@@ -553,7 +601,8 @@ def _localize_files(localizer: Localizer, files: dict[str, str], out: epath.Path
 
     def write(found: tuple[str, Prediction]) -> Row:
         file, prediction = found
-        return _write(file, files[file], prediction, out, max_pixels)
+        with budget.share() as take:
+            return _write(file, files[file], prediction, out, max_pixels, take)
 
     try:
         for row in _mapped_ahead(pool, write, localizer.stream(views()), ahead):
@@ -577,11 +626,21 @@ def _mapped_ahead(
         yield waiting.popleft().result()
 
 
-def _write(file: str, name: str, prediction: Prediction, out: epath.Path, max_pixels: int) -> Row:
-    """The files of one image. Its pixels are read again: keeping them would take memory."""
+def _write(
+    file: str,
+    name: str,
+    prediction: Prediction,
+    out: epath.Path,
+    max_pixels: int,
+    take: Callable[[int], None],
+) -> Row:
+    """The files of one image. Its pixels are read again: keeping them would take memory.
+
+    take: see `read`; what it takes stands for the map at the image's size too.
+    """
     height, width = prediction.size
     try:
-        image = read(epath.Path(file), max_pixels)
+        image = read(epath.Path(file), max_pixels, take)
         if image.size != (width, height):
             raise ValueError("the file has changed while it was looked at")
     except ValueError as error:
