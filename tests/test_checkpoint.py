@@ -1,6 +1,7 @@
 """Checkpoints come back to the bit, the right ones are kept; damage and full disks are named."""
 
 import contextlib
+import grp  # noqa: F401 (who is not root may not be able to import it later)
 import math
 import os
 import resource
@@ -15,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 from flax import nnx
 
+from wsdl_jax import checkpoint
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
 
@@ -26,6 +29,12 @@ from wsdl_jax.errors import UserError
 @pytest.fixture
 def run(tmp_path) -> epath.Path:
     return epath.Path(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sorted(checkpoint.PAUSES) == [*checkpoint.PAUSES] and sum(checkpoint.PAUSES) < 10
+    monkeypatch.setattr(checkpoint, "PAUSES", (0.001, 0.002, 0.003))
 
 
 def make_state(seed: int) -> dict[str, Any]:
@@ -373,6 +382,122 @@ def test_a_folder_that_may_not_be_read(own_folder: epath.Path):
         with pytest.raises(UserError, match=rf"{own_folder}/checkpoints: Permission denied"):
             find(checkpoints, make_state(0))
         checkpoints.close()
+
+
+# ----- What cannot be read now --------------------------------------------------------------------
+
+TEXTS = {
+    "UNAVAILABLE: Error reading gs://bucket/x: CURL error Couldn't resolve host name": None,
+    "DEADLINE_EXCEEDED: Error opening zarr driver": None,
+    "RESOURCE_EXHAUSTED: Quota exceeded [source locations='x.cc:3']": None,
+    "UNKNOWN: Failed to read: Input/output error [os_error_code='5']": "Input/output error",
+    "PERMISSION_DENIED: Failed to open [os_error_code='13']": "Permission denied",
+}
+
+
+def fail_to_read(patch: pytest.MonkeyPatch, step: int, error: Exception, times: float) -> list:
+    """Lets so many attempts to read the arrays of a step fail; they are counted in a list."""
+    restore, failed = ocp.StandardCheckpointHandler.restore, []
+
+    def failing(self: Any, directory: epath.Path, *args: Any, **kwargs: Any) -> Any:
+        if directory.parent.name == str(step) and len(failed) < times:
+            failed.append(directory)
+            raise error
+        return restore(self, directory, *args, **kwargs)
+
+    patch.setattr(ocp.StandardCheckpointHandler, "restore", failing)
+    return failed
+
+
+@pytest.mark.parametrize("find", ["newest", "best_sound"])
+@pytest.mark.parametrize(
+    "error",
+    [*map(ValueError, TEXTS), OSError(5, "Input/output error"), TimeoutError(), MemoryError()],
+    ids=str,
+)
+def test_a_failed_read_is_no_damage(run: epath.Path, find, error, monkeypatch, caplog):
+    write(run, [0.4, 0.3])
+    before = snapshot(run)
+    with monkeypatch.context() as patch:
+        failed = fail_to_read(patch, 20, error, math.inf)
+        checkpoints = reopen(run)
+        with pytest.raises(UserError) as caught:
+            getattr(checkpoints, find)(make_state(0))
+    message = str(caught.value)
+    assert message.startswith(f"checkpoint {run}/checkpoints/20 could not be read: ")
+    assert message.endswith("; nothing was moved")
+    assert "\n" not in message and "source locations" not in message
+    assert TEXTS.get(str(error)) is None or TEXTS[str(error)] in message
+    assert len(failed) == 1 + len(checkpoint.PAUSES)
+    assert snapshot(run) == before and not caplog.records
+    # It may be over in a moment.
+    with monkeypatch.context() as patch:
+        fail_to_read(patch, 20, error, len(checkpoint.PAUSES))
+        step, state = getattr(checkpoints, find)(make_state(0))
+    assert step == 20
+    assert_same_bits(state, make_state(2))
+    checkpoints.close()
+    assert kept(run) == {10, 20} and not caplog.records
+
+
+@pytest.mark.parametrize("find", ["newest", "best_sound"])
+def test_what_may_not_be_read_is_no_damage(own_folder: epath.Path, find: str, caplog):
+    write(own_folder, [0.4, 0.3])
+    before = snapshot(own_folder)
+    said = set()
+    for path in sorted(Path(own_folder / "checkpoints/20").rglob("*")):
+        mode = path.stat().st_mode
+        for permissions in (0, 0o444) if path.is_dir() else (0,):
+            path.chmod(permissions)
+            checkpoints = reopen(own_folder)
+            try:
+                step, _ = getattr(checkpoints, find)(make_state(0))
+                said.add(f"step {step}")
+            except UserError as error:
+                said.add(str(error))
+            finally:
+                path.chmod(mode)
+                checkpoints.close()
+            assert snapshot(own_folder) == before and not caplog.records
+    assert said == {
+        "step 20",  # there are files that nobody needs
+        f"checkpoint {own_folder}/checkpoints/20 could not be read: Permission denied; nothing was "
+        "moved",
+    }
+
+
+def test_an_older_one_that_cannot_be_read_now(own_folder: epath.Path):
+    write(own_folder, [0.4, 0.3])
+    before = snapshot(own_folder)
+    Path(own_folder / "checkpoints/10/metrics/metrics").chmod(0)
+    checkpoints = reopen(own_folder)
+    for ask in (lambda: checkpoints.newest(make_state(0)), checkpoints.best):
+        with pytest.raises(UserError, match="10 could not be read: Permission denied; nothing was"):
+            ask()
+    Path(own_folder / "checkpoints/10/metrics/metrics").chmod(0o644)
+    checkpoints.close()
+    assert snapshot(own_folder) == before
+
+
+def test_the_checksum_of_a_step(run: epath.Path, monkeypatch: pytest.MonkeyPatch):
+    write(run, [0.4, 0.3, 0.2])
+    checkpoints = reopen(run)
+    found = [checkpoints.checksum(step) for step in (10, 20, 30)]
+    assert len({*found}) == 3 and {type(crc) for crc in found} == {int}
+    write(run / "again", [0.1, 0.3])
+    assert reopen(run / "again").checksum(10) == found[0]
+    (run / "checkpoints/10/checksum").rmtree()
+    assert checkpoints.checksum(10) is None and checkpoints.checksum(40) is None
+    truncate(Path(run / "checkpoints/20/checksum/metadata"))
+    with pytest.raises(UserError, match=r"checkpoints/20 cannot be read: "):
+        checkpoints.checksum(20)
+
+    def fails(*args: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "restore", fails)
+    with pytest.raises(UserError, match=r"checkpoints/30 could not be read: Input/output error;"):
+        checkpoints.checksum(30)
 
 
 # ----- Saving that fails --------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Checkpoints of a run. The only file that knows orbax."""
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -8,8 +9,8 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +26,16 @@ from wsdl_jax.storage import is_remote
 log = logging.getLogger("wsdl_jax")
 METRIC = "valid_loss"
 Found = tuple[int, Any]  # step and state
+PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before what cannot be read is read again
+T = TypeVar("T")
+
+
+class _DamagedError(UserError):
+    """What is read is not what was written, or not all of it is there: reading again is no use."""
+
+
+class _UnreadError(UserError):
+    """A disk, a network or a permission is in the way; nothing is known of what was written."""
 
 
 class Checkpoints:
@@ -82,23 +93,25 @@ class Checkpoints:
         will write again, are moved to `damaged_checkpoints` in the run directory. What a killed
         save has left is removed. All hosts have to ask together.
 
+        One that cannot be read, after some attempts, is not damaged: the run neither goes on from
+        an older one nor is anything moved.
+
         Args:
           like: a state with the structure, shapes and types to expect.
 
         Raises:
-          UserError: there are checkpoints, and none is sound.
+          UserError: there are checkpoints, and none is sound, or one cannot be read.
         """
         self._like = jax.tree.map(_on_host, like)
-        found, damaged = self._first_sound(reversed(self._steps()), like)
-        for step in self._steps():
-            # orbax reads the losses of all, and gives up where one cannot be read. Where it is not
-            # there at all, a deletion was cut short; orbax finishes it after the next save.
-            if step not in damaged and (self._path(step) / "metrics").exists():
-                try:
-                    self._loss(step)
-                except UserError as error:
-                    _warn(error)
-                    damaged.append(step)
+        failure = None
+        try:
+            found, damaged = self._newest_and_damaged(like)
+        except UserError as error:
+            failure = error
+        if hosts.any_host(failure is not None):  # or the others would wait for this one
+            raise failure or UserError(
+                f"another host cannot read the checkpoints in {self.directory}; nothing was moved"
+            )
         hosts.wait("checkpoints are read")
         if hosts.is_first():
             for step in damaged:
@@ -107,6 +120,19 @@ class Checkpoints:
         with self._errors_in_one_line():
             self._writer()
         return found
+
+    def _newest_and_damaged(self, like: Any) -> tuple[Found | None, list[int]]:
+        found, damaged = self._first_sound(reversed(self._steps()), like)
+        for step in self._steps():
+            # orbax reads the losses of all, and gives up where one cannot be read. Where it is not
+            # there at all, a deletion was cut short; orbax finishes it after the next save.
+            if step not in damaged and (self._path(step) / "metrics").exists():
+                try:
+                    self._loss(step)
+                except _DamagedError as error:
+                    _warn(error)
+                    damaged.append(step)
+        return found, damaged
 
     def _writer(self) -> ocp.CheckpointManager:
         if self._manager is None:
@@ -178,7 +204,7 @@ class Checkpoints:
         with contextlib.suppress(UserError):
             for step in reversed(self._steps()):
                 with contextlib.suppress(UserError):
-                    self.restore(step, self._like)
+                    self._restore(step, self._like)
                     return self._path(step)
         return "none"
 
@@ -206,7 +232,8 @@ class Checkpoints:
           like: a state with the structure, shapes and types to expect.
 
         Raises:
-          UserError: there are checkpoints, and none is sound.
+          UserError: there are checkpoints, and none is sound, or one that is better than the first
+            sound one cannot be read, see `newest`.
         """
         found, _ = self._first_sound(self._ranked(), like)
         return found
@@ -216,9 +243,27 @@ class Checkpoints:
 
         Raises UserError naming the checkpoint if it cannot be read or has changed since.
         """
+        return _patiently(lambda: self._restore(step, like))
+
+    def checksum(self, step: int) -> int | None:
+        """The CRC-32 of a step's state, as kept with it. None for a step that has none.
+
+        Raises UserError naming the checkpoint if the file of the checksum cannot be read.
+        """
+        path = self._path(step)
+
+        def read() -> int | None:
+            with _errors_of(path):
+                if "checksum" not in _listed(path):
+                    return None
+                return int(ocp.JsonCheckpointHandler().restore(path / "checksum")["crc32"])
+
+        return _patiently(read)
+
+    def _restore(self, step: int, like: Any) -> Any:
         path = self._path(step)
         like = jax.tree.map(_on_host, like)
-        try:
+        with _errors_of(path):
             # Not through the manager, which needs a directory that it may write to, and several
             # hosts that succeed or fail together.
             with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
@@ -226,16 +271,12 @@ class Checkpoints:
             checksum = ocp.JsonCheckpointHandler().restore(path / "checksum")
             same = checksum["crc32"] == _checksum(state)
             # Without the loss: checkpoints of before it was kept here.
-            same &= METRIC not in checksum or checksum[METRIC] == self._loss(step)
-        except UserError:
-            raise
-        except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
-            raise UserError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
+            same &= METRIC not in checksum or checksum[METRIC] == self._read_loss(step)
         if not same:
-            raise UserError(f"checkpoint {path} is damaged: its checksum is wrong")
+            raise _DamagedError(f"checkpoint {path} is damaged: its checksum is wrong")
         for expected, found in zip(jax.tree.leaves(like), jax.tree.leaves(state), strict=True):
             if (expected.shape, expected.dtype) != (found.shape, found.dtype):
-                raise UserError(
+                raise _DamagedError(
                     f"checkpoint {path} has an array of {found.dtype}{list(found.shape)} in place "
                     f"of {expected.dtype}{list(expected.shape)}"
                 )
@@ -254,19 +295,24 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
-        try:
-            found = ocp.path.step.standard_name_format().find_all(self.directory)
-            return sorted(metadata.step for metadata in found)
-        except OSError as error:
-            raise UserError(f"cannot read {self.directory}: {_reason(error)}") from error
+
+        def read() -> list[int]:
+            try:
+                found = ocp.path.step.standard_name_format().find_all(self.directory)
+                return sorted(metadata.step for metadata in found)
+            except OSError as error:
+                raise _UnreadError(f"cannot read {self.directory}: {_reason(error)}") from error
+
+        return _patiently(read)
 
     def _loss(self, step: int) -> float:
+        return _patiently(lambda: self._read_loss(step))
+
+    def _read_loss(self, step: int) -> float:
         path = self._path(step)
-        try:
+        with _errors_of(path):
             metrics = ocp.JsonCheckpointHandler(filename="metrics").restore(path / "metrics")
             return float(metrics[METRIC])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
 
     def _ranked(self) -> list[int]:
         """Steps by validation loss, the best first; of equal ones the newest first."""
@@ -274,7 +320,7 @@ class Checkpoints:
         for step in self._steps():
             try:
                 losses[step] = self._loss(step)
-            except UserError as error:
+            except _DamagedError as error:
                 _warn(error)
         return sorted(losses, key=lambda step: (losses[step], -step))
 
@@ -284,7 +330,7 @@ class Checkpoints:
         for step in steps:
             try:
                 return (step, self.restore(step, like)), list(damaged)
-            except UserError as error:
+            except _DamagedError as error:
                 _warn(error)
                 damaged[step] = error
         if damaged:
@@ -306,6 +352,86 @@ def _checksum(state: Any) -> int:
     return crc
 
 
+# ----- Damaged, or not to be read now? ------------------------------------------------------------
+
+# What tensorstore begins its messages with where the fault is not in what it reads. UNKNOWN is an
+# error of the operating system that it has no word for, such as EIO.
+_ELSEWHERE = re.compile(
+    r"\b(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|PERMISSION_DENIED|RESOURCE_EXHAUSTED"
+    r"|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN): "
+)
+_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'")
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}  # something else is where a file should be
+_NETWORK = {"aiohttp", "fsspec", "gcsfs", "google", "requests", "urllib3"}  # their own exceptions
+
+
+@contextlib.contextmanager
+def _errors_of(path: epath.Path) -> Iterator[None]:
+    """Raises _DamagedError or _UnreadError, of one line, for whatever reading has raised."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+        obstacle = error if _is_elsewhere(error) else _obstacle(path)
+        if obstacle is None:
+            raise _DamagedError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
+        raise _UnreadError(
+            f"checkpoint {path} could not be read: {_reason(obstacle)}; nothing was moved"
+        ) from error
+
+
+def _is_elsewhere(error: BaseException | None) -> bool:
+    """Whether an error, or one that has led to it, says nothing about what is on the disk."""
+    if error is None:
+        return False
+    if isinstance(error, MemoryError) or type(error).__module__.split(".")[0] in _NETWORK:
+        return True
+    if isinstance(error, OSError):
+        kinds = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        if error.errno not in _MISSING and not isinstance(error, kinds):
+            return True
+    elif code := _OS_ERROR.search(str(error)):
+        return int(code[1]) not in _MISSING
+    elif _ELSEWHERE.search(str(error)):
+        return True
+    return _is_elsewhere(error.__cause__ or error.__context__)
+
+
+def _obstacle(path: epath.Path) -> OSError | None:
+    """Why the folders of a checkpoint cannot be listed, which orbax takes for an empty place."""
+    try:
+        folders = [path]
+        while folders:
+            folder = folders.pop()
+            folders += [entry for name in _listed(folder) if (entry := folder / name).is_dir()]
+    except OSError as error:
+        return error
+    return None
+
+
+def _listed(folder: epath.Path) -> list[str]:
+    """Names in a folder, none if it is not there. Raises OSError if that cannot be known."""
+    try:
+        entries = list(folder.iterdir())
+        if not is_remote(folder):
+            for entry in entries:  # a folder may be listed, and yet not be entered
+                os.stat(entry)
+        return [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _patiently(read: Callable[[], T]) -> T:
+    """Reads, and where a disk or a network is in the way reads again after each of `PAUSES`."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except _UnreadError:
+            time.sleep(pause)
+    return read()
+
+
 def _warn(error: UserError) -> None:
     if hosts.is_first():
         log.warning("%s; skipped", error)
@@ -316,7 +442,7 @@ def _reason(error: Exception) -> str:
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
-    if code := re.search(r"\[os_error_code='(\d+)'", text):
+    if code := _OS_ERROR.search(text):
         return os.strerror(int(code[1]))
     return text.split(" [tensorstore_spec")[0].split(" [source locations")[0].rstrip(".")
 
