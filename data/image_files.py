@@ -9,10 +9,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from etils import epath
+from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from wsdl_jax import storage
 
 # Input bytes per ArrayRecord file. TFDS keeps a shard's examples until the shard is closed, so this
 # also bounds the memory of a build.
@@ -86,6 +89,41 @@ def png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def check_replaceable(out: epath.Path, made_by: str) -> None:
+    """Raises ValueError where something is in the way that `save_sheet` has not made."""
+    if not out.exists():
+        return
+    try:
+        with out.open("rb") as file, Image.open(file) as image:
+            earlier = image.info.get("Software") == made_by
+    except OSError:
+        earlier = False
+    if not earlier:
+        raise ValueError(f"{out} is there and is no picture of {made_by}: choose another file")
+
+
+def save_sheet(image: Image.Image, out: epath.Path, made_by: str, **options: Any) -> None:
+    """Writes a picture as a PNG file, in the place of one that the same program has made.
+
+    Args:
+        image: the picture.
+        out: the file, which is there as a whole or as it was before.
+        made_by: the program, whose name is kept in the file.
+        options: of Pillow's PNG files.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: something else is there.
+    """
+    check_replaceable(out, made_by)
+    note = PngImagePlugin.PngInfo()
+    note.add_text("Software", made_by)
+    stream = io.BytesIO()
+    image.save(stream, "PNG", pnginfo=note, **options)
+    storage.remove_abandoned(out.parent, out.name)
+    storage.write_whole(out, stream.getvalue())
 
 
 def shards(items: Sequence[_Item], files: Callable[[_Item], Iterable[Path]]) -> list[list[_Item]]:

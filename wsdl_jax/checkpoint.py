@@ -282,14 +282,6 @@ class Checkpoints:
                 )
         return state
 
-    def checksum(self, step: int) -> int | None:
-        """Provisional."""
-        try:
-            kept = ocp.JsonCheckpointHandler().restore(self._path(step) / "checksum")
-            return int(kept["crc32"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
 

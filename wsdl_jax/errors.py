@@ -1,6 +1,8 @@
 """Errors that are the user's to mend."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -13,3 +15,12 @@ def reason(error: OSError) -> str:
     names = [os.fspath(name) for name in (error.filename, error.filename2) if name is not None]
     where = " → ".join(n.decode(errors="replace") if isinstance(n, bytes) else n for n in names)
     return f"{where}: {what}" if where else what or type(error).__name__
+
+
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+    """Makes errors of files, whose texts name them, the user's to mend."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error

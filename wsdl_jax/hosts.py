@@ -5,6 +5,7 @@ With one host everything here returns at once.
 
 import glob
 import importlib.util
+import itertools
 import os
 import zlib
 from collections.abc import Callable
@@ -12,11 +13,14 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from absl import flags
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from wsdl_jax.errors import UserError
 
 _MESSAGE = 2000  # bytes of an error that the other hosts get to know
+_AS_LONG_AS_IT_TAKES = 14 * 24 * 3600 * 1000  # milliseconds; a host that dies ends all before
+_waits = itertools.count()  # the same on all hosts: a name serves once
 
 
 def define_flags() -> None:
@@ -55,9 +59,8 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         jax.distributed.initialize(coordinator, count, index)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the hosts do not find one another: {error}") from error
-    # On CPUs the first collective makes the connections, and waits 30 s for every host to come. A
-    # later one waits as long as it takes, for hours if one host builds a dataset.
-    wait("start")
+    # On CPUs the first collective makes the connections, for which it waits 30 s.
+    multihost_utils.sync_global_devices("start")
 
 
 def _in_cluster() -> bool:
@@ -76,9 +79,14 @@ def is_first() -> bool:
 
 
 def wait(what: str) -> None:
-    """Returns when every host has come here."""
+    """Returns when every host has come here, however long that takes.
+
+    Not by a collective: on CPUs one fails after half an hour, and building a dataset takes hours.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        # JAX's connection to the coordinator, which has no public name; orbax waits by it, too.
+        client = distributed.global_state.client
+        client.wait_at_barrier(f"wsdl-jax {next(_waits)}: {what}", _AS_LONG_AS_IT_TAKES)
 
 
 def first(function: Callable[[], None]) -> None:
@@ -87,24 +95,20 @@ def first(function: Callable[[], None]) -> None:
     However long that takes. All hosts have to ask together. What it raises is raised on the first
     host as it is, and on the others as a UserError of the same text.
     """
-    if jax.process_count() == 1:
-        function()
-        return
     error = None
     if is_first():
         try:
             function()
         except Exception as raised:
             error = raised
+    wait("the first host")
     text = "" if error is None else str(error) or type(error).__name__
-    message = np.zeros(_MESSAGE, np.uint8)
-    content = text.encode()[:_MESSAGE]
-    message[: len(content)] = np.frombuffer(content, np.uint8)
-    content = gather(message)[0].tobytes().rstrip(b"\0")
+    message = np.frombuffer(text.encode()[:_MESSAGE].ljust(_MESSAGE, b"\0"), np.uint8)
+    told = gather(message)[0].tobytes().rstrip(b"\0").decode(errors="replace")
     if error is not None:
         raise error
-    if content:
-        raise UserError(f"host 0: {content.decode(errors='replace')}")
+    if told:
+        raise UserError(f"host 0: {told}")
 
 
 def any_host(value: bool) -> bool:

@@ -50,6 +50,7 @@ def main(_: list[str]) -> None:
         convert.start(methods.blank(config, None), path, config.init.layout)
     hosts.first(lambda: pipeline.prepare(config, _ALSO_ON.value))
     pipeline.prepare(config, _ALSO_ON.value)  # where the others have disks of their own
+    hosts.wait("datasets of the others")
     pipeline.check_sides(
         real=(config.data.test_real,),
         fake=(config.data.test_fake, *_ALSO_ON.value),

@@ -42,7 +42,7 @@ def read(path: epath.Path) -> dict[str, Any]:
         _check(content["weights"] is None or _is_count(content["weights"]), "weights")
     except KeyError as error:
         raise UserError(f"{path} has no {error}: evaluate the run again") from error
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged ({error}): evaluate the run again") from error
     return content
 
@@ -65,14 +65,14 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _check_figures(figures: dict[str, Any]) -> None:
+def _check_figures(figures: Any) -> None:
     for name in (*_NUMBERS, *_VERDICT):
         known = name in DETECTION or figures[name] is not None
         _check(not known or _is_number(figures[name]), name)
     _check(_is_count(figures["pixel_images"]), "pixel_images")
 
 
-def _check_own(results: dict[str, Any]) -> None:
+def _check_own(results: Any) -> None:
     _check(isinstance(results["predictions"], str), "predictions")
     _check(isinstance(results["iou_by_threshold"], list), "iou_by_threshold")
     for point in results["iou_by_threshold"]:

@@ -6,12 +6,13 @@ python -m wsdl_data.portraits.contact_sheet OUT.png
 import argparse
 import io
 import itertools
-import pathlib
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from wsdl_data import image_files
 from wsdl_data.portraits import camera, forged, samples
 from wsdl_data.portraits.generators import GENERATORS, Generator
 from wsdl_data.portraits.portraits_dataset_builder import DEFAULT_SEED, DEFAULT_SIZE
@@ -100,9 +101,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=pathlib.Path, help="the PNG file to write")
+    parser.add_argument("out", type=epath.Path, help="the PNG file to write")
     out = parser.parse_args().out
-    contact_sheet().save(out, optimize=True)
+    made_by = "wsdl_data.portraits.contact_sheet"
+    try:
+        image_files.check_replaceable(out, made_by)  # before a minute of work
+        image_files.save_sheet(contact_sheet(), out, made_by, optimize=True)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"error: {error}\n")
 
 
 if __name__ == "__main__":

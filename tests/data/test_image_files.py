@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
@@ -88,3 +89,20 @@ def test_what_has_more_than_16_bits_is_refused(tmp_path: Path) -> None:
         image_files.read_rgb(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"int\.tif: grey values beyond 16 bits"):
         image_files.read_rgb(tmp_path / "int.tif")
+
+
+def test_a_picture_replaces_one_of_the_same_program_alone(tmp_path: Path) -> None:
+    out = epath.Path(tmp_path / "sheet.png")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    for picture in (pixels, 255 - pixels):
+        image_files.save_sheet(Image.fromarray(picture), out, "a.program", optimize=True)
+        np.testing.assert_array_equal(np.asarray(Image.open(out)), picture)
+    Image.fromarray(pixels).save(tmp_path / "mine.png")
+    (tmp_path / "notes").write_text("mine")
+    for other, program in ((out, "another"), ("mine.png", "a.program"), ("notes", "a.program")):
+        path = epath.Path(tmp_path / other)
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match=rf"^{path} is there and is no picture of {program}"):
+            image_files.save_sheet(Image.fromarray(pixels), path, program)
+        assert path.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.png", "notes", "sheet.png"]

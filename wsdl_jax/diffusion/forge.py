@@ -9,7 +9,6 @@ The result is image_folder/NAME_fake, with masks, the sources' keys and, in its 
 it was made; and, where the sources are real, image_folder/NAME_real with them at the same size.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.resources
@@ -38,7 +37,7 @@ from wsdl_jax import command, pipeline
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion import forger, inpainters
 from wsdl_jax.diffusion.masks import POLICIES, draw
-from wsdl_jax.errors import UserError
+from wsdl_jax.errors import UserError, in_one_line
 
 log = logging.getLogger("wsdl_jax")
 FORGERS = ("full", "repaint", "latent")  # generators that are trained here
@@ -85,17 +84,8 @@ def read_sources(images: str, data_dir: str | None) -> list[Source]:
     Raises UserError if there are none.
     """
     folder = Path(images).expanduser()
-    with _in_one_line():
+    with in_one_line():
         return list(_of_folder(folder) if folder.is_dir() else _of_subset(images, data_dir))
-
-
-@contextlib.contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Makes errors of files, which name them, the user's to mend."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from error
 
 
 def _of_folder(folder: Path) -> Iterator[Source]:
@@ -139,7 +129,7 @@ def with_masks(sources: Sequence[Source], folder: Path, *, white: bool) -> list[
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no folder of masks, nor {OWN}, {', '.join(POLICIES)}")
-    with _in_one_line():
+    with in_one_line():
         files = listing.files(folder)
     masks = {file.with_suffix("").as_posix(): folder / file for file in files}
     found = []
@@ -335,7 +325,7 @@ def forge(
     if not whole:
         recipe["dilation"] = f"{low},{high}"
     sources = list(_first(sources, limit))
-    with _in_one_line():
+    with in_one_line():
         read_from = _origin_of(sources, images, data_dir)
     origin = Origin(
         recipe | read_from.recipe, content | read_from.content, recorded | read_from.recorded
@@ -401,7 +391,7 @@ def _write(
         numbers, images, drawn = [], [], []
         for number, source in enumerate(sources[start : start + batch], start):
             rng = np.random.default_rng([seed, number])
-            with _in_one_line():
+            with in_one_line():
                 image = source.image().convert("RGB")
                 mask = None if masks is None else _mask(source, masks, dilation, size, rng)
             if mask is not None and not mask.any():

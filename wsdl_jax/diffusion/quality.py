@@ -5,7 +5,6 @@
 compares with the training and the validation images of the forger's own config.
 """
 
-import io
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -16,18 +15,18 @@ import numpy as np
 from absl import flags
 from etils import epath
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from scipy import linalg
 
+from wsdl_data import image_files
 from wsdl_jax import command, pipeline
 from wsdl_jax.diffusion import forger
-from wsdl_jax.errors import UserError
-from wsdl_jax.storage import remove_abandoned, write_whole
+from wsdl_jax.errors import UserError, in_one_line
 
 log = logging.getLogger("wsdl_jax")
 _GRID = 8  # cells a side in which features are averaged
 _COLUMNS = 8  # of the contact sheet
-_NOTE = ("Software", "wsdl_jax.diffusion.quality")  # in a contact sheet: a next one may replace it
+_MADE_BY = "wsdl_jax.diffusion.quality"
 _COPY = 0.01  # share of fresh real images that are as near to a training image by chance
 
 
@@ -121,24 +120,12 @@ def _read(config: ml_collections.ConfigDict, split: str) -> UInt8[np.ndarray, "n
     return images
 
 
-def _check(out: epath.Path) -> None:
-    """Raises UserError where something else than an earlier contact sheet is in the way."""
-    if not out.exists():
-        return
-    try:
-        with out.open("rb") as file, Image.open(file) as image:
-            earlier = image.info.get(_NOTE[0]) == _NOTE[1]
-    except OSError:
-        earlier = False
-    if not earlier:
-        raise UserError(f"{out} is there and is no contact sheet: choose another --out")
-
-
 def main(_: list[str]) -> None:
     """The command."""
     jax.config.parse_flags_with_absl()
     out = epath.Path(_OUT.value)
-    _check(out)
+    with in_one_line():
+        image_files.check_replaceable(out, _MADE_BY)
     one = forger.load(_FORGER.value)
     config = one.config
     config.data.dir = _DATA_DIR.value or config.data.dir
@@ -154,12 +141,8 @@ def main(_: list[str]) -> None:
     rows = [made[i : i + columns] for i in range(0, min(count // columns, 4) * columns, columns)]
     # Below: the training images that are nearest to the first row, and real ones.
     picture = sheet([*rows, training[places], fresh[:columns]])
-    note = PngImagePlugin.PngInfo()
-    note.add_text(*_NOTE)
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", pnginfo=note)
-    remove_abandoned(out.parent, out.name)
-    write_whole(out, stream.getvalue())
+    with in_one_line():
+        image_files.save_sheet(picture, out, _MADE_BY)
     print(json.dumps({"step": one.step, "images": count, **figures}, indent=2))
     log.info("%s: %d rows made, their nearest in training, real ones", out, len(rows))
 

@@ -259,10 +259,10 @@ def main(_: list[str]) -> None:
         log.setLevel(logging.WARNING)
     run = epath.Path(_WORKDIR.value or f"runs/forger/{config.part}")
     runs.check(run, config, forger.load_config)
-    hosts.first(
-        lambda: pipeline.prepare_subsets(config.data.real, config.data.dir, config.data.manual_dir)
-    )
-    pipeline.prepare_subsets(config.data.real, config.data.dir, config.data.manual_dir)
+    data = config.data
+    hosts.first(lambda: pipeline.prepare_subsets(data.real, data.dir, data.manual_dir))
+    pipeline.prepare_subsets(data.real, data.dir, data.manual_dir)  # on disks of their own
+    hosts.wait("datasets of the others")
     try:
         train(config, run)
     except Interrupted as stop:
