@@ -97,7 +97,7 @@ def compile_quickly():
 
 
 @pytest.mark.usefixtures("compile_quickly")
-def test_dropout_differs_by_step_and_by_device_and_not_otherwise():
+def test_dropout_differs_by_step_and_by_place_and_not_otherwise():
     config = configuration.base()
     config.method, config.supervision = "grad_cam", "full"
     config.data.image_size, config.model.width = 64, 0.05
@@ -134,6 +134,44 @@ def test_dropout_differs_by_step_and_by_device_and_not_otherwise():
     assert (distances[~np.eye(4, dtype=bool)] > 1e-4).all()
     # With one mask for both, two devices with equal images would have the loss of one.
     assert abs(loss(0, devices=2) - first) > 1e-4
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_places_are_those_in_the_batch_of_all_hosts(hosts: int):
+    whole = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 3), np.uint8)
+    for host in range(hosts):
+        part = {"image": whole[host::hosts]}  # see `test_pipeline`
+        (placed,) = train.with_places(iter([part]), host, hosts)
+        assert placed.keys() == {"image", "place"} and placed["place"].dtype == np.int32
+        np.testing.assert_array_equal(whole[placed["place"]], part["image"])
+
+
+def test_a_place_that_is_told_is_taken(monkeypatch: pytest.MonkeyPatch):
+    told = []
+    monkeypatch.setattr(train, "seed_dropout", lambda network, keys: told.append(keys))
+    config = configuration.base()
+    config.method = "patches"
+    config.data.image_size, config.model.width, config.model.depth = 64, 0.05, 1
+    model = methods.build(config, AXIS)
+    optimizer = runs.make_optimizer(config.train)
+    step = train.make_train_step(methods.from_config(config), model, optimizer, seed=3)
+    state = {**runs.initial_state(model, config.train), "step": jnp.asarray(7)}
+    batch = {"image": jnp.zeros((2, 64, 64, 3), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
+
+    def keys(batch: dict[str, Any]) -> np.ndarray:
+        def traced(state: Any, batch: Any) -> Any:
+            step(state, batch)
+            return jax.random.key_data(told.pop())
+
+        devices = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
+        mapped = jax.vmap(traced, in_axes=(None, 0), axis_name=AXIS)
+        return np.asarray(jax.jit(mapped)(state, devices)).reshape(4, -1)
+
+    of_step = jax.random.fold_in(jax.random.key(3), 7)
+    expected = [jax.random.key_data(jax.random.fold_in(of_step, place)) for place in range(4)]
+    np.testing.assert_array_equal(keys(batch), expected)
+    batch["place"] = jnp.asarray([3, 1], jnp.int32)
+    np.testing.assert_array_equal(keys(batch), [expected[n] for n in (3, 1, 3, 1)])
 
 
 # ----- The loop -----------------------------------------------------------------------------------

@@ -168,8 +168,7 @@ def from_config(config: ml_collections.ConfigDict) -> Method:
 
 def blank(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Module:
     """The network of a config with kernels of zeros, to be filled."""
-    rngs = nnx.Rngs(params=config.seed, dropout=config.seed)
-    return from_config(config).network(axis_name, rngs)
+    return from_config(config).network(axis_name, nnx.Rngs(params=config.seed))
 
 
 def build(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Module:

@@ -218,7 +218,8 @@ def lower(
     config = config.copy_and_resolve_references()
     config.train.per_device_batch = batch
     config = configuration.for_devices(config, devices)
-    inputs["label"] = jax.ShapeDtypeStruct((images,), jnp.int32)
+    for name in ("label", "place"):
+        inputs[name] = jax.ShapeDtypeStruct((images,), jnp.int32)
     if config.supervision == "full":
         mask_side = methods.map_size(config)
         inputs["mask"] = jax.ShapeDtypeStruct((images, mask_side, mask_side), jnp.int32)

@@ -21,6 +21,7 @@ from wsdl_jax import configuration, convert, hosts, methods, pipeline, runs
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError
 from wsdl_jax.interruption import Interrupted, StopSignals
+from wsdl_jax.models.layers import seed_dropout
 from wsdl_jax.parallel import AXIS, Parallel, Step
 from wsdl_jax.run_log import RunLog
 from wsdl_jax.runs import State
@@ -42,6 +43,10 @@ def make_train_step(
     the structure; its values are not used. With microbatches a device takes so many equal parts of
     its images one after the other: gradients are the mean of those of the parts, and BatchNorm
     normalizes each part, over all devices, by itself.
+
+    What is dropped of an image depends on the seed, the step and the image's place in the batch of
+    all hosts, and on nothing else. A batch may say it, `place` [B] int32, as it has to on several
+    hosts; otherwise it is the place in the order of the devices.
     """
     graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
 
@@ -49,7 +54,7 @@ def make_train_step(
         def objective(params: Any):
             # A copy: inside a gradient, statistics of shared variables cannot be updated.
             network = nnx.merge(graphdef, params, stats, rest, copy=True)
-            nnx.reseed(network, dropout=key)
+            seed_dropout(network, jax.vmap(jax.random.fold_in, (None, 0))(key, batch["place"]))
             images = methods.network_input(batch["image"])
             loss, metrics = method.loss(network, {**batch, "image": images})
             return loss, ({"loss": loss, **metrics}, nnx.state(network, nnx.BatchStat))
@@ -59,22 +64,23 @@ def make_train_step(
 
     def accumulated(params: Any, stats: Any, batch: methods.Batch, key: jax.Array):
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-        keys = jax.random.split(key, microbatches)
-        first = jax.tree.map(lambda x: x[0], (parts, keys))
-        shapes = jax.eval_shape(gradient, params, stats, *first)[1]
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradient, params, stats, first, key)[1]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def add(carry: Any, part: Any):
             stats, sums = carry
-            stats, values = gradient(params, stats, *part)
+            stats, values = gradient(params, stats, part, key)
             return (stats, jax.tree.map(jnp.add, sums, values)), None
 
-        (stats, sums), _ = jax.lax.scan(add, (stats, zeros), (parts, keys))
+        (stats, sums), _ = jax.lax.scan(add, (stats, zeros), parts)
         return stats, jax.tree.map(lambda x: x / microbatches, sums)
 
     def step(state: State, batch: methods.Batch):
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        images = batch["image"].shape[0]
+        places = jax.lax.axis_index(AXIS) * images + jnp.arange(images)
+        batch = {"place": places, **batch}
         backward = gradient if microbatches == 1 else accumulated
         stats, (gradients, metrics) = backward(state["params"], state["stats"], batch, key)
         gradients, metrics = jax.lax.pmean((gradients, metrics), AXIS)
@@ -88,6 +94,18 @@ def make_train_step(
         return (state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}), None
 
     return step
+
+
+def with_places(
+    batches: Iterator[pipeline.Batch], process: int, processes: int
+) -> Iterator[pipeline.Batch]:
+    """Adds to a host's part of each batch `place` [b] int32: where its images are in the whole.
+
+    Of `pipeline.train_batches`, of whose images the hosts take turns.
+    """
+    for batch in batches:
+        rows = np.arange(len(batch["image"]), dtype=np.int32)
+        yield {**batch, "place": rows * processes + process}
 
 
 def make_loss_step(method: methods.Method, model: nnx.Module) -> Step:
@@ -219,7 +237,7 @@ def _train(
         run,
         state=state,
         train_step=train_step,
-        batches=batches,
+        batches=with_places(batches, jax.process_index(), jax.process_count()),
         validate=lambda state: validate(config, valid, loss_step, state, parallel, mask_size),
         checkpoints=checkpoints,
         parallel=parallel,

@@ -496,3 +496,39 @@ def test_layers_are_pytorchs(torch):
     np.testing.assert_allclose(norm.var[...], reference.running_var.numpy(), rtol=1e-5)
     norm.use_running_average = True
     compare(norm(jnp.array(x)), reference.eval()(channels_first))
+
+
+# ----- Dropout ------------------------------------------------------------------------------------
+
+
+class Twice(nnx.Module):
+    """Two layers of dropout, one after the other."""
+
+    def __init__(self):
+        self.first, self.second = layers.Dropout(0.5), layers.Dropout(0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dropout_of_an_image_depends_on_its_key_alone(dtype):
+    model, x = Twice(), jnp.ones((4, 30, 30, 8), dtype)
+    keys = jax.random.split(jax.random.key(0), 4)
+    layers.seed_dropout(model, keys)
+    out = model.second(x)
+    assert out.dtype == x.dtype
+    assert len({np.asarray(image).tobytes() for image in out}) == 4
+    assert abs(float((out == 0).mean()) - 0.1) < 0.01
+    np.testing.assert_array_equal(out[out != 0], x[0, 0, 0, 0] / 0.9)
+    layers.seed_dropout(model, keys[jnp.array([2, 0])])
+    np.testing.assert_array_equal(model.second(x[:2]), out[jnp.array([2, 0])])
+    # Layers do not draw alike: half of what one keeps the other would drop as well.
+    both = (model.first(x[:2]) == 0) & (model.second(x[:2]) == 0)
+    assert abs(float(both.mean()) - 0.05) < 0.01
+
+
+def test_dropout_without_keys():
+    model, x = Twice(), jnp.ones((2, 3))
+    with pytest.raises(ValueError, match="a key an image"):
+        model.first(x)
+    model.eval()
+    np.testing.assert_array_equal(model.first(x), x)
+    assert not jax.tree.leaves(nnx.state(model))  # nothing for a checkpoint

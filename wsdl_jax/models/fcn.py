@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from wsdl_jax.models.layers import BatchNorm, Conv, Dtype, Pointwise
+from wsdl_jax.models.layers import BatchNorm, Conv, Dropout, Dtype, Pointwise
 from wsdl_jax.models.outputs import Outputs
 from wsdl_jax.models.xception import Trunk
 
@@ -29,7 +29,7 @@ class FCN(nnx.Module):
         hidden = features // 4
         self.conv = Conv(features, hidden, padding=1, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(hidden, axis_name=axis_name)
-        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.dropout = Dropout(0.1)
         self.classifier = Pointwise(hidden, 2, use_bias=True, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:

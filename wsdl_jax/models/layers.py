@@ -1,4 +1,4 @@
-"""The layers that the networks are made of: convolution, pooling, batch normalization; all NHWC.
+"""The layers of the networks: convolution, pooling, batch normalization, dropout; all NHWC.
 
 XLA's operators are fast on TPUs and GPUs and slow on a CPU, where equal formulations differ by up
 to ten times. The form is chosen when a program is lowered for its platform, so that one traced
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 Dtype = Any
 
@@ -373,3 +373,36 @@ class BatchNorm(nnx.Module):
         for running, value in ((self.mean, mean), (self.var, var * (count / max(count - 1, 1)))):
             running[...] = self.decay * running[...] + (1 - self.decay) * value
         return out
+
+
+class Dropout(nnx.Module):
+    """Dropout that draws for each image by a key of its own, which `seed_dropout` gives.
+
+    So what is dropped of an image does not depend on the others that a device has. In training mode
+    it zeroes values with probability `rate` and divides the others by 1 − `rate`; in evaluation
+    mode it does nothing and needs no keys.
+    """
+
+    def __init__(self, rate: float):
+        self.rate = rate
+        self.deterministic = False  # what nnx's model.train() and model.eval() set
+        self.keys = nnx.data(None)  # [B] of the images to come
+
+    def __call__(self, x: Float[Array, "b *shape"]) -> Float[Array, "b *shape"]:
+        """Raises ValueError in training mode without keys."""
+        if self.deterministic:
+            return x
+        if self.keys is None:
+            raise ValueError("dropout in training mode needs a key an image: see seed_dropout")
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))
+        return jnp.where(kept(self.keys), x / (1 - self.rate), 0)
+
+
+def seed_dropout(network: nnx.Module, keys: Key[Array, " b"]) -> None:
+    """Gives a network, if it drops anything, the keys of the images that it will see next.
+
+    If it has several such layers, they draw from keys that are folded with their number.
+    """
+    layers = [module for _, module in nnx.iter_modules(network) if isinstance(module, Dropout)]
+    for number, layer in enumerate(layers):
+        layer.keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number) if number else keys
