@@ -1,15 +1,24 @@
 """metrics.jsonl, TensorBoard's events and the lines of progress, as others read them."""
 
+import contextlib
 import json
 import logging
+import os
 import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 
-from wsdl_jax import run_log
+from wsdl_jax import run_log, storage
+from wsdl_jax.errors import UserError
 from wsdl_jax.run_log import RunLog
 
 
@@ -92,6 +101,152 @@ def test_starting_over_drops_everything(tmp_path: Path):
     log.close()
     open_log(tmp_path).close()
     assert lines(tmp_path) == []
+
+
+def test_events_are_written_by_who_logs_and_seen_after_a_while(tmp_path: Path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
+    threads = threading.active_count()
+    began = time.time()
+    log = open_log(tmp_path)
+    log.scalars(1, {"loss": 1.0})
+    assert threading.active_count() == threads
+    log.publish()
+    assert [e.step for e in events(tmp_path)] == [0, 1]
+    log.scalars(2, {"loss": 1.0})
+    assert [e.step for e in events(tmp_path)] == [0, 1]
+    now[0] += run_log.FLUSH_SECONDS
+    log.scalars(3, {"loss": 1.0})
+    found = events(tmp_path)
+    assert [e.step for e in found] == [0, 1, 2, 3]
+    assert found[0].file_version == "brain.Event:2"
+    assert [e.wall_time for e in found] == sorted(e.wall_time for e in found)
+    assert began <= found[0].wall_time and found[-1].wall_time <= time.time()
+    log.close()
+    assert len(list((tmp_path / "events").glob("events.out.tfevents.*"))) == 1
+
+
+def test_files_of_one_second_do_not_collide(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(run_log.time, "time", lambda: 1_800_000_000.5)
+    for step in range(12):
+        log = open_log(tmp_path, start=step)
+        log.scalars(step + 1, {"loss": 0.0})
+        log.close()
+    scalars = [e.step for e in events(tmp_path) if e.summary.value]
+    assert scalars == list(range(1, 13))  # in the order of their names
+    assert len(list((tmp_path / "events").iterdir())) == 12
+
+
+def test_what_need_not_go_is_not_written_again(tmp_path: Path, monkeypatch):
+    log = open_log(tmp_path)
+    for step in (10, 20, 30):
+        log.scalars(step, {"loss": 0.5})
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    content, before = path.read_bytes(), path.stat()
+    open_log(tmp_path, start=30).close()
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+    # And what must go, goes at once: a process that is killed there loses nothing.
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_log(tmp_path, start=20)
+    assert path.read_bytes() == content
+    open_log(tmp_path, start=20).close()
+    assert path.read_bytes() == b"".join(content.splitlines(keepends=True)[:2])
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "events"}
+
+
+@pytest.mark.parametrize("line", [b"{", b"", b"7", b'{"loss": 1}', b'{"step": "x"}', b"\xff"])
+def test_a_damaged_line_is_told(tmp_path: Path, line: bytes):
+    content = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        open_log(tmp_path, start=3)
+    assert str(caught.value).startswith(f"{tmp_path}/metrics.jsonl is damaged: line 2 is no entry")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+    assert not (tmp_path / "events").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    arguments = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(arguments, capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("full_for", ["metrics.jsonl", "events"])
+def test_a_full_disk_is_told_once(small_disk: Path, full_for: str, capfd):
+    log = open_log(small_disk)
+    log.scalars(1, {"loss": 1.0})
+    log.publish()
+    with (small_disk / "filler").open("wb") as filler:
+        fill(filler)
+
+    def go_on() -> None:
+        if full_for == "metrics.jsonl":
+            log.scalars(2, {"x" * 5000: 1.0})
+        log._events.scalars(2, {"x" * 5000: 1.0})
+        log.publish()
+
+    with pytest.raises(UserError) as caught:
+        go_on()
+    assert (
+        str(caught.value) == f"{small_disk}/{full_for} cannot be written: No space left on device"
+    )
+    log.close()  # as the loop does after an error
+    assert log._file.closed and log._events._records._writer.closed
+    assert capfd.readouterr().err == ""
+    # Closing tells it, where nothing else has.
+    (small_disk / "filler").unlink()
+    log = open_log(small_disk, start=1)
+    log._events.scalars(2, {"y" * 3000: 1.0})
+    with (small_disk / "filler").open("wb") as filler:
+        fill(filler)
+    with pytest.raises(UserError, match=f"{small_disk}/events cannot be written: No space left"):
+        log.close()
+    assert log._file.closed and log._events._records._writer.closed
+    (small_disk / "filler").unlink()
+    open_log(small_disk, start=1).close()
+    assert lines(small_disk) == [{"step": 1, "loss": 1.0}]
+
+
+def fill(file: Any) -> None:
+    """Writes until the disk is full."""
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(file.fileno(), bytes(4096))
+
+
+def test_closing_goes_on_after_an_error(tmp_path: Path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(storage.Staged, "close", lambda self: ended.append("staged"))
+
+    def fails(self: RecordWriter) -> None:
+        raise OSError(5, "Input/output error")
+
+    log = open_log(tmp_path)
+    monkeypatch.setattr(RecordWriter, "flush", fails)
+    with pytest.raises(UserError, match="events cannot be written: Input/output error"):
+        log.close()
+    assert ended == ["staged"] and log._file.closed and log._events._records._writer.closed
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path):
+    (tmp_path / "events").touch()
+    with pytest.raises(UserError, match=f"{tmp_path}/events cannot be written: File exists"):
+        open_log(tmp_path)
 
 
 def test_plain_lines_now_and_then(tmp_path: Path, monkeypatch, caplog):
