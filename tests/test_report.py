@@ -327,7 +327,7 @@ def test_a_run_without_pictures_and_curves(evaluated, tmp_path):
     report.report([run], run / "report", count=0)
     text = (run / "report" / "index.html").read_text()
     assert "Training" not in text and "Gallery" not in text and "<script" not in text
-    assert {path.name for path in (run / "report").iterdir()} == {"index.html"}
+    assert {path.name for path in (run / "report").iterdir()} == {"index.html", storage.MANIFEST}
     with pytest.raises(UserError, match="is not prepared in"):
         report.report([run], run / "other")
     assert not (run / "other").exists()
