@@ -134,11 +134,12 @@ def _prepared_here(builder: tfds.core.DatasetBuilder, manual_dir: str | None) ->
                 raise BuildError(
                     f"{builder.data_dir}: {faults(builder)}; delete this folder and build again"
                 )
+            _remove_unfinished(folder)
             try:
-                _remove_unfinished(folder)
                 _build(builder, name, manual_dir)
             finally:
-                _remove_unfinished(folder)
+                with contextlib.suppress(OSError):  # the next build tries again
+                    _remove_unfinished(folder)
             return True
     except BuildError as error:
         raise BuildError(f"{name}: {error}") from error.__cause__
@@ -155,7 +156,7 @@ def prepare_together(builders: Sequence[tfds.core.DatasetBuilder]) -> None:
                 built.append(builder)
     except BaseException:
         for builder in built:
-            shutil.rmtree(builder.data_dir)
+            shutil.rmtree(builder.data_dir, ignore_errors=True)
         raise
 
 

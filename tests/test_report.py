@@ -347,6 +347,7 @@ def evil_run(evaluated: epath.Path, folder: Path, monkeypatch: pytest.MonkeyPatc
     for row in rows:
         row["key"] = f"{EVIL}{row['key']}"
     write_rows(run, rows)
+    vouch(run)
     read = pipeline.Examples.__getitem__
 
     def renamed(self, index):

@@ -152,7 +152,7 @@ def test_what_need_not_go_is_not_written_again(tmp_path: Path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
+        patch.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             open_log(tmp_path, start=20)
     assert path.read_bytes() == content

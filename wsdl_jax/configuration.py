@@ -342,7 +342,7 @@ def load(
             if value is None and _get(config, path) is not None:
                 raise TypeError(f"{path} is null")
             _set(config, path, tuple(value) if isinstance(value, list) else value)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ConfigError(f"not a config of this version: {error}") from error
     validate(config)
     return config

@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,7 +44,7 @@ from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
 from wsdl_jax.perturbations import Perturbation
 from wsdl_jax.runs import State
-from wsdl_jax.storage import remove_abandoned, write_whole
+from wsdl_jax.storage import remove_abandoned, temporary_folder, write_whole
 
 log = logging.getLogger("wsdl_jax")
 SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
@@ -250,8 +249,7 @@ def evaluate(
     """
     test = load(run, fake=fake, real=real, data_dir=data_dir)
     threshold = _threshold(run, test)
-    with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         figures, maps = _predict(test, threshold, folder / "predictions.csv")
         results = {**figures, **_tested(test)}
         table = summary.text_table(
@@ -270,16 +268,14 @@ def evaluate(
 def _put(run: epath.Path, test: Test, folder: Path, results: dict[str, Any]) -> None:
     """Puts the files of an evaluation in their place, `results.json` last: it vouches for them."""
     test.out.mkdir(parents=True, exist_ok=True)
+    if test.out == run:
+        sides = (examples.provenance for examples in test.sides.values())
+        runs.keep_data(run, {name: kept for side in sides for name, kept in side.items()})
     with locks.locked(test.out, locks.RESULTS, wait=True):
         remove_abandoned(test.out)
         for path in sorted(folder.iterdir()):
             write_whole(test.out / path.name, path.read_bytes())
         write_whole(test.out / "results.json", json.dumps(results, indent=2) + "\n")
-    if test.out == run:
-        data = {
-            name: kept for side in test.sides.values() for name, kept in side.provenance.items()
-        }
-        runs.keep_data(run, data)
 
 
 def results_folder(
@@ -321,8 +317,7 @@ def robustness(
     series = perturbations.series(kind, strengths)
     test = load(run, fake=fake, real=real, data_dir=data_dir)
     threshold = _threshold(run, test)
-    with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         points = []
         for perturbation in (None, *series):
             figures, _ = _predict(test, threshold, folder / "predictions.csv", perturbation)

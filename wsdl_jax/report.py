@@ -194,14 +194,15 @@ def _predictions(path: epath.Path) -> dict[str, list[Prediction]]:
 def _losses(path: epath.Path) -> dict[str, list[tuple[int, float]]]:
     """Without entries for a run that was not trained here."""
     out: dict[str, list[tuple[int, float]]] = {"loss": [], "valid_loss": []}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             entry = json.loads(line)
-        except ValueError:  # half a line, of a process that was killed
-            continue
-        for name, points in out.items():
-            if name in entry:
-                points.append((entry["step"], entry[name]))
+            step = int(entry["step"])
+            found = {name: float(entry[name]) for name in out if name in entry}
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            continue  # half a line, of a process that was killed
+        for name, value in found.items():
+            out[name].append((step, value))
     return out
 
 

@@ -1,12 +1,11 @@
 """Reads what an evaluation has written, and what others may have touched since."""
 
-import json
 import math
 from typing import Any
 
 from etils import epath
 
-from wsdl_jax import metrics
+from wsdl_jax import metrics, storage
 from wsdl_jax.errors import UserError
 
 FILE = "results.json"
@@ -20,10 +19,7 @@ def read(path: epath.Path) -> dict[str, Any]:
 
     Raises UserError for a file that is damaged, or that another version has written.
     """
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    content = storage.read_json(path)
     try:
         robust = path.name != FILE
         for figures in (content["clean"], *content["points"]) if robust else (content,):

@@ -150,7 +150,7 @@ def _entries_until(step: int, path: epath.Path) -> tuple[bytes, bool]:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + b"\n")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged: line {number} is no entry of a step; mend or delete the line"
             ) from error

@@ -18,7 +18,7 @@ from wsdl_data import provenance
 from wsdl_jax import configuration, hosts, locks, methods
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError, reason
-from wsdl_jax.storage import is_remote, remove_abandoned, write_whole
+from wsdl_jax.storage import is_remote, read_json, read_text, remove_abandoned, write_whole
 
 CONFIG, DATA = "config.json", "data.json"  # in a run directory
 State = dict[str, Any]  # step, params, stats (of BatchNorm), optimizer
@@ -76,7 +76,7 @@ def load_config(run: epath.Path) -> ml_collections.ConfigDict:
     path = epath.Path(run) / CONFIG
     if not path.exists():
         raise UserError(f"{run} is not a run directory: it has no config.json")
-    return configuration.load(path.read_text())
+    return configuration.load(read_text(path))
 
 
 def check(
@@ -164,8 +164,9 @@ def data_of(run: epath.Path) -> dict[str, dict[str, Any]]:
     path = epath.Path(run) / DATA
     if not path.exists():
         return {}
+    kept = read_json(path)
     try:
-        return {str(name): dict(kept) for name, kept in json.loads(path.read_text()).items()}
+        return {str(name): dict(provenance) for name, provenance in kept.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error!r})") from error
 

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -47,14 +48,18 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
         path.write_bytes(data)  # an object in a bucket appears when all of it is there
         return
     target = pathlib.Path(path)
-    with naming(target), contextlib.ExitStack() as stack:
+    with naming(target):
         partial, descriptor = _created(target)
-        stack.callback(partial.unlink, missing_ok=True)
-        with open(descriptor, "wb") as file:  # which holds a lock as long as it is open
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            partial.rename(target)
+        try:
+            with open(descriptor, "wb") as file:  # which holds a lock as long as it is open
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                partial.rename(target)
+        except BaseException:
+            with contextlib.suppress(OSError):  # it would hide why
+                partial.unlink(missing_ok=True)
+            raise
         _sync_folder(target.parent)
 
 
@@ -119,6 +124,34 @@ def remove_abandoned(folder: epath.PathLike, name: str = "*") -> None:
                 os.close(descriptor)
 
 
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[pathlib.Path]:
+    """Yields a folder that is removed in the end; that it cannot be is not told."""
+    folder = tempfile.mkdtemp(prefix="wsdl-jax-")
+    try:
+        yield pathlib.Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_text(path: epath.PathLike) -> str:
+    """Returns the text of a file. Raises UserError, naming it, for one that has none."""
+    try:
+        return epath.Path(path).read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read: it is no text ({error.reason})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {os.strerror(error.errno or 0)}") from error
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """Returns what a JSON file holds. Raises UserError, naming it, for anything else."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
 # ----- Folders ------------------------------------------------------------------------------------
 
 
@@ -174,8 +207,8 @@ def _manifest(folder: epath.Path) -> tuple[str | None, dict[str, str]]:
     path = folder / MANIFEST
     if not path.exists():
         return None, {}
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text())
         return str(content["made_by"]), dict(content["files"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): choose another --out") from error
@@ -204,7 +237,7 @@ def whole_folder(out: epath.PathLike, *, replaces: str | None = None) -> Iterato
     with _written(out):
         if is_remote(out):
             check_folder(out, replaces)
-            with tempfile.TemporaryDirectory(prefix="wsdl-jax-") as temporary:
+            with temporary_folder() as temporary:
                 made = epath.Path(temporary)
                 yield made
                 _upload(made, out, replaces)
@@ -344,15 +377,14 @@ class Staged:
 
     def __init__(self, folder: epath.Path):
         self._folder = folder
-        self._temporary = None
+        self._closing = contextlib.ExitStack()
         self.local = folder
         if is_remote(folder):
-            self._temporary = tempfile.TemporaryDirectory(prefix="wsdl-jax-")
-            self.local = epath.Path(self._temporary.name)
+            self.local = epath.Path(self._closing.enter_context(temporary_folder()))
 
     def publish(self) -> None:
         """Copies all files to where they belong, over what is there."""
-        if self._temporary is not None:
+        if self.local != self._folder:
             for file in pathlib.Path(self.local).rglob("*"):
                 if file.is_file():
                     target = self._folder / file.relative_to(self.local)
@@ -361,8 +393,5 @@ class Staged:
 
     def close(self) -> None:
         """Publishes, and removes what is temporary."""
-        try:
+        with self._closing:
             self.publish()
-        finally:
-            if self._temporary is not None:
-                self._temporary.cleanup()

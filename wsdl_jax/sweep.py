@@ -37,10 +37,10 @@ from wsdl_jax import collect, command, configuration, locks, runs
 from wsdl_jax import results as results_of
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.configuration import ConfigError
-from wsdl_jax.errors import UserError
+from wsdl_jax.errors import UserError, reason
 from wsdl_jax.evaluate import results_folder
 from wsdl_jax.interruption import is_heard
-from wsdl_jax.storage import write_whole
+from wsdl_jax.storage import read_json, write_whole
 
 log = logging.getLogger("wsdl_jax")
 _NAME = re.compile(r"\w[\w.+=-]*/\w[\w.+=-]*")
@@ -301,8 +301,8 @@ def _execute(run: Run, processes: list[subprocess.Popen], stops: list[int]) -> t
 
 def _read(path: epath.Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (ValueError, TypeError) as error:
+        return dict(read_json(path)) if path.exists() else {}
+    except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it") from error
 
 
@@ -410,7 +410,7 @@ def main(argv: list[str]) -> None:
     try:
         code = _collect(argv[1], planned, workdir) if _COLLECT.value else _run(planned, workdir)
     except OSError as error:
-        raise UserError(f"{workdir}: {error}") from error
+        raise UserError(f"{workdir}: {reason(error)}") from error
     sys.exit(code)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from wsdl_jax.errors import UserError
-from wsdl_jax.storage import write_whole
+from wsdl_jax.storage import read_json, write_whole
 
 FALSE_POSITIVE_RATE = 0.05  # of real images, by default
 _FILE = "real_scores.json"  # in a run directory
@@ -70,11 +70,11 @@ def load(
     path = run / _FILE
     if not path.exists():
         return None
+    kept = read_json(path)
     try:
-        kept = json.loads(path.read_text())
         scores = [float(score) for score in kept["scores"]]
         same = (kept["checkpoint"], kept.get("weights")) == network
         same &= data is None or kept["real"] == dict(data)
         return scores if same and scores and all(map(math.isfinite, scores)) else None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): delete it, and evaluate") from error

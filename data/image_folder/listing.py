@@ -214,7 +214,7 @@ def _of_list(path: Path, masks: bool | None) -> dict[str, list[Item]]:
     """The images of a JSON list of [image, mask or "Negative"]."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(entries, list):
         raise ValueError(f'{path}: not a list of [image, mask or "Negative"]')

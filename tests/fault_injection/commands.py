@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 from attempts import REPOSITORY, Ended, Server
 from PIL import Image
 
@@ -218,8 +219,19 @@ class Place:
             self._copy_of_the_run(work / "run")
             self.done(*perturbed(90))
 
-        def older_file(name: str) -> Callable[[], None]:
-            return lambda: (work / name).write_bytes(b"older") and None
+        forger = (
+            *("wsdl_jax.diffusion.forger", f"--run={inputs / 'forger'}"),
+            f"--out={work / 'forger.safetensors'}",
+        )
+        quality = ("wsdl_jax.diffusion.quality", f"--forger={inputs / 'forger'}", *sheet)
+
+        def older_forger() -> None:
+            self.done(*forger)
+            path = work / "forger.safetensors"
+            with safetensors.safe_open(path, "numpy") as file:
+                kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() | {"step": "1"}
+            safetensors.numpy.save_file(kept, path, metadata)
 
         return {
             "main": Command("wsdl_jax.main", tuple(self.main_arguments(work / "run"))),
@@ -259,16 +271,8 @@ class Place:
                 "wsdl_jax.diffusion.train",
                 tuple(self.forger_arguments(work / "forger", "autoencoder")),
             ),
-            "forger-file": Command(
-                "wsdl_jax.diffusion.forger",
-                (f"--run={inputs / 'forger'}", f"--out={work / 'forger.safetensors'}"),
-                older_file("forger.safetensors"),
-            ),
-            "forger-quality": Command(
-                "wsdl_jax.diffusion.quality",
-                (f"--forger={inputs / 'forger'}", *sheet),
-                older_file("sheet.png"),
-            ),
+            "forger-file": Command(*_split(forger), older_forger),
+            "forger-quality": Command(*_split(quality), lambda: self.done(*quality, "--seed=1")),
             "build-dolos": Command(
                 "wsdl_data.build",
                 ("dolos/celebahq_repaint_p2", f"--manual_dir={inputs / 'dolos'}", to_data),

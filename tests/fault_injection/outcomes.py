@@ -16,7 +16,8 @@ from wsdl_jax.errors import UserError
 
 Outcome = dict[str, Any]  # by path from the folder
 # Temporary files, which a killed process leaves to the system; logs of what happened; TensorBoard's
-# events, which have times in them; checkpoints that turned out to be damaged.
+# events, which have times in them; checkpoints that turned out to be damaged. What a new folder
+# has replaced may be left behind, hidden, until the next one: see `leftovers`.
 _PASSED_OVER = {"tmp", "events", "profile", "damaged_checkpoints"}
 _TIMED = ("images_per_second", "data_wait")
 _likes: dict[str, Any] = {}
@@ -26,7 +27,7 @@ def read(folder: Path) -> Outcome:
     """Everything below a folder that a user would miss, or mind."""
     found: Outcome = {}
     for path in sorted(folder.iterdir()):
-        if path.name in _PASSED_OVER or path.name.endswith(("lock", ".log")):
+        if path.name in _PASSED_OVER or path.name.endswith(("lock", ".log", ".old")):
             continue
         if path.is_dir() and path.name == "checkpoints":
             found[path.name] = _checkpoints(folder)
@@ -44,7 +45,7 @@ def read(folder: Path) -> Outcome:
 
 def leftovers(folder: Path) -> list[str]:
     """Paths of what is half done, below a folder."""
-    marks = (".partial", ".orbax-checkpoint-tmp", ".tmp")
+    marks = (".partial", ".orbax-checkpoint-tmp", ".tmp", ".old")
     return [
         str(path.relative_to(folder))
         for path in sorted(folder.rglob("*"))

@@ -16,7 +16,6 @@ import inspect
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion import forger, inpainters
 from wsdl_jax.diffusion.masks import POLICIES, draw
 from wsdl_jax.errors import UserError, in_one_line
+from wsdl_jax.storage import temporary_folder
 
 log = logging.getLogger("wsdl_jax")
 FORGERS = ("full", "repaint", "latent")  # generators that are trained here
@@ -335,8 +335,7 @@ def forge(
     if len(ready) == len(kinds):  # else a build was killed between the two
         log.info("%s: ready since before", " and ".join(ready))
         return ready
-    with tempfile.TemporaryDirectory(prefix="wsdl-jax-forge-") as temporary:
-        stage = Path(temporary)
+    with temporary_folder() as stage:
         _write(stage, sources, make, masks, dilation, size, batch, seed)
         made = build.own_builders(name, os.fspath(stage), recipe["masks"], data_dir, origin)
         build.prepare_together(list(made.values()))

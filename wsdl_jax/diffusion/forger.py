@@ -31,7 +31,7 @@ from wsdl_jax.diffusion import configuration, process
 from wsdl_jax.diffusion.networks import Autoencoder, UNet
 from wsdl_jax.errors import UserError, reason
 from wsdl_jax.parallel import AXIS, Parallel, Step
-from wsdl_jax.storage import remove_abandoned, write_whole
+from wsdl_jax.storage import read_text, remove_abandoned, write_whole
 
 log = logging.getLogger("wsdl_jax")
 _CALLS = 8  # at the same time, at most: each needs memory
@@ -181,7 +181,7 @@ def load_config(run: epath.Path) -> ml_collections.ConfigDict:
     if not path.exists():
         raise UserError(f"{run} is not a run directory: it has no config.json")
     try:
-        return configuration.load(path.read_text())
+        return configuration.load(read_text(path))
     except UserError as error:
         raise UserError(f"{run} is not a run of a forger: {error}") from error
 
