@@ -190,7 +190,10 @@ def faults(builder: tfds.core.DatasetBuilder) -> str:
     origin = getattr(builder, "origin", None)  # of datasets that are made by what is installed
     if origin is None:
         return ""
-    present = provenance.of(builder)
+    try:
+        present = provenance.of(builder)
+    except ValueError:
+        return "damaged (its description cannot be read)"
     now = present | origin.metadata()
     now["content"] = present["content"] | now["content"]  # where a file is not there any more
     otherwise = provenance.differences(present, now)
@@ -279,6 +282,11 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+def own_folder(name: str, data_dir: str | None) -> Path:
+    """Where `image_folder/NAME` would be, were it one folder and not one a kind."""
+    return Path(make_builder(f"{_OWN}/{name}_{_KINDS[0]}", data_dir).data_dir).parents[1] / name
+
+
 def own_prepared(name: str, origins: Mapping[str, Origin], data_dir: str | None) -> list[str]:
     """The subsets of `image_folder/NAME` that are prepared.
 
@@ -305,7 +313,7 @@ def own_prepared(name: str, origins: Mapping[str, Origin], data_dir: str | None)
             source = present["recorded"].get("source", "another source")
             raise BuildError(
                 f"{_OWN}/{name}: is there already, made of {source} otherwise ({'; '.join(other)});"
-                f" choose another name, or delete {there.data_path.parent.parent / name}_*"
+                f" choose another name, or delete {own_folder(name, data_dir)}_real and _fake there"
             )
         prepared.append(subset)
     return prepared

@@ -98,7 +98,7 @@ def check_replaceable(out: epath.Path, made_by: str) -> None:
     try:
         with out.open("rb") as file, Image.open(file) as image:
             earlier = image.info.get("Software") == made_by
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         earlier = False
     if not earlier:
         raise ValueError(f"{out} is there and is no picture of {made_by}: choose another file")
@@ -122,7 +122,6 @@ def save_sheet(image: Image.Image, out: epath.Path, made_by: str, **options: Any
     note.add_text("Software", made_by)
     stream = io.BytesIO()
     image.save(stream, "PNG", pnginfo=note, **options)
-    storage.remove_abandoned(out.parent, out.name)
     storage.write_whole(out, stream.getvalue())
 
 

@@ -91,7 +91,12 @@ def of(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
     Raises OSError or ValueError where its description cannot be read.
     """
     path = Path(builder.data_dir) / FILE
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        kept = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete this folder and build again"
+        ) from error
     return {
         "version": str(builder.version),
         "splits": {name: split.num_examples for name, split in builder.info.splits.items()},

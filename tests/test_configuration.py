@@ -364,7 +364,7 @@ def test_a_config_without_a_method_is_refused():
 @pytest.mark.parametrize("text", ["", "5", "a:b", "0:3", "3:3", "5:2", "1:2:3"])
 def test_steps_that_cannot_be_traced(text):
     with pytest.raises(ConfigError, match=rf"^config\.profile = '{text}': not two steps"):
-        configuration.validate(invalid("profile", text))
+        configuration.check_circumstances(invalid("profile", text))
 
 
 def test_steps_to_trace():
@@ -482,3 +482,6 @@ def test_what_would_do_harm_or_nothing_is_refused(fields, told):
     config.update_from_flattened_dict(fields)
     with pytest.raises(configuration.ConfigError, match=told):
         configuration.check_circumstances(config)
+    # A run that was trained so before stays readable.
+    config.method, config.data.fake, config.data.test_fake = "patches", ("a/b",), "a/c"
+    assert configuration.load(configuration.save(config)) == config

@@ -118,6 +118,28 @@ def test_whose_lease_was_taken_over_is_stopped(lease, tmp_path: Path):
     assert "process 2" in (tmp_path / locks.WRITER).read_text()  # it is the other's
 
 
+def test_a_lease_that_was_taken_and_given_back_is_lost(lease, tmp_path: Path):
+    """As by a process that was suspended meanwhile."""
+    first = lease()
+    (tmp_path / locks.WRITER).unlink()
+    with pytest.raises(UserError, match="was taken over by another process"):
+        first.check()
+    first.release()
+
+
+def test_a_bucket_out_of_reach_is_not_a_lost_lease(lease, monkeypatch):
+    first = lease()
+
+    def fails(*_: object) -> None:
+        raise ConnectionError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(locks._Lease, "_read", fails)
+        first.check()
+    first.check()
+    first.release()
+
+
 def test_a_lease_that_is_given_back_is_waited_for(lease):
     first = lease()
     threading.Timer(0.3, first.release).start()

@@ -416,7 +416,7 @@ def broken(run: epath.Path, what: str) -> None:
     [
         ("no results", r"no results\.json: run python -m wsdl_jax\.evaluate --run"),
         ("half results", r"results\.json cannot be read"),
-        ("old results", r"results\.json has no '\w+': evaluate the run again"),
+        ("old results", r"results\.json has no '\w+': it is of another version"),
         ("no predictions", r"predictions\.csv is not there: evaluate"),
         ("half predictions", r"predictions\.csv is not of results\.json"),
         ("changed predictions", r"predictions\.csv is not of results\.json"),
@@ -441,8 +441,8 @@ def test_folders_that_are_not_replaced(evaluated, tmp_path):
     notes.mkdir()
     (notes / "index.html").write_text("<p>mine")
     (tmp_path / "file").write_text("mine")
-    for out, told in ((notes, "is there and is no report"), (tmp_path / "file", "is a file")):
-        with pytest.raises(UserError, match=rf"{told}: choose another --out"):
+    for out, told in ((notes, "is there and is no report: move"), (tmp_path / "file", "is a file")):
+        with pytest.raises(UserError, match=told):
             report.report([evaluated], epath.Path(out), count=0)
     assert (notes / "index.html").read_text() == "<p>mine"
     with pytest.raises(UserError, match="given twice"):

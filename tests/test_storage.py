@@ -112,7 +112,7 @@ def test_only_what_nobody_writes_is_removed(tmp_path: Path):
     abandoned, alive = (tmp_path / f".file.{digit * 8}.partial" for digit in "01")
     folder = tmp_path / ".folder.00000000.partial"
     (folder / "below").mkdir(parents=True)
-    others = {".file.partial", ".file.0000000g.partial", "file"}
+    others = {".file.partial", ".file.0000000g.partial", "file", ".fil[e].00000000.old"}
     for name in (abandoned.name, alive.name, *others):
         (tmp_path / name).write_text("")
     with alive.open() as file:
@@ -150,7 +150,7 @@ def test_a_folder_appears_whole_and_is_replaced(tmp_path: Path, there: bool):
     assert content(out) == {"a": "1", "b/c": "2"}
     manifest = json.loads((out / storage.MANIFEST).read_text())
     assert manifest["made_by"] == "report"
-    assert manifest["files"]["a"] == hashlib.sha256(b"1").hexdigest()
+    assert manifest["files"]["a"] == [hashlib.sha256(b"1").hexdigest()]
     make(out, {"a": "3"})
     assert content(out) == {"a": "3"}
     assert names(out.parent) == ["out"]
@@ -162,16 +162,19 @@ def test_a_folder_appears_whole_and_is_replaced(tmp_path: Path, there: bool):
         (lambda out: (out / "notes.txt").write_text("mine"), r"notes.txt is not of the report"),
         (lambda out: (out / "b/.hidden").write_text("mine"), r"b/.hidden is not of the report"),
         (lambda out: (out / "a").write_text("mine"), r"out/a was changed since the report"),
+        (lambda out: (out / "link").symlink_to(out.parent), r"link is not of the report"),
+        (lambda out: (out / "gone").symlink_to("nowhere"), r"gone is not of the report"),
+        (lambda out: (out / "empty/er").mkdir(parents=True), r"empty/er is not of the report"),
     ],
 )
 def test_what_a_user_has_put_there_stays(tmp_path: Path, change, told: str):
     out = tmp_path / "out"
     make(out, {"a": "1", "b/c": "2"})
     change(out)
-    before = content(out)
+    before = sorted(out.rglob("*"))
     with pytest.raises(UserError, match=told):
         make(out, {"a": "3"})
-    assert content(out) == before and names(tmp_path) == ["out"]
+    assert sorted(out.rglob("*")) == before and names(tmp_path) == ["out"]
 
 
 def test_what_comes_while_the_new_one_is_made_stays_too(tmp_path: Path):
@@ -278,7 +281,67 @@ def test_a_kill_between_two_renames_is_mended(tmp_path: Path, number: int):
     assert content(out) == {"a": "3"} and names(tmp_path) == ["out"]
 
 
+def test_what_cannot_be_renamed_is_refused_before_the_work(tmp_path: Path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "..", tmp_path, "/proc"):
+        with pytest.raises(UserError, match="cannot be replaced as a whole: name a new folder in"):
+            storage.check_folder(out)
+
+
+def test_a_link_stays_one_and_a_file_keeps_its_mode(tmp_path: Path):
+    (tmp_path / "file").write_text("before")
+    (tmp_path / "file").chmod(0o640)
+    (tmp_path / "link").symlink_to("file")
+    storage.write_whole(tmp_path / "link", "after")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "after"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    name = "ü" * 120 + ".json"  # 245 bytes, of at most 255
+    storage.write_whole(tmp_path / name, "long")
+    assert (tmp_path / name).read_text() == "long"
+
+
+def test_staged_is_removed_in_the_end_or_by_the_next(tmp_path: Path):
+    target = tmp_path / "data/a[1]"
+    abandoned = target.with_name(".a[1].01234567.partial")
+    (abandoned / "below").mkdir(parents=True)
+    with storage.staging_folder(target) as stage:
+        assert names(target.parent) == [stage.name]
+        (stage / "file").write_text("x")
+    assert names(target.parent) == []
+
+
 # ----- In a bucket --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replaces", [None, "report"])
+def test_an_upload_that_was_killed_is_gone_on_with(tmp_path: Path, monkeypatch, replaces):
+    """With a folder on a disk in place of one in a bucket."""
+    monkeypatch.setattr(storage, "is_remote", lambda path: Path(path) == tmp_path / "out")
+    out = tmp_path / "out"
+    out.mkdir()
+    if replaces:
+        make(out, {"a": "1", "b": "1", "old": "1"}, replaces)
+    copies, copy = [], type(epath.Path(out)).copy
+
+    def killed(self, *arguments, **named):
+        copies.append(self)
+        if len(copies) == 2:
+            raise KeyboardInterrupt
+        return copy(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(out)), "copy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(out, {"a": "2", "b": "2"}, replaces)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"notes.txt is not of the"):
+        make(out, {"a": "2", "b": "2"}, replaces)
+    (out / "notes.txt").unlink()
+    make(out, {"a": "2", "b": "2"}, replaces)
+    assert content(out) == {"a": "2", "b": "2"}
+    assert (out / storage.MANIFEST).exists() == bool(replaces)
+
 
 # The emulator, with a header that it leaves out, and tensorstore relies on.
 SERVER = """

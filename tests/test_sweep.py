@@ -238,7 +238,7 @@ def test_done_is_trained_to_the_end_and_evaluated_on_everything(tmp_path):
     assert set(second.results().values()) == {None}
 
 
-def test_results_of_an_older_network_are_none(tmp_path):
+def test_results_of_an_older_network_are_none(tmp_path, caplog):
     run, _ = two(workdir=epath.Path(tmp_path))
     finish(run, step=100)
     total = run.config.train.epochs * run.config.train.steps_per_epoch
@@ -255,8 +255,29 @@ def test_results_of_an_older_network_are_none(tmp_path):
     path.write_text(json.dumps({**kept, "weights": kept["weights"] + 1}))
     assert run.results()[run.config.data.test_fake] is None
     path.write_text("{}")
-    with pytest.raises(UserError, match=r"results.json has no 'iou_lg': evaluate the run again"):
-        run.results()
+    assert run.results()[run.config.data.test_fake] is None
+    assert "results.json has no 'iou_lg': it is of another version" in caplog.text
+
+
+def test_results_without_checkpoints_are_taken_and_told(tmp_path, caplog):
+    """As when they were copied alone, or checkpoints were removed to save space."""
+    run, _ = two(workdir=epath.Path(tmp_path))
+    finish(run)
+    shutil.rmtree(run.folder / "checkpoints")
+    assert run.is_done()
+    assert "seed-0 has no checkpoints: its results are taken as they are" in caplog.text
+
+
+def test_results_of_different_images_do_not_stand_in_one_table(tmp_path):
+    planned = two(workdir=epath.Path(tmp_path))
+    for run in planned:
+        finish(run)
+    assert all(finding.results for finding in sweep.findings(planned))
+    path = planned[1].folder / "results.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "data": {"fake": "of others", "real": ""}}))
+    with pytest.raises(UserError, match=r"were evaluated on different images of portraits/latent"):
+        sweep.findings(planned)
 
 
 def test_a_directory_of_another_config_is_not_taken_for_the_run(tmp_path):
@@ -436,6 +457,9 @@ def test_a_crash_is_recorded_and_the_next_one_runs(program, tmp_path, capfd):
 
 
 def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "failures.json").write_text('{"a": 3}')
+    with pytest.raises(UserError, match=r"failures.json is damaged"):
+        sweep._collect("configs/sweeps/setups.py", [], epath.Path(tmp_path))
     (tmp_path / "failures.json").write_text("{")
     with pytest.raises(UserError, match=r"failures.json is damaged"):
         sweep.run_here([], epath.Path(tmp_path))

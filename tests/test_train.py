@@ -391,6 +391,20 @@ def test_what_a_killed_start_has_left_is_a_new_run(real_config: GetConfig, tmp_p
     assert not list(tmp_path.glob(".*.partial"))
 
 
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
+    evaluated: epath.Path, real_config: GetConfig, tmp_path: Path
+):
+    run = epath.Path(shutil.copytree(evaluated, tmp_path / "run"))
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    config = runs.load_config(run)
+    for name in ("results.json", "metrics.jsonl"):  # either says that there were some
+        before = snapshot(run / "events"), (run / "metrics.jsonl").read_text()
+        with pytest.raises(UserError, match="and no checkpoint: bring its checkpoints back"):
+            train.train(config, run)
+        assert (snapshot(run / "events"), (run / "metrics.jsonl").read_text()) == before
+        (run / name).unlink() if name == "results.json" else None
+
+
 def test_the_config_is_written_once(trained: epath.Path, real_config: GetConfig, tmp_path: Path):
     run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
     for path in (run / "config.json", run / "data.json"):
@@ -548,7 +562,11 @@ def test_interrupted_runs_continue_to_the_same_bits(uninterrupted, shrunk, tmp_p
 
 # The command, asked to stop by itself: a function of a module, its n-th call, and how.
 ASKED = """
-import os, runpy, signal, sys
+import os, runpy, signal, sys, threading, time
+def more():
+    for _ in range(int(os.environ["AGAIN"])):
+        time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
 module, name, number, *sys.argv = sys.argv[1:]
 import importlib
 module = importlib.import_module(module)
@@ -558,13 +576,17 @@ def asking(*arguments, **named):
     calls += 1
     if calls == int(number):
         os.kill(os.getpid(), signal.SIGTERM)
+        threading.Thread(target=more, daemon=True).start()
     return function(*arguments, **named)
 setattr(module, name, asking)
 runpy.run_module("wsdl_jax.main", run_name="__main__")
 """
 
 
-def asked(shrunk, run: Path, where: tuple[str, str, int], **overrides: Any) -> tuple[int, str]:
+def asked(
+    shrunk, run: Path, where: tuple[str, str, int], again: int = 0, **overrides: Any
+) -> tuple[int, str]:
+    """again: how many further signals follow, one every 20 ms."""
     fields = {**shrunk, **SMALL, **overrides}
     done = subprocess.run(
         [
@@ -572,6 +594,7 @@ def asked(shrunk, run: Path, where: tuple[str, str, int], **overrides: Any) -> t
             *("--config", "configs/patches.py:source=celebahq", "--workdir", str(run)),
             *(f"--config.{field}={value}" for field, value in fields.items()),
         ],
+        env={**os.environ, "AGAIN": str(again)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -586,6 +609,14 @@ def test_a_signal_in_the_last_validation_is_heard(shrunk, tmp_path: Path):
     assert saved(run) == {2, 4} and not (run / "results.json").exists()
     code, err = asked(shrunk, run, ("wsdl_jax.train", "validate", -1))
     assert code == 0 and (run / "results.json").exists(), err
+
+
+def test_signals_while_it_saves_do_not_lose_the_save(shrunk, tmp_path: Path):
+    """Schedulers send a second SIGTERM; a save goes on in the background meanwhile."""
+    run = tmp_path / "run"
+    code, err = asked(shrunk, run, ("wsdl_jax.checkpoint", "_checksum", 1), again=50)
+    assert code == 143 and "stopped at step 2" in err, err
+    assert saved(run) == {2} and not list(run.glob("checkpoints/*tmp*"))
 
 
 def test_a_run_that_stops_while_it_is_traced_goes_on(shrunk, tmp_path: Path):

@@ -16,6 +16,7 @@ from absl import logging as absl_logging
 from wsdl_data.build import BuildError
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError, reason
+from wsdl_jax.interruption import is_heard
 from wsdl_jax.processes import end_with_parent
 
 PARENT = "WSDL_JAX_PARENT"  # variable: process without which this one is not to go on
@@ -29,7 +30,10 @@ def _fail(error: BaseException, code: int) -> None:
     # The text of a KeyError is a literal, with quotes and escapes.
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     message = " ".join(str(text).split())
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        # At its end a process waits minutes for those of the other hosts, and then is aborted.
+        os._exit(code)
     sys.exit(code)
 
 
@@ -125,6 +129,8 @@ def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None
         logging.getLogger("wsdl_jax").setLevel(logging.INFO)
         _keep_compiled_programs()
         keep_freed_memory()
+        if is_heard(signal.SIGTERM):  # what is temporary is removed on the way out
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         if (parent := os.environ.pop(PARENT, None)) is not None:
             end_with_parent(int(parent))
         try:

@@ -252,7 +252,11 @@ def profiled_steps(config: ml_collections.ConfigDict) -> range:
 
 
 def check_circumstances(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError for steps that cannot be traced, and for data that cannot be read so."""
+    """Raises ConfigError for steps that cannot be traced, and for data that cannot be read so.
+
+    To be asked of the config of a training that begins, not of one that a run has kept: it says
+    nothing of what the run has computed.
+    """
     profiled_steps(config)
     if config.data.cache and config.data.workers:
         raise ConfigError(
@@ -282,7 +286,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for path in (*not_negative, "loss.mask_weight"):
         if not _get(config, path) >= 0:
             raise ConfigError(f"config.{path} = {_get(config, path)}: must not be negative")
-    check_circumstances(config)
     if config.train.scaling != "none" and not config.train.per_device_batch:
         raise ConfigError(
             f"config.train.scaling = {config.train.scaling!r}: goes with train.per_device_batch"

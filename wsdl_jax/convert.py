@@ -35,7 +35,7 @@ from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.layers import BatchNorm, Pointwise, SeparableConv
 from wsdl_jax.models.patches import Patches
 from wsdl_jax.models.xception import Block, ImageClassifier, Top, Trunk, scaled
-from wsdl_jax.storage import remove_abandoned, write_whole
+from wsdl_jax.storage import write_whole
 
 log = logging.getLogger("wsdl_jax")
 Tensors = Mapping[str, Shaped[np.ndarray, "..."]]
@@ -423,7 +423,6 @@ def write(tensors: Tensors, file: epath.Path) -> None:
         raise WeightsError(f"{file}: the name must end in .safetensors, .pth, .pt or .tar")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(file.parent, file.name)
         write_whole(file, content)
     except OSError as error:
         raise WeightsError(f"{file} cannot be written: {_line(error)}") from error

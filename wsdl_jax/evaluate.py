@@ -44,7 +44,7 @@ from wsdl_jax.errors import UserError
 from wsdl_jax.parallel import AXIS, Parallel, Step
 from wsdl_jax.perturbations import Perturbation
 from wsdl_jax.runs import State
-from wsdl_jax.storage import remove_abandoned, temporary_folder, write_whole
+from wsdl_jax.storage import temporary_folder, write_whole
 
 log = logging.getLogger("wsdl_jax")
 SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
@@ -175,9 +175,7 @@ def _threshold(run: epath.Path, test: Test) -> float | None:
         for batch, found in batches:
             rows = np.stack([_places(batch), found.scores, found.probabilities], 1)
             scores += _of_all_hosts(rows.astype(np.float64), source)[:, 1].tolist()
-    if hosts.is_first():
-        verdict.save(run, network, digests, scores)
-    hosts.wait("scores of real images")
+    hosts.first(lambda: verdict.save(run, network, digests, scores))
     return verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
 
 
@@ -255,12 +253,14 @@ def evaluate(
         table = summary.text_table(
             results, title=f"{test.config.method}, setup {test.config.setup}"
         )
-        if hosts.is_first():
+
+        def put() -> None:
             summary.save_sheet(_examples(test.sides, maps), epath.Path(folder) / "examples.png")
             (folder / "results.txt").write_text(table, encoding="utf-8")
-            predictions = provenance.digest_of_file(folder / "predictions.csv")
-            results["predictions"] = predictions
-        hosts.first(lambda: _put(run, test, folder, results))
+            results["predictions"] = provenance.digest_of_file(folder / "predictions.csv")
+            _put(run, test, folder, results)
+
+        hosts.first(put)
     log.info("%s\nwritten to %s", table, test.out)
     return results
 
@@ -272,7 +272,6 @@ def _put(run: epath.Path, test: Test, folder: Path, results: dict[str, Any]) -> 
         sides = (examples.provenance for examples in test.sides.values())
         runs.keep_data(run, {name: kept for side in sides for name, kept in side.items()})
     with locks.locked(test.out, locks.RESULTS, wait=True):
-        remove_abandoned(test.out)
         for path in sorted(folder.iterdir()):
             write_whole(test.out / path.name, path.read_bytes())
         write_whole(test.out / "results.json", json.dumps(results, indent=2) + "\n")

@@ -7,6 +7,8 @@ import glob
 import importlib.util
 import itertools
 import os
+import signal
+import threading
 import zlib
 from collections.abc import Callable
 
@@ -59,6 +61,9 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         jax.distributed.initialize(coordinator, count, index)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the hosts do not find one another: {error}") from error
+    # JAX has taken SIGTERM for itself, and tells nobody before a training asks.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     # On CPUs the first collective makes the connections, for which it waits 30 s.
     multihost_utils.sync_global_devices("start")
 
@@ -95,20 +100,34 @@ def first(function: Callable[[], None]) -> None:
     However long that takes. All hosts have to ask together. What it raises is raised on the first
     host as it is, and on the others as a UserError of the same text.
     """
+    _on_hosts(function, only_first=True)
+
+
+def each(function: Callable[[], None]) -> None:
+    """Calls a function on every host; returns when it is done on all, however long that takes.
+
+    All hosts have to ask together. What it raises is raised where it was raised, and on the others
+    as a UserError of the same text: no host goes on alone.
+    """
+    _on_hosts(function, only_first=False)
+
+
+def _on_hosts(function: Callable[[], None], *, only_first: bool) -> None:
     error = None
-    if is_first():
+    if is_first() or not only_first:
         try:
             function()
         except Exception as raised:
             error = raised
-    wait("the first host")
+    wait("a function")
     text = "" if error is None else str(error) or type(error).__name__
     message = np.frombuffer(text.encode()[:_MESSAGE].ljust(_MESSAGE, b"\0"), np.uint8)
-    told = gather(message)[0].tobytes().rstrip(b"\0").decode(errors="replace")
+    told = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in gather(message)]
     if error is not None:
         raise error
-    if told:
-        raise UserError(f"host 0: {told}")
+    for host, text in enumerate(told):
+        if text:
+            raise UserError(f"host {host}: {text}")
 
 
 def any_host(value: bool) -> bool:

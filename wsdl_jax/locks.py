@@ -170,13 +170,14 @@ class _Lease:
 
     def _is_mine(self) -> bool:
         now = self._read()
-        if now and now.get("token") != self._token:
+        if now.get("token") != self._token:  # whoever took it may have given it back
             self._lost = now.get("holder", "another process")
         return not self._lost
 
     def check(self) -> None:
         if not self._lost:
-            self._is_mine()
+            with contextlib.suppress(Exception):  # out of reach for now is not lost
+                self._is_mine()
         if self._lost:
             raise UserError(f"{self._folder} was taken over by {self._lost}: this process stops")
 

@@ -38,6 +38,7 @@ def main(_: list[str]) -> None:
     if not epath.Path(config_file).is_file():
         raise configuration.ConfigError(f"no config file {config_file}")
     configuration.validate(_CONFIG.value)
+    configuration.check_circumstances(_CONFIG.value)
     hosts.start_by_flags()
     if not hosts.is_first():
         log.setLevel(logging.WARNING)
@@ -49,8 +50,8 @@ def main(_: list[str]) -> None:
         path = epath.Path(config.init.path)
         convert.start(methods.blank(config, None), path, config.init.layout)
     hosts.first(lambda: pipeline.prepare(config, _ALSO_ON.value))
-    pipeline.prepare(config, _ALSO_ON.value)  # where the others have disks of their own
-    hosts.wait("datasets of the others")
+    # Where the others have disks of their own.
+    hosts.each(lambda: pipeline.prepare(config, _ALSO_ON.value))
     pipeline.check_sides(
         real=(config.data.test_real,),
         fake=(config.data.test_fake, *_ALSO_ON.value),

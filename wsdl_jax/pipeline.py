@@ -59,7 +59,10 @@ class Examples:
                 raise ConfigError(
                     f"{name} is not prepared in {builder.data_dir}: run {build.command(builder)}"
                 )
-            self.provenance[name] = provenance.of(builder)
+            try:
+                self.provenance[name] = provenance.of(builder)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from error
             if split not in builder.info.splits:
                 raise ConfigError(
                     f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}"

@@ -56,7 +56,8 @@ MODES = tuple(MAX_PIXELS)
 COLUMNS = ("file", "score", "verdict", "manipulated_share", "error")  # of predictions.csv
 _CELL = 4  # pixels: where windows are blended, a map has no smaller cells
 _STRIP = 2**22  # pixels of a map at its image's size that are computed at once
-# Pixels of the images that threads have in memory at one time; 4 to 8 bytes each.
+# Pixels of the images that threads have in memory at one time, 4 to 8 bytes each. A transparent
+# image counts four times: it is laid over white by copies of it with four channels.
 _IN_FLIGHT = 2**27
 _OVERLAY, _THUMBNAIL = 4096, 160  # the most pixels a side
 
@@ -145,7 +146,7 @@ def read(
                     f"limit is {max_pixels / 1e6:.0f} megapixels"
                 )
             if take is not None:
-                take(image.width * image.height)
+                take(image.width * image.height * (4 if image.has_transparency_data else 1))
             image.load()
             return to_rgb(image)
     except UnidentifiedImageError as error:

@@ -42,6 +42,7 @@ from wsdl_jax import (
 from wsdl_jax import results as results_of
 from wsdl_jax.configuration import ConfigError
 from wsdl_jax.errors import UserError
+from wsdl_jax.storage import is_remote
 
 log = logging.getLogger("wsdl_jax")
 GALLERY = 60  # test images shown, by default
@@ -124,7 +125,7 @@ def read(paths: Sequence[epath.Path]) -> list[Run]:
 
     Raises UserError: not a run, not evaluated, or a file that cannot be read.
     """
-    out = []
+    out, read_now = [], []
     for path, name in zip(paths, _names(paths), strict=True):
         config = runs.load_config(path)
         if not (path / results_of.FILE).exists():
@@ -158,8 +159,10 @@ def read(paths: Sequence[epath.Path]) -> list[Run]:
             or digest != results[0]["predictions"]
         ):
             raise UserError(f"{path / 'predictions.csv'} is not of results.json: evaluate it again")
+        read_now += ((path, figures) for figures in (*results, *robustness))
         losses = _losses(path / "metrics.jsonl")
         out.append(Run(name, path, config, losses, results, robustness, predictions))
+    results_of.check_same_data(read_now)
     return out
 
 
@@ -167,6 +170,7 @@ def _names(paths: Sequence[epath.Path]) -> list[str]:
     """The last parts of paths, as many as tell them from one another."""
     if len({str(path) for path in paths}) < len(paths):
         raise UserError("a run is given twice")
+    paths = [path if is_remote(path) else path.resolve() for path in paths]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):

@@ -1,6 +1,7 @@
 """Reads what an evaluation has written, and what others may have touched since."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -36,16 +37,34 @@ def read(path: epath.Path) -> dict[str, Any]:
             _check(isinstance(content["data"][side], str), "data")
         _check(_is_count(content["checkpoint"]), "checkpoint")
         _check(content["weights"] is None or _is_count(content["weights"]), "weights")
-    except KeyError as error:
-        raise UserError(f"{path} has no {error}: evaluate the run again") from error
-    except (TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} is damaged ({error}): evaluate the run again") from error
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
+        raise UserError(
+            f"{path} {what}: it is of another version or was changed; delete it, and evaluate again"
+        ) from error
     return content
 
 
 def network(results: dict[str, Any]) -> tuple[int, int | None]:
     """Returns step and checksum of the checkpoint that was evaluated."""
     return results["checkpoint"], results["weights"]
+
+
+def check_same_data(read: Iterable[tuple[epath.Path, dict[str, Any]]]) -> None:
+    """Raises UserError where results of a subset of one name are not all of the same images.
+
+    read: run directories, with results that stand in one table.
+    """
+    known: dict[str, tuple[str, epath.Path]] = {}
+    for run, results in read:
+        for side in ("fake", "real"):
+            name, digest = results[f"test_{side}"], results["data"][side]
+            other, where = known.setdefault(name, (digest, run))
+            if other != digest:
+                raise UserError(
+                    f"{run} and {where} were evaluated on different images of {name}: evaluate "
+                    "both again on the same"
+                )
 
 
 def _check(valid: bool, name: str) -> None:

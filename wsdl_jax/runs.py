@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from wsdl_data import provenance
-from wsdl_jax import configuration, hosts, locks, methods
+from wsdl_jax import configuration, hosts, locks, methods, results
 from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.errors import UserError, reason
 from wsdl_jax.storage import is_remote, read_json, read_text, remove_abandoned, write_whole
@@ -151,6 +151,21 @@ def written(
     finally:
         for lock in held:
             lock.release()
+
+
+def check_not_pruned(run: epath.Path) -> None:
+    """Raises UserError where a run without checkpoints must have had some: it would begin anew, and
+    its log be lost.
+
+    After the second validation that is logged, the save of the first is complete.
+    """
+    path = run / "metrics.jsonl"
+    validations = read_text(path).count('"valid_loss"') if path.exists() else 0
+    if validations > 1 or (run / results.FILE).exists():
+        raise UserError(
+            f"{run} has results, or a log of validations, and no checkpoint: bring its checkpoints "
+            "back, or choose another --workdir"
+        )
 
 
 # ----- The data that a run has used ---------------------------------------------------------------

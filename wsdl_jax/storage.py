@@ -9,12 +9,14 @@ under such a name is removed by the next one that writes there.
 import contextlib
 import ctypes
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import pathlib
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -23,8 +25,10 @@ from etils import epath
 
 from wsdl_jax.errors import UserError, reason
 
+_UNFINISHED = "unfinished"  # has made a folder in a bucket to which files are still copied
 MANIFEST = ".wsdl-manifest.json"  # in a folder of output: who has made it, and its files
 _PARTIAL, _OLD = "partial", "old"  # endings of temporary names
+_NAME = 50  # letters of the name that is meant, in a temporary one: names have an end
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -47,11 +51,14 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
     if is_remote(path):
         path.write_bytes(data)  # an object in a bucket appears when all of it is there
         return
-    target = pathlib.Path(path)
-    with naming(target):
+    target = pathlib.Path(os.path.realpath(path))  # a link stays one
+    with naming(path):
+        remove_abandoned(target.parent, target.name)
         partial, descriptor = _created(target)
         try:
             with open(descriptor, "wb") as file:  # which holds a lock as long as it is open
+                if target.exists():
+                    os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -71,7 +78,7 @@ def _has(path: epath.Path, data: bytes) -> bool:
 
 
 def _temporary_name(target: pathlib.Path, ending: str) -> pathlib.Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
+    return target.with_name(f".{target.name[:_NAME]}.{secrets.token_hex(4)}.{ending}")
 
 
 def _created(target: pathlib.Path) -> tuple[pathlib.Path, int]:
@@ -107,16 +114,24 @@ def _sync_folder(folder: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def remove_abandoned(folder: epath.PathLike, name: str = "*") -> None:
+def _temporaries(folder: pathlib.Path, name: str | None, ending: str) -> list[pathlib.Path]:
+    """What has a temporary name, of the file or folder of a name or of any."""
+    quoted = "*" if name is None else glob.escape(name[:_NAME])
+    return list(folder.glob(f".{quoted}.{'[0-9a-f]' * 8}.{ending}"))
+
+
+def remove_abandoned(folder: epath.PathLike, name: str | None = None) -> None:
     """Removes what killed processes have left half-written in a folder on a disk.
 
-    name: of the file or folder that was to be written.
+    name: of the file or folder that was to be written; any by default.
     """
     if is_remote(folder):
         return
-    for path in pathlib.Path(folder).glob(f".{name}.{'[0-9a-f]' * 8}.{_PARTIAL}"):
+    for path in _temporaries(pathlib.Path(folder), name, _PARTIAL):
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Some file systems lock only what may be written.
+            access = os.O_RDONLY if path.is_dir() else os.O_RDWR
+            descriptor = os.open(path, access | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer is gone
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -168,53 +183,63 @@ def check_folder(out: epath.PathLike, replaces: str | None = None) -> None:
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
+    if not is_remote(out):
+        real = os.path.realpath(out)
+        if os.path.ismount(real) or pathlib.Path.cwd().is_relative_to(real):
+            raise UserError(f"{out} cannot be replaced as a whole: name a new folder in it")
     present = _files(out)
     if not present:
         return
     made_by, listed = _manifest(out)
-    if replaces is None:
-        raise UserError(f"{out} is there already: choose another --out, or delete it")
-    if made_by != replaces:
-        raise UserError(f"{out} is there and is no {replaces}: choose another --out")
+    if made_by not in (replaces, _UNFINISHED) or made_by is None:
+        if replaces is None:
+            raise UserError(f"{out} is there already: choose another --out, or delete it")
+        raise UserError(f"{out} is there and is no {replaces}: move it away, or choose another")
+    what = replaces or "folder"
     for name in sorted(present - {MANIFEST}):
         if name not in listed:
             raise UserError(
-                f"{out / name} is not of the {replaces} that {out} is: move it away, or choose "
-                "another --out"
+                f"{out / name} is not of the {what} that {out} is: move it away, or choose another "
+                "folder"
             )
-        if _digest(out / name) != listed[name]:
+        if _digest(out / name) not in listed[name]:
             raise UserError(
-                f"{out / name} was changed since the {replaces} was made: move it away, or choose "
-                "another --out"
+                f"{out / name} was changed since the {what} was made: move it away, or choose "
+                "another folder"
             )
 
 
 def _files(folder: epath.Path) -> set[str]:
-    """Names of all files in a folder and below, relative to it."""
-    return {
-        os.path.relpath(os.fspath(parent / name), os.fspath(folder))
-        for parent, _, files in folder.walk()
-        for name in files
-    }
+    """Names of all files in a folder and below, relative to it; of links, and of empty folders."""
+    found = set()
+    for parent, folders, files in folder.walk():
+        paths = [parent / name for name in files]
+        # A link to a folder is somebody's own; so is a folder in which nothing was made.
+        paths += [parent / name for name in folders if os.path.islink(parent / name)]
+        if not files and not folders and parent != folder:
+            paths.append(parent)
+        found |= {os.path.relpath(os.fspath(path), os.fspath(folder)) for path in paths}
+    return found
 
 
 def _digest(path: epath.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a file; of a link to a folder, and of a folder, nothing that a manifest has."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def _manifest(folder: epath.Path) -> tuple[str | None, dict[str, str]]:
-    """Who has made a folder, and the SHA-256 of each of its files."""
+def _manifest(folder: epath.Path) -> tuple[str | None, dict[str, list[str]]]:
+    """Who has made a folder, and the SHA-256 of each of its files, or several that are right."""
     path = folder / MANIFEST
     if not path.exists():
         return None, {}
     content = read_json(path)
     try:
-        return str(content["made_by"]), dict(content["files"])
-    except (ValueError, TypeError, KeyError) as error:
+        return str(content["made_by"]), {n: list(d) for n, d in content["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): choose another --out") from error
 
 
-def _manifest_text(made_by: str, files: dict[str, str]) -> str:
+def _manifest_text(made_by: str, files: dict[str, list[str]]) -> str:
     return json.dumps({"made_by": made_by, "files": files}, indent=1, sort_keys=True) + "\n"
 
 
@@ -254,7 +279,7 @@ def whole_folder(out: epath.PathLike, *, replaces: str | None = None) -> Iterato
                 yield epath.Path(made)
                 if replaces is not None:
                     folder = epath.Path(made)
-                    files = {name: _digest(folder / name) for name in _files(folder)}
+                    files = {name: [_digest(folder / name)] for name in _files(folder)}
                     (made / MANIFEST).write_text(_manifest_text(replaces, files))
                 _sync_below(made)
             with _exclusive(target):
@@ -263,10 +288,32 @@ def whole_folder(out: epath.PathLike, *, replaces: str | None = None) -> Iterato
 
 
 @contextlib.contextmanager
+def staging_folder(target: epath.PathLike) -> Iterator[pathlib.Path]:
+    """Yields an empty folder beside a target on a disk, for what the target will be made of.
+
+    It is removed in the end; one of a process that was killed, by the next that stages for the
+    same target.
+    """
+    target = pathlib.Path(os.path.realpath(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target.parent, target.name)
+    made, lock = _new_folder(target)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
 def _written(out: epath.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        name = error.filename
+        places = (out.parent, os.path.realpath(out.parent))
+        if isinstance(name, str) and not any(map(pathlib.Path(name).is_relative_to, places)):
+            raise  # of something else that was read or written meanwhile
         raise UserError(f"{out} cannot be written: {reason(error)}") from error
 
 
@@ -298,16 +345,12 @@ def _exclusive(target: pathlib.Path) -> Iterator[None]:
 
 def _recover(target: pathlib.Path) -> None:
     """Finishes what a killed process has begun in the place of `target`."""
-    remove_abandoned(target.parent, _quoted(target.name))
-    for old in target.parent.glob(f".{_quoted(target.name)}.{'[0-9a-f]' * 8}.{_OLD}"):
+    remove_abandoned(target.parent, target.name)
+    for old in _temporaries(target.parent, target.name, _OLD):
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:  # killed before the new one was in its place
             old.rename(target)
-
-
-def _quoted(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _new_folder(target: pathlib.Path) -> tuple[pathlib.Path, int]:
@@ -356,16 +399,19 @@ def _put(made: pathlib.Path, target: pathlib.Path) -> None:
 
 def _upload(made: epath.Path, out: epath.Path, replaces: str | None) -> None:
     check_folder(out, replaces)
-    new = {name: _digest(made / name) for name in sorted(_files(made))}
+    new = {name: [_digest(made / name)] for name in sorted(_files(made))}
     _, old = _manifest(out)
-    if replaces is not None:
-        write_whole(out / MANIFEST, _manifest_text(replaces, old | new))
+    # Until all is there, each file may be the old or the new one, and the same command goes on.
+    either = {name: old.get(name, []) + new.get(name, []) for name in old.keys() | new.keys()}
+    write_whole(out / MANIFEST, _manifest_text(_UNFINISHED, either))
     for name in new:
         (made / name).copy(out / name, overwrite=True)
+    for name in old.keys() - new.keys():
+        (out / name).unlink(missing_ok=True)
     if replaces is not None:
-        for name in old.keys() - new.keys():
-            (out / name).unlink(missing_ok=True)
         write_whole(out / MANIFEST, _manifest_text(replaces, new))
+    else:
+        (out / MANIFEST).unlink()
 
 
 class Staged:

@@ -83,34 +83,51 @@ class Run(NamedTuple):
     def results(self) -> dict[str, dict[str, Any] | None]:
         """Tested fake subset → its results, None where there are none of the best network yet.
 
-        Raises UserError where the directory is of another config, or a file is damaged.
+        Results that cannot be read are told in a warning, and are none; so are those of another
+        network, which may be an older one. Raises UserError where the directory is of another
+        config.
         """
-        if (self.folder / "config.json").exists():
+        if (self.folder / runs.CONFIG).exists():
             self._check()
-        found: dict[str, dict[str, Any] | None] = dict.fromkeys(self.tested)
-        if (best := self._best()) is None:
-            return found
+        written = {}
         for fake in self.tested:
             real = self.config.data.test_real
             folder = results_folder(self.folder, self.config, fake=fake, real=real)
             if (folder / results_of.FILE).exists():
-                figures = results_of.read(folder / results_of.FILE)
-                # Of an older network they are not what this run has found.
-                found[fake] = figures if results_of.network(figures) == best else None
-        return found
+                try:
+                    written[fake] = results_of.read(folder / results_of.FILE)
+                except UserError as error:
+                    log.warning("%s", error)
+        best = {results_of.network(figures): None for figures in written.values()}
+        best = {network: self._is_best(network) for network in best}
+        return {
+            fake: figures
+            if (figures := written.get(fake)) and best[results_of.network(figures)]
+            else None
+            for fake in self.tested
+        }
 
     def is_done(self) -> bool:
         """Whether it is trained, and evaluated on everything."""
         return all(results is not None for results in self.results().values())
 
-    def _best(self) -> tuple[int, int | None] | None:
-        """Step and checksum of the best checkpoint; None until the last step is saved."""
+    def _is_best(self, network: tuple[int, int | None]) -> bool:
+        """Whether a network, by step and checksum, is what the whole training has given."""
         train = self.config.train
         checkpoints = Checkpoints(self.folder, keep_best=train.keep_best)
         best = checkpoints.best()
-        if best is None or checkpoints.latest() != train.epochs * train.steps_per_epoch:
-            return None
-        return best, checkpoints.checksum(best)
+        if best is None:
+            log.warning("%s has no checkpoints: its results are taken as they are", self.folder)
+            return True
+        if checkpoints.latest() != train.epochs * train.steps_per_epoch:
+            return False
+        if (best, checkpoints.checksum(best)) == network:
+            return True
+        # The best one may be damaged: then the next one was evaluated.
+        try:
+            return runs.load(self.folder)[2:] == network
+        except UserError:
+            return False
 
     def _check(self) -> None:
         config = self.config.copy_and_resolve_references()
@@ -215,6 +232,7 @@ def _resolve(name: str, words: Sequence[str]) -> ml_collections.ConfigDict:
     try:
         values(argv)
         configuration.validate(values.config)
+        configuration.check_circumstances(values.config)
     except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise ConfigError(f"{name}: {text}") from error
@@ -383,13 +401,19 @@ def submit(
 
 
 def findings(planned: Sequence[Run]) -> list[collect.Finding]:
-    """What the runs of a sweep have found, or have not yet, for the tables."""
-    found = []
+    """What the runs of a sweep have found, or have not yet, for the tables.
+
+    Raises UserError where results of one subset are of different images.
+    """
+    found, read = [], []
     for run in planned:
         group, setting = run.name.split("/")
         for tested, results in run.results().items():
             trained = tuple(run.config.data.fake)
             found.append(collect.Finding(group, setting, run.config.seed, trained, tested, results))
+            if results is not None:
+                read.append((run.folder, results))
+    results_of.check_same_data(read)
     return found
 
 
@@ -415,7 +439,11 @@ def main(argv: list[str]) -> None:
 
 
 def _collect(sweep: str, planned: Sequence[Run], workdir: epath.Path) -> int:
-    failures = {name: failure["error"] for name, failure in _read(workdir / FAILURES).items()}
+    kept = _read(workdir / FAILURES)
+    try:
+        failures = {str(name): str(failure["error"]) for name, failure in kept.items()}
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{workdir / FAILURES} is damaged ({error!r}); delete it") from error
     found = findings(planned)
     out = collect.write(found, published(sweep), failures, workdir / "tables", title=sweep)
     log.info("%s\nwritten to %s", (out / "results.md").read_text(), out)

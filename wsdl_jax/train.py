@@ -161,6 +161,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     not finite.
     """
     # ----- What to run on, and what to run ------------------------------------------------------
+    configuration.check_circumstances(config)
     parallel = Parallel(config.parallel.backend)
     parallel.check_batch(config.train.batch, config.train.microbatches)
     runs.check(run, config)
@@ -214,6 +215,7 @@ def _train(
     newest = checkpoints.newest(state)
     if newest is None:
         start = 0
+        runs.check_not_pruned(run)
         start_network(model, config)
         state = runs.initial_state(model, config.train)
     else:
@@ -332,10 +334,11 @@ def loop(
     start, total = int(state["step"]), config.train.epochs * config.train.steps_per_epoch
     state = parallel.replicate(state)
     train_step = parallel.map(train_step, donate=True)
-    with _closing(checkpoints.close):
+    # Signals are heard until everything is on disk: a save goes on in the background.
+    with StopSignals() as signals, _closing(checkpoints.close):
         run_log = RunLog(run, start_step=start, total_steps=total, writes=hosts.is_first())
         trace = _Trace(configuration.profiled_steps(config), run)
-        with _closing(trace.close, run_log.close), StopSignals() as signals:
+        with _closing(trace.close, run_log.close):
             _steps(
                 config.train,
                 range(start + 1, total + 1),

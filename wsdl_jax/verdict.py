@@ -70,11 +70,11 @@ def load(
     path = run / _FILE
     if not path.exists():
         return None
-    kept = read_json(path)
     try:
+        kept = read_json(path)
         scores = [float(score) for score in kept["scores"]]
         same = (kept["checkpoint"], kept.get("weights")) == network
         same &= data is None or kept["real"] == dict(data)
         return scores if same and scores and all(map(math.isfinite, scores)) else None
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}): delete it, and evaluate") from error
+    except (UserError, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise UserError(f"{path} cannot be read ({error}): delete it, and evaluate") from error

@@ -93,7 +93,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for path in _NOT_NEGATIVE:
         if not flat[path] >= 0:
             raise ConfigError(f"config.{path} = {flat[path]}: must not be negative")
-    configuration.check_circumstances(config)
     if not config.data.real:
         raise ConfigError("config.data.real is empty: it names the subsets to learn")
     if not 0 <= config.train.ema < 1:

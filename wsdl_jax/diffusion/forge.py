@@ -37,7 +37,7 @@ from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion import forger, inpainters
 from wsdl_jax.diffusion.masks import POLICIES, draw
 from wsdl_jax.errors import UserError, in_one_line
-from wsdl_jax.storage import temporary_folder
+from wsdl_jax.storage import staging_folder
 
 log = logging.getLogger("wsdl_jax")
 FORGERS = ("full", "repaint", "latent")  # generators that are trained here
@@ -335,7 +335,7 @@ def forge(
     if len(ready) == len(kinds):  # else a build was killed between the two
         log.info("%s: ready since before", " and ".join(ready))
         return ready
-    with temporary_folder() as stage:
+    with staging_folder(build.own_folder(name, data_dir)) as stage:
         _write(stage, sources, make, masks, dilation, size, batch, seed)
         made = build.own_builders(name, os.fspath(stage), recipe["masks"], data_dir, origin)
         build.prepare_together(list(made.values()))

@@ -31,7 +31,7 @@ from wsdl_jax.diffusion import configuration, process
 from wsdl_jax.diffusion.networks import Autoencoder, UNet
 from wsdl_jax.errors import UserError, reason
 from wsdl_jax.parallel import AXIS, Parallel, Step
-from wsdl_jax.storage import read_text, remove_abandoned, write_whole
+from wsdl_jax.storage import read_text, write_whole
 
 log = logging.getLogger("wsdl_jax")
 _CALLS = 8  # at the same time, at most: each needs memory
@@ -169,7 +169,6 @@ def save(forger: Forger, path: epath.PathLike) -> None:
         flat["scale"] = jnp.asarray(forger.weights["scale"], jnp.float32)
     metadata = {"config": configurations.save(config), "step": str(forger.step)}
     try:
-        remove_abandoned(path.parent, path.name)
         write_whole(path, safetensors.flax.save(flat, metadata))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {reason(error)}") from error

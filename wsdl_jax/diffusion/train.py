@@ -124,6 +124,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     Raises as wsdl_jax.train.train does, and UserError where there is no trained autoencoder.
     """
     # ----- What to run on, and what to run ------------------------------------------------------
+    configuration.check_circumstances(config)
     parallel = Parallel(config.parallel.backend)
     parallel.check_batch(config.train.batch, microbatches=1)
     runs.check(run, config, forger.load_config)
@@ -155,6 +156,8 @@ def _train(
 ) -> None:
     checkpoints = Checkpoints(run, keep_best=config.train.keep_best)
     newest = checkpoints.newest(forger.blank_state(config))
+    if newest is None:
+        runs.check_not_pruned(run)
     state = forger.initial_state(config, frozen) if newest is None else newest[1]
     parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
     start, total = int(state["step"]), config.train.epochs * config.train.steps_per_epoch
@@ -254,6 +257,7 @@ def main(_: list[str]) -> None:
         raise ConfigError(f"no config file {config_file}")
     config = _CONFIG.value
     forgers.validate(config)
+    configuration.check_circumstances(config)
     hosts.start_by_flags()
     if not hosts.is_first():
         log.setLevel(logging.WARNING)
@@ -261,8 +265,8 @@ def main(_: list[str]) -> None:
     runs.check(run, config, forger.load_config)
     data = config.data
     hosts.first(lambda: pipeline.prepare_subsets(data.real, data.dir, data.manual_dir))
-    pipeline.prepare_subsets(data.real, data.dir, data.manual_dir)  # on disks of their own
-    hosts.wait("datasets of the others")
+    # Where the others have disks of their own.
+    hosts.each(lambda: pipeline.prepare_subsets(data.real, data.dir, data.manual_dir))
     try:
         train(config, run)
     except Interrupted as stop:
