@@ -613,5 +613,5 @@ def test_a_killed_sweep_takes_its_run_with_it(shrunk, tmp_path):
     while Path(f"/proc/{child}").exists() and " Z " not in Path(f"/proc/{child}/stat").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    with locks.locked(lock.parent):
+    with locks.locked(lock.parent, wait=True):  # as its last thread ends
         pass

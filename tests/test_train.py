@@ -397,6 +397,8 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
     run = epath.Path(shutil.copytree(evaluated, tmp_path / "run"))
     (run / "checkpoints").rename(tmp_path / "elsewhere")
     config = runs.load_config(run)
+    line = '{"step": 6, "valid_loss": 0.5}\n'
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + line)
     for name in ("results.json", "metrics.jsonl"):  # either says that there were some
         before = snapshot(run / "events"), (run / "metrics.jsonl").read_text()
         with pytest.raises(UserError, match="and no checkpoint: bring its checkpoints back"):

@@ -137,6 +137,11 @@ def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None
             main(argv)
         except (UserError, BuildError) as error:
             _fail(error, USAGE if isinstance(error, ConfigError) else FAILED)
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            what = (str(error).splitlines() or [""])[0]
+            _fail(UserError(f"there is not enough memory: {what}"), FAILED)
         except OSError as error:  # of a disk, a folder, a connection: for the user to see to
             _fail(error if "--debug" in sys.argv else UserError(reason(error)), FAILED)
         except KeyboardInterrupt:

@@ -157,11 +157,11 @@ def check_not_pruned(run: epath.Path) -> None:
     """Raises UserError where a run without checkpoints must have had some: it would begin anew, and
     its log be lost.
 
-    After the second validation that is logged, the save of the first is complete.
+    Before the third validation is logged, the second save has begun, and so the first is complete.
     """
     path = run / "metrics.jsonl"
     validations = read_text(path).count('"valid_loss"') if path.exists() else 0
-    if validations > 1 or (run / results.FILE).exists():
+    if validations > 2 or (run / results.FILE).exists():
         raise UserError(
             f"{run} has results, or a log of validations, and no checkpoint: bring its checkpoints "
             "back, or choose another --workdir"

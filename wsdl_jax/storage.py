@@ -295,6 +295,7 @@ def staging_folder(target: epath.PathLike) -> Iterator[pathlib.Path]:
     same target.
     """
     target = pathlib.Path(os.path.realpath(target))
+    is_new = not target.parent.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(target.parent, target.name)
     made, lock = _new_folder(target)
@@ -303,6 +304,9 @@ def staging_folder(target: epath.PathLike) -> Iterator[pathlib.Path]:
     finally:
         shutil.rmtree(made, ignore_errors=True)
         os.close(lock)
+        if is_new:
+            with contextlib.suppress(OSError):  # unless there is something in it now
+                target.parent.rmdir()
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from wsdl_jax.errors import UserError
 
 Outcome = dict[str, Any]  # by path from the folder
 # Temporary files, which a killed process leaves to the system; logs of what happened; TensorBoard's
-# events, which have times in them; checkpoints that turned out to be damaged. What a new folder
-# has replaced may be left behind, hidden, until the next one: see `leftovers`.
+# events, which have times in them; checkpoints that turned out to be damaged. What could not be
+# removed, hidden, may be left until the next command: see `leftovers`.
 _PASSED_OVER = {"tmp", "events", "profile", "damaged_checkpoints"}
 _TIMED = ("images_per_second", "data_wait")
 _likes: dict[str, Any] = {}
@@ -27,7 +27,7 @@ def read(folder: Path) -> Outcome:
     """Everything below a folder that a user would miss, or mind."""
     found: Outcome = {}
     for path in sorted(folder.iterdir()):
-        if path.name in _PASSED_OVER or path.name.endswith(("lock", ".log", ".old")):
+        if path.name in _PASSED_OVER or path.name.endswith(("lock", ".log", ".old", ".partial")):
             continue
         if path.is_dir() and path.name == "checkpoints":
             found[path.name] = _checkpoints(folder)
@@ -50,7 +50,8 @@ def leftovers(folder: Path) -> list[str]:
         str(path.relative_to(folder))
         for path in sorted(folder.rglob("*"))
         if path.name.startswith("incomplete.") or any(mark in path.name for mark in marks)
-        if not path.is_relative_to(folder / "tmp")
+        # TFDS's own beside its datasets may be of another build: see README.md.
+        if not path.is_relative_to(folder / "tmp") and path.parent.name != ".config"
     ]
 
 

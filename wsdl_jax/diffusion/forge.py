@@ -37,7 +37,7 @@ from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion import forger, inpainters
 from wsdl_jax.diffusion.masks import POLICIES, draw
 from wsdl_jax.errors import UserError, in_one_line
-from wsdl_jax.storage import staging_folder
+from wsdl_jax.storage import remove_abandoned, staging_folder
 
 log = logging.getLogger("wsdl_jax")
 FORGERS = ("full", "repaint", "latent")  # generators that are trained here
@@ -331,11 +331,13 @@ def forge(
         recipe | read_from.recipe, content | read_from.content, recorded | read_from.recorded
     )
     kinds = ["real", "fake"] if any(source.real for source in sources) else ["fake"]
+    place = build.own_folder(name, data_dir)
+    remove_abandoned(place.parent, place.name)  # where a killed one has staged it
     ready = build.own_prepared(name, dict.fromkeys(kinds, origin), data_dir)
     if len(ready) == len(kinds):  # else a build was killed between the two
         log.info("%s: ready since before", " and ".join(ready))
         return ready
-    with staging_folder(build.own_folder(name, data_dir)) as stage:
+    with staging_folder(place) as stage:
         _write(stage, sources, make, masks, dilation, size, batch, seed)
         made = build.own_builders(name, os.fspath(stage), recipe["masks"], data_dir, origin)
         build.prepare_together(list(made.values()))
