@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from wsdl_jax.interruption import is_heard
 from wsdl_jax.processes import end_with_parent
 
 PARENT = "WSDL_JAX_PARENT"  # variable: process without which this one is not to go on
+_PARTING = 2.0  # seconds
 FAILED, USAGE = 1, 2  # exit codes; 128 + n after a signal n
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
 
@@ -32,7 +34,10 @@ def _fail(error: BaseException, code: int) -> None:
     message = " ".join(str(text).split())
     print(f"error: {message}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        # At its end a process waits minutes for those of the other hosts, and then is aborted.
+        # At its end a process waits minutes for those of the other hosts, and then is aborted; and
+        # these are aborted where the first is gone, so that they get a moment to end by themselves.
+        if jax.process_index() == 0:
+            time.sleep(_PARTING)
         os._exit(code)
     sys.exit(code)
 
