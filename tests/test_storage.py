@@ -301,6 +301,19 @@ def test_a_link_stays_one_and_a_file_keeps_its_mode(tmp_path: Path):
     assert (tmp_path / name).read_text() == "long"
 
 
+@pytest.mark.parametrize("length", [8, 200, 240])
+def test_what_is_of_another_name_is_nobody_elses(tmp_path: Path, length: int):
+    """What a killed process has left of one name is not taken for that of one that begins alike."""
+    one, other = (tmp_path / ("x" * (length - 1) + end) for end in "ab")
+    make(one, {"a": "1"})
+    aside = storage._temporary_name(one, "old")
+    one.rename(aside)
+    make(other, {"a": "2"})
+    assert content(other) == {"a": "2"} and aside.exists()
+    make(one, {"a": "3"})
+    assert content(one) == {"a": "3"} and not aside.exists()
+
+
 def test_staged_is_removed_in_the_end_or_by_the_next(tmp_path: Path):
     target = tmp_path / "data/a[1]"
     abandoned = target.with_name(".a[1].01234567.partial")

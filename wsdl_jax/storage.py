@@ -28,7 +28,7 @@ from wsdl_jax.errors import UserError, reason
 _UNFINISHED = "unfinished"  # has made a folder in a bucket to which files are still copied
 MANIFEST = ".wsdl-manifest.json"  # in a folder of output: who has made it, and its files
 _PARTIAL, _OLD = "partial", "old"  # endings of temporary names
-_NAME = 50  # letters of the name that is meant, in a temporary one: names have an end
+_LONGEST = 200  # bytes of the name that is meant, in a temporary one: of 255 at most
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -77,8 +77,14 @@ def _has(path: epath.Path, data: bytes) -> bool:
         return False
 
 
+def _stem(name: str) -> str:
+    """What stands for a name in temporary ones: the name itself, or if it is long a hash of it."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _LONGEST else hashlib.sha256(encoded).hexdigest()
+
+
 def _temporary_name(target: pathlib.Path, ending: str) -> pathlib.Path:
-    return target.with_name(f".{target.name[:_NAME]}.{secrets.token_hex(4)}.{ending}")
+    return target.with_name(f".{_stem(target.name)}.{secrets.token_hex(4)}.{ending}")
 
 
 def _created(target: pathlib.Path) -> tuple[pathlib.Path, int]:
@@ -116,7 +122,7 @@ def _sync_folder(folder: pathlib.Path) -> None:
 
 def _temporaries(folder: pathlib.Path, name: str | None, ending: str) -> list[pathlib.Path]:
     """What has a temporary name, of the file or folder of a name or of any."""
-    quoted = "*" if name is None else glob.escape(name[:_NAME])
+    quoted = "*" if name is None else glob.escape(_stem(name))
     return list(folder.glob(f".{quoted}.{'[0-9a-f]' * 8}.{ending}"))
 
 
@@ -156,7 +162,7 @@ def read_text(path: epath.PathLike) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read: it is no text ({error.reason})") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {os.strerror(error.errno or 0)}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_json(path: epath.PathLike) -> Any:
