@@ -284,7 +284,8 @@ def _line(error: BaseException) -> str:
 
 def own_folder(name: str, data_dir: str | None) -> Path:
     """Where `image_folder/NAME` would be, were it one folder and not one a kind."""
-    return Path(make_builder(f"{_OWN}/{name}_{_KINDS[0]}", data_dir).data_dir).parents[1] / name
+    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    return root / _OWN / name
 
 
 def own_prepared(name: str, origins: Mapping[str, Origin], data_dir: str | None) -> list[str]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsdl_jax import collect, summary
+from wsdl_jax import collect, storage, summary
 from wsdl_jax.collect import Finding, Published
 
 GENERATORS = ("ldm", "lama", "pluralistic")
@@ -133,7 +133,8 @@ def cells(text: str, title: str) -> list[list[str]]:
 def test_markdown(tmp_path):
     findings, iou = grid()
     files = write(findings, tmp_path, failures={"one/ldm/seed-0": "no memory"})
-    assert set(files) == {"results.csv", "results.md", "results.tex", "heatmaps.png"}
+    tables = {"results.csv", "results.md", "results.tex", storage.MANIFEST}
+    assert set(files) == {*tables, "heatmaps.png"}
     text = files["results.md"].read_text()
     mean, std = iou.mean(0), iou.std(0, ddof=1)
     shown = cells(text, "IoU, this sweep, one: rows = tested, columns = trained")
@@ -199,7 +200,7 @@ def test_missing_is_empty_and_not_zero(tmp_path):
 
 def test_without_a_matrix_there_is_no_heatmap(tmp_path):
     files = write([Finding("g", "s", 0, ("a/x",), "a/y", None)], tmp_path)
-    assert set(files) == {"results.csv", "results.md", "results.tex"}
+    assert set(files) == {"results.csv", "results.md", "results.tex", storage.MANIFEST}
 
 
 def test_latex(tmp_path):

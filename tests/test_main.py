@@ -200,8 +200,8 @@ BAD = {  # command line: exit code, and what the line on stderr has
     ("wsdl_jax.diffusion.quality", "--forger=nowhere", "--out=x"): (1, ["nowhere"]),
 }
 HELP = {  # of each command: what it has to tell of
-    "wsdl_jax.main": ("--config", "--workdir", "--config configs/patches.py"),
-    "wsdl_jax.evaluate": ("--run", "--fake", "--real", "--perturb jpeg"),
+    "wsdl_jax.main": ("--config", "--workdir", "--coordinator", "--config configs/patches.py"),
+    "wsdl_jax.evaluate": ("--run", "--fake", "--real", "--coordinator", "--perturb jpeg"),
     "wsdl_jax.convert": ("--layout", "--out", "--setup", "xcp_reg.tar"),
     "wsdl_jax.predict": ("--run", "--images", "--mode", "--false_positive_rate", "photo.jpg"),
     "wsdl_jax.report": ("--out", "--gallery", "runs/patches-a-portraits-ddpm_full"),

@@ -566,4 +566,5 @@ if __name__ == "__main__":
     )
     _STRENGTHS = flags.DEFINE_list("strengths", None, "Of the perturbation, from mild to strong.")
     hosts.define_flags()
+    flags.adopt_module_key_flags(hosts)  # for --help
     command.run(main)

@@ -73,4 +73,5 @@ if __name__ == "__main__":
     _ALSO_ON = flags.DEFINE_list("also_on", [], "Further subsets of fakes to evaluate on.")
     flags.mark_flag_as_required("config")
     hosts.define_flags()
+    flags.adopt_module_key_flags(hosts)  # for --help
     command.run(main)

@@ -489,7 +489,7 @@ def test_several_live_side_by_side_and_without_their_sources(
         (second, "white", "content.sources: "),
         (moved, "white", "content.sources: "),
         (first, "black", "recipe.masks: white → black"),
-        (first, "none", "recipe.masks: white → none"),
+        (first, "none", "content.sources: "),
     ):
         assert command("one", other, data_dir, masks) == 1
         err = capsys.readouterr().err

@@ -57,11 +57,13 @@ def drawn(kind: Any, **kwargs: Any) -> nnx.Module:
 
 def shape_of(kind: Any, images: tuple[int, ...], **kwargs: Any):
     graphdef, state = abstract(kind, **kwargs)
-    return jax.eval_shape(
-        lambda state, images: nnx.merge(graphdef, state)(images),
-        state,
-        jax.ShapeDtypeStruct(images, jnp.float32),
-    )
+
+    def outputs(state: Any, images: jax.Array):
+        network = nnx.merge(graphdef, state)
+        network.eval()
+        return network(images)
+
+    return jax.eval_shape(outputs, state, jax.ShapeDtypeStruct(images, jnp.float32))
 
 
 @functools.cache

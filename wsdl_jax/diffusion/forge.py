@@ -331,9 +331,9 @@ def forge(
         recipe | read_from.recipe, content | read_from.content, recorded | read_from.recorded
     )
     kinds = ["real", "fake"] if any(source.real for source in sources) else ["fake"]
+    ready = build.own_prepared(name, dict.fromkeys(kinds, origin), data_dir)
     place = build.own_folder(name, data_dir)
     remove_abandoned(place.parent, place.name)  # where a killed one has staged it
-    ready = build.own_prepared(name, dict.fromkeys(kinds, origin), data_dir)
     if len(ready) == len(kinds):  # else a build was killed between the two
         log.info("%s: ready since before", " and ".join(ready))
         return ready

@@ -279,4 +279,5 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default: runs/forger/PART.")
     flags.mark_flag_as_required("config")
     hosts.define_flags()
+    flags.adopt_module_key_flags(hosts)  # for --help
     command.run(main)
