@@ -52,7 +52,7 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
         path.write_bytes(data)  # an object in a bucket appears when all of it is there
         return
     target = pathlib.Path(os.path.realpath(path))  # a link stays one
-    with naming(path):
+    with _naming(path):
         remove_abandoned(target.parent, target.name)
         partial, descriptor = _created(target)
         try:
@@ -100,7 +100,7 @@ def _created(target: pathlib.Path) -> tuple[pathlib.Path, int]:
 
 
 @contextlib.contextmanager
-def naming(path: epath.PathLike) -> Iterator[None]:
+def _naming(path: epath.PathLike) -> Iterator[None]:
     """Lets errors of files whose names nobody knows name the one that was meant."""
     try:
         yield

@@ -98,14 +98,10 @@ class Run(NamedTuple):
                     written[fake] = results_of.read(folder / results_of.FILE)
                 except UserError as error:
                     log.warning("%s", error)
-        best = {results_of.network(figures): None for figures in written.values()}
-        best = {network: self._is_best(network) for network in best}
-        return {
-            fake: figures
-            if (figures := written.get(fake)) and best[results_of.network(figures)]
-            else None
-            for fake in self.tested
-        }
+        networks = {results_of.network(figures) for figures in written.values()}
+        best = set(filter(self._is_best, networks))
+        of_best = {fake: f for fake, f in written.items() if results_of.network(f) in best}
+        return dict.fromkeys(self.tested) | of_best
 
     def is_done(self) -> bool:
         """Whether it is trained, and evaluated on everything."""
