@@ -9,8 +9,8 @@ Variants: part=pixel|autoencoder|latent. Another dataset: --config.data.real="('
 and --config.data.image_size=….
 """
 
-from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion import configuration
+from wsdl_jax.runtime.errors import ConfigError
 
 
 def get_config(arg: str | None = None):

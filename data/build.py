@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from wsdl_data import provenance
 from wsdl_data.provenance import Origin
+from wsdl_jax.runtime.errors import UserError
 
 _MODULES = {
     "dolos": "wsdl_data.dolos.dolos_dataset_builder",
@@ -38,7 +39,7 @@ _OWN = "image_folder"  # the dataset of a user's own images, whose configs are t
 _KINDS = ("real", "fake")  # its subsets
 
 
-class BuildError(Exception):
+class BuildError(UserError):
     """A dataset could not be built or read. The message is one line that says what and where."""
 
 

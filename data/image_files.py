@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from wsdl_jax import storage
+from wsdl_jax.runtime import storage
 
 # Input bytes per ArrayRecord file. TFDS keeps a shard's examples until the shard is closed, so this
 # also bounds the memory of a build.

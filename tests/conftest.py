@@ -127,11 +127,11 @@ def trained(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> epath.Path:
     """The run directory of a finished Patches, setup A. To be read only."""
-    from wsdl_jax import train
+    from wsdl_jax import training
 
     run = epath.Path(tmp_path_factory.mktemp("trained") / "run")
     overrides = {"model.depth": 1, "train.learning_rate": 0.01}
-    train.train(real_config("patches", "source=celebahq", overrides), run)
+    training.train(real_config("patches", "source=celebahq", overrides), run)
     return run
 
 
@@ -147,8 +147,8 @@ def evaluated(trained: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> 
     import numpy as np
     from flax import nnx
 
-    from wsdl_jax import evaluate, methods, pipeline, runs
-    from wsdl_jax.checkpoint import Checkpoints
+    from wsdl_jax import evaluate, inputs, methods, runs
+    from wsdl_jax.runs.checkpoints import Checkpoints
 
     run = epath.Path(shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "run"))
     config = runs.load_config(run)
@@ -157,8 +157,8 @@ def evaluated(trained: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> 
     state = checkpoints.restore(4, runs.initial_state(model, config.train))
     nnx.update(model, *jax.tree.map(jnp.asarray, (state["params"], state["stats"])))
     model.eval()
-    fakes = pipeline.Examples((config.data.test_fake,), "test", config.data.dir)
-    batches = pipeline.eval_batches(fakes, config, mask_size=None)
+    fakes = inputs.Examples((config.data.test_fake,), "test", config.data.dir)
+    batches = inputs.eval_batches(fakes, config, mask_size=None)
     images = [methods.network_input(jnp.asarray(batch["image"])) for batch in batches]
     logits = np.concatenate([model(x).map_logits for x in images])
     middle = np.median(logits[: len(fakes), ..., 1] - logits[: len(fakes), ..., 0])

@@ -19,8 +19,8 @@ import pytest
 from etils import epath
 
 from wsdl_jax import methods, runs
-from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.evaluate import evaluate
+from wsdl_jax.runs.checkpoints import Checkpoints
 
 REPOSITORY = Path(__file__).parent.parent
 STEPS = 2  # of an epoch, after which all is saved

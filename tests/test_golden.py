@@ -11,8 +11,10 @@ from flax import nnx
 from golden import weights
 from sklearn.metrics import average_precision_score
 
-from wsdl_jax import convert, losses, metrics
-from wsdl_jax.grad_cam import grad_cam
+from wsdl_jax import convert
+from wsdl_jax.evaluation import metrics
+from wsdl_jax.methods import objectives
+from wsdl_jax.methods.explanation import grad_cam
 
 GOLDEN = pathlib.Path(weights.__file__).parent
 OUTPUTS = np.load(GOLDEN / "outputs.npz")
@@ -94,10 +96,10 @@ def test_patches_training():
     targets = jnp.asarray(weights.masks(2, 37))
 
     def weak(out):
-        return losses.patches_weak(out.map_logits, LABELS)
+        return objectives.patches_weak(out.map_logits, LABELS)
 
     def full(out):
-        return losses.patches_full(out.map_logits, targets)
+        return objectives.patches_full(out.map_logits, targets)
 
     for name, loss in {"weak": weak, "full": full}.items():
         close(loss(training.outputs), OUTPUTS[f"dolos-patches-block2/train_loss_{name}"])
@@ -117,14 +119,14 @@ def test_attention_training():
     targets = jnp.asarray(weights.masks(2, 19))
 
     def label_loss(out):
-        return losses.image_cross_entropy(out.image_logits, LABELS)
+        return objectives.image_cross_entropy(out.image_logits, LABELS)
 
     def mask_loss(out):
-        return losses.attention_map_weak(out.attention, LABELS)
+        return objectives.attention_map_weak(out.attention, LABELS)
 
     close(label_loss(training.outputs), OUTPUTS["ffd-attention/train_loss_label"])
     close(mask_loss(training.outputs), OUTPUTS["ffd-attention/train_loss_mask"])
-    full = losses.attention_full(training.outputs.attention, targets)
+    full = objectives.attention_full(training.outputs.attention, targets)
     close(full, OUTPUTS["ffd-attention/train_loss_full"])
     norms = training.gradient_norms(lambda out: label_loss(out) + mask_loss(out))
     check_norms(norms, GRADIENT_NORMS["attention_weak"], **WHOLE_NETWORK)
@@ -146,7 +148,7 @@ def test_grad_cam_weak_training():
     training = Training("timm-xception")
 
     def loss(out):
-        return losses.image_cross_entropy(out.image_logits, LABELS)
+        return objectives.image_cross_entropy(out.image_logits, LABELS)
 
     close(loss(training.outputs), OUTPUTS["timm-xception/train_loss"])
     check_norms(training.gradient_norms(loss), GRADIENT_NORMS["grad_cam_weak"], **WHOLE_NETWORK)

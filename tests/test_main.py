@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from wsdl_jax import locks
+from wsdl_jax.runtime import locks
 
 # Every setup once, each with another method.
 VARIANTS = {

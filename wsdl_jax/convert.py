@@ -26,16 +26,17 @@ from flax import nnx
 from jaxtyping import Shaped
 from safetensors import SafetensorError
 
-from wsdl_jax import command, configuration, runs, storage
-from wsdl_jax.checkpoint import Checkpoints
-from wsdl_jax.errors import UserError
+from wsdl_jax import configuration, runs
 from wsdl_jax.models.attention import Attention
 from wsdl_jax.models.fcn import FCN
 from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.layers import BatchNorm, Pointwise, SeparableConv
 from wsdl_jax.models.patches import Patches
 from wsdl_jax.models.xception import Block, ImageClassifier, Top, Trunk, scaled
-from wsdl_jax.storage import write_whole
+from wsdl_jax.runs.checkpoints import Checkpoints
+from wsdl_jax.runtime import command, storage
+from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.runtime.storage import write_whole
 
 log = logging.getLogger("wsdl_jax")
 Tensors = Mapping[str, Shaped[np.ndarray, "..."]]

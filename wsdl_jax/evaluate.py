@@ -26,25 +26,15 @@ from jaxtyping import Float, Integer
 from tqdm import tqdm
 
 from wsdl_data import provenance
-from wsdl_jax import (
-    command,
-    configuration,
-    hosts,
-    locks,
-    methods,
-    metrics,
-    perturbations,
-    pipeline,
-    runs,
-    summary,
-    verdict,
-)
-from wsdl_jax.configuration import ConfigError
-from wsdl_jax.errors import UserError
-from wsdl_jax.parallel import AXIS, Parallel, Step
-from wsdl_jax.perturbations import Perturbation
+from wsdl_jax import configuration, inputs, methods, runs
+from wsdl_jax.evaluation import metrics, summary, verdict
+from wsdl_jax.inputs import perturbations
+from wsdl_jax.inputs.perturbations import Perturbation
 from wsdl_jax.runs import State
-from wsdl_jax.storage import temporary_folder, write_whole
+from wsdl_jax.runtime import command, hosts, locks
+from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.parallel import AXIS, Parallel, Step
+from wsdl_jax.runtime.storage import temporary_folder, write_whole
 
 log = logging.getLogger("wsdl_jax")
 SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
@@ -80,7 +70,7 @@ class Test(NamedTuple):
 
     config: ml_collections.ConfigDict
     names: dict[str, str]
-    sides: dict[str, pipeline.Examples]
+    sides: dict[str, inputs.Examples]
     step: Step
     state: State
     parallel: Parallel
@@ -131,9 +121,9 @@ def load(
     config.data.dir = data_dir or config.data.dir
     names = {"fake": fake or config.data.test_fake, "real": real or config.data.test_real}
     sides = {
-        side: pipeline.Examples((name,), "test", config.data.dir) for side, name in names.items()
+        side: inputs.Examples((name,), "test", config.data.dir) for side, name in names.items()
     }
-    pipeline.check_sides(
+    inputs.check_sides(
         real=(names["real"],), fake=(names["fake"],), data_dir=config.data.dir, splits=("test",)
     )
     data = {**sides["fake"].provenance, **sides["real"].provenance}
@@ -158,7 +148,7 @@ def _threshold(run: epath.Path, test: Test) -> float | None:
     subsets = data.real or (data.test_real,)  # setup c trains without real images
     network = test.checkpoint, test.weights
     try:
-        source = pipeline.Examples(subsets, "valid", data.dir)
+        source = inputs.Examples(subsets, "valid", data.dir)
     except ConfigError as error:
         scores = verdict.load(run, network)
         if not hosts.any_host(scores is None):
@@ -181,12 +171,12 @@ def _threshold(run: epath.Path, test: Test) -> float | None:
 
 def localized(
     test: Test,
-    source: pipeline.Examples,
+    source: inputs.Examples,
     what: str,
     *,
     places: Sequence[int] | None = None,
     perturbation: Perturbation | None = None,
-) -> Iterator[tuple[pipeline.Batch, methods.Localization]]:
+) -> Iterator[tuple[inputs.Batch, methods.Localization]]:
     """This host's rows of every batch and what the network says of them, one batch late: it works
     on the next one meanwhile.
 
@@ -197,7 +187,7 @@ def localized(
       places: of the images that are wanted; all by default.
       perturbation: of the images.
     """
-    batches = pipeline.eval_batches(
+    batches = inputs.eval_batches(
         source,
         test.config,
         mask_size=None,
@@ -219,7 +209,7 @@ def localized(
         yield pending[0], test.parallel.gather(pending[1])
 
 
-def _places(batch: pipeline.Batch) -> Integer[np.ndarray, " b"]:
+def _places(batch: inputs.Batch) -> Integer[np.ndarray, " b"]:
     """Of the images of a batch in their source; -1 for padding."""
     return np.where(batch["weight"] > 0, batch["index"], -1)
 
@@ -417,7 +407,7 @@ def _predict(
     return figures, maps
 
 
-def _shown(source: pipeline.Examples, count: int) -> list[int]:
+def _shown(source: inputs.Examples, count: int) -> list[int]:
     """Images for the sheet of examples, evenly spaced."""
     return np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
 
@@ -460,7 +450,7 @@ def _measure_all(
 
 
 def _of_all_hosts(
-    measured: Iterable[Float[np.ndarray, " k"]], source: pipeline.Examples
+    measured: Iterable[Float[np.ndarray, " k"]], source: inputs.Examples
 ) -> Float[np.ndarray, "n k"]:
     """The rows of a batch, of which each host has measured some, in order and without padding."""
     mine = np.stack(list(measured))
@@ -475,7 +465,7 @@ def _of_all_hosts(
 
 
 def _measure(
-    source: pipeline.Examples,
+    source: inputs.Examples,
     side: str,
     localized: methods.Localization,
     compared: bool,
@@ -496,7 +486,7 @@ def _measure(
         keys[index] = record["key"].decode()
         values |= {"score": score, "probability": probability}
         if side == "fake" and "mask" in record:
-            mask = pipeline.full_mask(record)
+            mask = inputs.full_mask(record)
             values |= metrics.localization(localization_map, mask)
             values["manipulated_share"] = mask.mean()
             if compared:
@@ -509,14 +499,14 @@ def _measure(
 
 
 def _examples(
-    sides: dict[str, pipeline.Examples], maps: dict[str, dict[int, Float[np.ndarray, "h w"]]]
+    sides: dict[str, inputs.Examples], maps: dict[str, dict[int, Float[np.ndarray, "h w"]]]
 ) -> list[summary.Example]:
     examples = []
     for side, source in sides.items():
         for index, localization_map in maps[side].items():
             record = source[index]
-            mask = pipeline.full_mask(record) if side == "fake" and "mask" in record else None
-            image, key = pipeline.full_image(record), record["key"].decode()
+            mask = inputs.full_mask(record) if side == "fake" and "mask" in record else None
+            image, key = inputs.full_image(record), record["key"].decode()
             examples.append(summary.Example(key, image, mask, localization_map))
     return examples
 

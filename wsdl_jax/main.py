@@ -17,10 +17,11 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from wsdl_jax import command, configuration, convert, hosts, methods, pipeline, runs
+from wsdl_jax import configuration, convert, inputs, methods, runs
 from wsdl_jax.evaluate import evaluate
-from wsdl_jax.interruption import Interrupted
-from wsdl_jax.train import train
+from wsdl_jax.runtime import command, hosts
+from wsdl_jax.runtime.interruption import Interrupted
+from wsdl_jax.training import train
 
 log = logging.getLogger("wsdl_jax")
 
@@ -49,10 +50,10 @@ def main(_: list[str]) -> None:
     if config.init.path and not (run / "config.json").exists():
         path = epath.Path(config.init.path)
         convert.start(methods.blank(config, None), path, config.init.layout)
-    hosts.first(lambda: pipeline.prepare(config, _ALSO_ON.value))
+    hosts.first(lambda: inputs.prepare(config, _ALSO_ON.value))
     # Where the others have disks of their own.
-    hosts.each(lambda: pipeline.prepare(config, _ALSO_ON.value))
-    pipeline.check_sides(
+    hosts.each(lambda: inputs.prepare(config, _ALSO_ON.value))
+    inputs.check_sides(
         real=(config.data.test_real,),
         fake=(config.data.test_fake, *_ALSO_ON.value),
         data_dir=config.data.dir,

@@ -32,12 +32,12 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from ml_collections import config_flags
 
-from wsdl_jax import command, configuration, methods, runs
-from wsdl_jax.configuration import ConfigError
-from wsdl_jax.errors import UserError
+from wsdl_jax import configuration, methods, runs
 from wsdl_jax.evaluate import make_localize_step
-from wsdl_jax.parallel import AXIS, Parallel
-from wsdl_jax.train import make_train_step
+from wsdl_jax.runtime import command
+from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.parallel import AXIS, Parallel
+from wsdl_jax.training import make_train_step
 
 DOES_NOT_FIT = 3  # exit code
 STEPS = ("train", "evaluate")

@@ -40,11 +40,13 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from wsdl_jax import command, methods, metrics, runs, storage, summary, verdict
-from wsdl_jax.errors import UserError
+from wsdl_jax import methods, runs
 from wsdl_jax.evaluate import on_devices
-from wsdl_jax.parallel import AXIS, Parallel
-from wsdl_jax.pipeline import squashed
+from wsdl_jax.evaluation import metrics, summary, verdict
+from wsdl_jax.inputs import squashed
+from wsdl_jax.runtime import command, storage
+from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.runtime.parallel import AXIS, Parallel
 
 log = logging.getLogger("wsdl_jax")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")

@@ -27,22 +27,14 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from wsdl_data import provenance
-from wsdl_jax import (
-    command,
-    configuration,
-    evaluate,
-    metrics,
-    perturbations,
-    pipeline,
-    plots,
-    runs,
-    storage,
-    summary,
-)
-from wsdl_jax import results as results_of
-from wsdl_jax.configuration import ConfigError
-from wsdl_jax.errors import UserError
-from wsdl_jax.storage import is_remote
+from wsdl_jax import configuration, evaluate, inputs, runs
+from wsdl_jax.evaluation import metrics, summary
+from wsdl_jax.evaluation import results as results_of
+from wsdl_jax.inputs import perturbations
+from wsdl_jax.reporting import plots
+from wsdl_jax.runtime import command, storage
+from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.storage import is_remote
 
 log = logging.getLogger("wsdl_jax")
 GALLERY = 60  # test images shown, by default
@@ -538,13 +530,13 @@ def _maps(
 
 def _card(row: Prediction, record: dict[str, Any], side: str, subset: str, folder: Path) -> Card:
     stem = f"{subset.replace('/', '-')}-{side}-{row.place:06d}"
-    image = Image.fromarray(pipeline.full_image(record))
+    image = Image.fromarray(inputs.full_image(record))
     image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
     image.save(folder / f"{stem}.jpg", quality=90, subsampling=0)
     mask = None
     if "mask" in record and side == "fake":
         mask = f"{stem}.mask.png"
-        pixels = metrics.resize_mask(pipeline.full_mask(record), *image.size[::-1])
+        pixels = metrics.resize_mask(inputs.full_mask(record), *image.size[::-1])
         Image.fromarray(pixels * np.uint8(255)).convert("1").save(folder / mask, optimize=True)
     return Card(row.key, side, subset, f"{stem}.jpg", mask, row.share, [])
 

@@ -33,14 +33,15 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from wsdl_jax import collect, command, configuration, locks, runs
-from wsdl_jax import results as results_of
-from wsdl_jax.checkpoint import Checkpoints
-from wsdl_jax.configuration import ConfigError
-from wsdl_jax.errors import UserError, reason
+from wsdl_jax import configuration, runs
 from wsdl_jax.evaluate import results_folder
-from wsdl_jax.interruption import is_heard
-from wsdl_jax.storage import read_json, write_whole
+from wsdl_jax.evaluation import results as results_of
+from wsdl_jax.runs.checkpoints import Checkpoints
+from wsdl_jax.runtime import command, locks
+from wsdl_jax.runtime.errors import ConfigError, UserError, reason
+from wsdl_jax.runtime.interruption import is_heard
+from wsdl_jax.runtime.storage import read_json, write_whole
+from wsdl_jax.sweeps import tables
 
 log = logging.getLogger("wsdl_jax")
 _NAME = re.compile(r"\w[\w.+=-]*/\w[\w.+=-]*")
@@ -396,7 +397,7 @@ def submit(
 # ----- Results ------------------------------------------------------------------------------------
 
 
-def findings(planned: Sequence[Run]) -> list[collect.Finding]:
+def findings(planned: Sequence[Run]) -> list[tables.Finding]:
     """What the runs of a sweep have found, or have not yet, for the tables.
 
     Raises UserError where results of one subset are of different images.
@@ -406,21 +407,21 @@ def findings(planned: Sequence[Run]) -> list[collect.Finding]:
         group, setting = run.name.split("/")
         for tested, results in run.results().items():
             trained = tuple(run.config.data.fake)
-            found.append(collect.Finding(group, setting, run.config.seed, trained, tested, results))
+            found.append(tables.Finding(group, setting, run.config.seed, trained, tested, results))
             if results is not None:
                 read.append((run.folder, results))
     results_of.check_same_data(read)
     return found
 
 
-def published(sweep: str) -> list[collect.Published]:
+def published(sweep: str) -> list[tables.Published]:
     """The published figures in `published.csv` beside a sweep file; none where it is not there."""
     path = epath.Path(sweep.partition(":")[0]).parent / "published.csv"
     if not path.exists():
         return []
     with path.open("r") as file:
         rows = [{**row, "value": float(row["value"])} for row in csv.DictReader(file)]
-    return [collect.Published(**row) for row in rows]
+    return [tables.Published(**row) for row in rows]
 
 
 def main(argv: list[str]) -> None:
@@ -441,7 +442,7 @@ def _collect(sweep: str, planned: Sequence[Run], workdir: epath.Path) -> int:
     except (TypeError, KeyError) as error:
         raise UserError(f"{workdir / FAILURES} is damaged ({error!r}); delete it") from error
     found = findings(planned)
-    out = collect.write(found, published(sweep), failures, workdir / "tables", title=sweep)
+    out = tables.write(found, published(sweep), failures, workdir / "tables", title=sweep)
     log.info("%s\nwritten to %s", (out / "results.md").read_text(), out)
     return 0
 

@@ -53,7 +53,7 @@ def _maker(generator: str, seed: int) -> "Maker":
     """Raises ValueError where the model is missing or damaged."""
     # Only this part of the data needs JAX.
     from wsdl_jax.diffusion import forger
-    from wsdl_jax.errors import UserError
+    from wsdl_jax.runtime.errors import UserError
 
     model = MODELS[generator]
     path = FOLDER / model.file

@@ -20,7 +20,7 @@ from wsdl_data.portraits import camera
 from wsdl_data.portraits.generators import GENERATORS
 from wsdl_data.portraits.scene import draw_scene, redraw, render
 from wsdl_jax.diffusion.inpainters import INPAINTERS
-from wsdl_jax.processes import watch_parent
+from wsdl_jax.runtime.processes import watch_parent
 
 SPLITS = {"train": 1500, "valid": 200, "test": 300}
 KINDS = ("real", "full", "partial")

@@ -41,8 +41,8 @@ from absl import flags
 from etils import epath
 from PIL import Image
 
-from wsdl_jax import command
-from wsdl_jax.errors import UserError
+from wsdl_jax.runtime import command
+from wsdl_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))  # for torch_xception
@@ -123,8 +123,9 @@ def make_ours(work: Work) -> Callable[[], None]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from wsdl_jax import convert, evaluate, methods, parallel, predict, runs, train
+    from wsdl_jax import convert, evaluate, methods, predict, runs, training
     from wsdl_jax.models.layers import BatchNorm
+    from wsdl_jax.runtime import parallel
 
     config = runpy.run_path(str(ROOT / f"configs/{work.network}.py"))["get_config"]()
     config.data.image_size, config.model.width = work.size, work.width
@@ -161,7 +162,7 @@ def make_ours(work: Work) -> Callable[[], None]:
         return lambda: jax.block_until_ready(localize(state, batch)[1])
     model.train()
     optimizer = runs.make_optimizer(config.train)
-    take = devices.map(train.make_train_step(method, model, optimizer, config.seed), donate=True)
+    take = devices.map(training.make_train_step(method, model, optimizer, config.seed), donate=True)
     state, batch = devices.replicate(runs.initial_state(model, config.train)), devices.shard(batch)
 
     def step() -> None:

@@ -18,8 +18,9 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from wsdl_jax import command, configuration, pipeline
-from wsdl_jax.parallel import Parallel
+from wsdl_jax import configuration, inputs
+from wsdl_jax.runtime import command
+from wsdl_jax.runtime.parallel import Parallel
 
 IMAGES = 400  # of each stage
 REPEATS = 5  # of which the fastest counts
@@ -40,18 +41,18 @@ def main(_: list[str]) -> None:
     config = _CONFIG.value
     configuration.validate(config)
     data = config.data
-    pipeline.prepare(config)
-    examples = pipeline.Examples((*data.real, *data.fake), "train", data.dir)
+    inputs.prepare(config)
+    examples = inputs.Examples((*data.real, *data.fake), "train", data.dir)
     images = min(IMAGES, len(examples))
     records = [examples[index] for index in range(images)]
-    decoded = [pipeline.full_image(record) for record in records]
+    decoded = [inputs.full_image(record) for record in records]
     pictures = [Image.fromarray(pixels) for pixels in decoded]
     height, width = decoded[0].shape[:2]
-    whole = pipeline._Decoded(examples, data, mask_size=None)
+    whole = inputs._Decoded(examples, data, mask_size=None)
     stages: dict[str, Callable[[int], object]] = {
         "read the record": examples.__getitem__,
-        f"decode {width}×{height}": lambda index: pipeline.full_image(records[index]),
-        f"resize to {data.image_size}, {data.resize}": lambda index: pipeline.squashed(
+        f"decode {width}×{height}": lambda index: inputs.full_image(records[index]),
+        f"resize to {data.image_size}, {data.resize}": lambda index: inputs.squashed(
             pictures[index], data.image_size, data.resize
         ),
         "all of it": whole.__getitem__,
@@ -66,7 +67,7 @@ def main(_: list[str]) -> None:
     steps = max(len(examples) // config.train.batch, 8)
     for cache in (False, True):
         data.cache = cache
-        with contextlib.closing(pipeline.train_batches(config, mask_size=None)) as batches:
+        with contextlib.closing(inputs.train_batches(config, mask_size=None)) as batches:
             for _ in itertools.islice(batches, steps):  # threads and workers start; caches fill
                 pass
             wall, cores = time.monotonic(), time.process_time()

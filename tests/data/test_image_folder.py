@@ -618,10 +618,10 @@ def test_without_masks_there_is_detection_alone(
 def test_setup_c_without_masks_is_one_line_before_anything_is_written(
     real_config: Callable, prepared: Path, tmp_path: Path
 ) -> None:
-    from wsdl_jax import train
-    from wsdl_jax.configuration import ConfigError
+    from wsdl_jax import training
+    from wsdl_jax.runtime.errors import ConfigError
 
     config = real_config("patches", "setup=c,source=image_folder/bare", {"data.dir": str(prepared)})
     with pytest.raises(ConfigError, match=r"^image_folder/bare_fake has no masks: setup c learns"):
-        train.train(config, epath.Path(tmp_path / "run"))
+        training.train(config, epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

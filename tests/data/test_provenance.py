@@ -10,8 +10,8 @@ import pytest
 from wsdl_data import build, provenance
 from wsdl_data.portraits import forged, samples
 from wsdl_data.provenance import Contents, Origin
-from wsdl_jax import pipeline
-from wsdl_jax.configuration import ConfigError
+from wsdl_jax import inputs
+from wsdl_jax.runtime.errors import ConfigError
 
 
 def test_contents_are_of_names_and_bytes_in_any_order(tmp_path: Path):
@@ -58,7 +58,7 @@ def test_dolos_is_known_by_its_files(dolos_folder: Path, tmp_path: Path):
             next((moved / "celebahq/real/valid").iterdir()).touch()  # its time is not compared
         root = str(tmp_path / f"data{number}")
         build.prepare(build.make_builder("dolos/celebahq_real", root), str(source))
-        found.append(pipeline.Examples(("dolos/celebahq_real",), "test", root).provenance)
+        found.append(inputs.Examples(("dolos/celebahq_real",), "test", root).provenance)
     one, other = (kept["dolos/celebahq_real"] for kept in found)
     assert provenance.differences(one, other) == []
     assert one["recorded"]["source"] != other["recorded"]["source"] == str(moved)
@@ -77,7 +77,7 @@ def test_portraits_of_another_forger_are_told(tmp_path: Path, monkeypatch):
     name, root = "portraits/ddpm_full", str(tmp_path)
     build.prepare(build.make_builder(name, root))
     forger = hashlib.sha256((forged.FOLDER / "ddpm.safetensors").read_bytes()).hexdigest()
-    examples = pipeline.Examples((name,), "train", root)
+    examples = inputs.Examples((name,), "train", root)
     assert examples.provenance[name]["content"] == {"forger": forger}
     assert examples.provenance[name]["recipe"]["steps"] == forged.MODELS["ddpm"].steps
 
@@ -87,6 +87,6 @@ def test_portraits_of_another_forger_are_told(tmp_path: Path, monkeypatch):
     (tmp_path / "ddpm.safetensors").write_bytes(b"another")
     told = rf"made otherwise than it would be now \(content.forger: {forger[:12]}… → \w{{12}}…\)"
     with pytest.raises(ConfigError, match=told):
-        pipeline.Examples((name,), "train", root)
+        inputs.Examples((name,), "train", root)
     with pytest.raises(build.BuildError, match=told + "; delete this folder and build again"):
         build.prepare(build.make_builder(name, root))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wsdl_jax.diffusion import inpainters
-from wsdl_jax.errors import UserError
+from wsdl_jax.runtime.errors import UserError
 
 SIZE = 32
 

@@ -11,13 +11,13 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from wsdl_jax import methods, pipeline, run_log
-from wsdl_jax.checkpoint import Checkpoints
-from wsdl_jax.configuration import ConfigError
+from wsdl_jax import inputs, methods
 from wsdl_jax.diffusion import forger, train
-from wsdl_jax.errors import UserError
-from wsdl_jax.interruption import Interrupted
-from wsdl_jax.parallel import Parallel
+from wsdl_jax.runs import run_log
+from wsdl_jax.runs.checkpoints import Checkpoints
+from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.interruption import Interrupted
+from wsdl_jax.runtime.parallel import Parallel
 
 
 def restored(run, step=4):
@@ -152,8 +152,8 @@ def test_latents_are_scaled_to_unit_deviation_and_the_autoencoder_stays(trained_
     assert_same(state["frozen"]["autoencoder"], autoencoder.weights["autoencoder"])
     graph, _ = forger.structures(config)["autoencoder"]
     network = nnx.merge(graph, autoencoder.weights["autoencoder"])
-    examples = pipeline.Examples(config.data.real, "train", config.data.dir)
-    images = np.stack([pipeline.full_image(example) for example in examples])
+    examples = inputs.Examples(config.data.real, "train", config.data.dir)
+    images = np.stack([inputs.full_image(example) for example in examples])
     latents = network.encode(methods.network_input(jnp.asarray(images)))[0]
     np.testing.assert_allclose(state["frozen"]["scale"], np.std(latents), rtol=1e-4)
 

@@ -14,10 +14,9 @@ from scipy import ndimage
 
 from wsdl_data import build
 from wsdl_data.image_folder import listing
-from wsdl_jax import pipeline
-from wsdl_jax.configuration import ConfigError
+from wsdl_jax import inputs
 from wsdl_jax.diffusion import forge, forger, inpainters, masks
-from wsdl_jax.errors import UserError
+from wsdl_jax.runtime.errors import ConfigError, UserError
 
 SIZE = 32
 FAKES = f"portraits/regrain-{SIZE}px"
@@ -64,7 +63,7 @@ def photos(tmp_path):
 
 
 def records(name, split, data_dir):
-    return list(pipeline.Examples((name,), split, data_dir))
+    return list(inputs.Examples((name,), split, data_dir))
 
 
 def metadata(name, data_dir):
@@ -86,11 +85,11 @@ def test_a_subset_with_its_own_masks(place):
         assert len(forged) == count
         for record in forged:
             source = by_key[f"{split}/{record['key'].decode().removesuffix('.png')}"]
-            mask = pipeline.full_mask(source).astype(bool)
-            np.testing.assert_array_equal(pipeline.full_mask(record).astype(bool), mask)
-            image = pipeline.full_image(record)
-            assert (image[mask] == 0).all() and record["label"] == pipeline.FAKE
-            np.testing.assert_array_equal(image[~mask], pipeline.full_image(source)[~mask])
+            mask = inputs.full_mask(source).astype(bool)
+            np.testing.assert_array_equal(inputs.full_mask(record).astype(bool), mask)
+            image = inputs.full_image(record)
+            assert (image[mask] == 0).all() and record["label"] == inputs.FAKE
+            np.testing.assert_array_equal(image[~mask], inputs.full_image(source)[~mask])
     recipe = metadata(made[0], place)["recipe"]
     assert (recipe["generator"], recipe["source"], recipe["mask_policy"]) == (BLACK, FAKES, "own")
 
@@ -101,15 +100,15 @@ def test_drawn_masks_grow_and_real_sources_are_kept(place, monkeypatch):
     assert sorted(made) == ["image_folder/mine_fake", "image_folder/mine_real"]
     reals = {record["key"]: record for record in records("image_folder/mine_real", "test", place)}
     before = {
-        record["key"].decode().removeprefix("test/") + ".png": pipeline.full_image(record)
+        record["key"].decode().removeprefix("test/") + ".png": inputs.full_image(record)
         for record in records(REALS, "test", place)
     }
     grown = set()
     for number, record in enumerate(records("image_folder/mine_fake", "test", place), 29):
-        real = pipeline.full_image(reals[record["key"]])
+        real = inputs.full_image(reals[record["key"]])
         np.testing.assert_array_equal(real, before[record["key"].decode()])
         drawn = masks.draw("boxes", np.random.default_rng([0, number]), SIZE)
-        mask = pipeline.full_mask(record).astype(bool)
+        mask = inputs.full_mask(record).astype(bool)
         sizes = [
             n
             for n in (1, 2, 3)
@@ -151,15 +150,13 @@ def test_forgers_of_ones_own(generator, place, trained_forgers):
         "data_dir": place,
     }
     forge.forge("mine", FAKES, **settings)
-    sources = {r["key"].decode(): pipeline.full_image(r) for r in records(FAKES, "test", place)}
+    sources = {r["key"].decode(): inputs.full_image(r) for r in records(FAKES, "test", place)}
     forged = records("image_folder/mine_fake", "test", place)
     changed = []
     for record in forged:
-        image = pipeline.full_image(record)
+        image = inputs.full_image(record)
         source = sources["test/" + record["key"].decode().removesuffix(".png")]
-        mask = (
-            np.zeros(image.shape[:2], bool) if generator == "full" else pipeline.full_mask(record)
-        )
+        mask = np.zeros(image.shape[:2], bool) if generator == "full" else inputs.full_mask(record)
         changed.append((image != source)[mask == 0].mean())
     assert len(forged) == 8
     assert (max(changed) == 0) if generator == "repaint" else (min(changed) > 0.5)
@@ -173,7 +170,7 @@ def test_a_run_on_forged_images(place, real_config):
     """What is forged trains and tests as any other dataset."""
     from etils import epath
 
-    from wsdl_jax import train
+    from wsdl_jax import training
 
     forge.forge("mine", REALS, masks="boxes", generator="telea", size=SIZE, data_dir=place)
     config = real_config(
@@ -181,7 +178,7 @@ def test_a_run_on_forged_images(place, real_config):
         "setup=b,source=image_folder/mine",
         {"data.dir": place, "model.depth": 1, "train.epochs": 1},
     )
-    train.train(config, epath.Path(place) / "run")
+    training.train(config, epath.Path(place) / "run")
     lines = (epath.Path(place) / "run/metrics.jsonl").read_text().splitlines()
     assert np.isfinite(json.loads(lines[-1])["valid_loss"])
 
@@ -208,11 +205,11 @@ def test_a_folder_with_masks_of_its_own(photos, tmp_path):
             file = (photos / "holes" / key).with_suffix("").with_suffix(".png")
             hole = Image.fromarray(np.asarray(Image.open(file))[..., 0] == 0)
             expected = np.asarray(hole.resize((48, 48), Image.Resampling.NEAREST))
-            np.testing.assert_array_equal(pipeline.full_mask(record).astype(bool), expected)
+            np.testing.assert_array_equal(inputs.full_mask(record).astype(bool), expected)
             photo = Image.open(photos / "photos" / key.removesuffix(".png"))
             image = np.asarray(photo.resize((48, 48), Image.Resampling.LANCZOS))
             expected = np.where(expected[..., None], 0, image)
-            np.testing.assert_array_equal(pipeline.full_image(record), expected)
+            np.testing.assert_array_equal(inputs.full_image(record), expected)
             found += 1
     assert found == 40
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from wsdl_jax import configuration, methods
 from wsdl_jax.diffusion import forger
-from wsdl_jax.errors import UserError
-from wsdl_jax.parallel import Parallel
+from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.runtime.parallel import Parallel
 
 SAMPLING = forger.Sampling(steps=4, jump=2, times=2)
 SIZE = 32

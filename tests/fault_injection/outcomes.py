@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 
 from wsdl_jax import methods, runs
-from wsdl_jax.checkpoint import Checkpoints
 from wsdl_jax.diffusion import forger
-from wsdl_jax.errors import UserError
+from wsdl_jax.runs.checkpoints import Checkpoints
+from wsdl_jax.runtime.errors import UserError
 
 Outcome = dict[str, Any]  # by path from the folder
 # Temporary files, which a killed process leaves to the system; logs of what happened; TensorBoard's

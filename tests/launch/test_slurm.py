@@ -22,7 +22,7 @@ from etils import epath
 from test_hosts import CONFIG, REPOSITORY, finish, free_port, lines, start
 
 from wsdl_jax import methods, runs, sweep
-from wsdl_jax.checkpoint import Checkpoints
+from wsdl_jax.runs.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slurm
 

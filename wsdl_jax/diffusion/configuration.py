@@ -4,8 +4,8 @@ import ml_collections
 from ml_collections import config_dict
 
 from wsdl_jax import configuration
-from wsdl_jax.configuration import ConfigError
 from wsdl_jax.diffusion.process import SCHEDULES
+from wsdl_jax.runtime.errors import ConfigError
 
 PARTS = ("pixel", "autoencoder", "latent")
 CHOICES = {

@@ -32,12 +32,12 @@ from wsdl_data import build, image_files, provenance
 from wsdl_data.image_folder import listing
 from wsdl_data.portraits.samples import dilate
 from wsdl_data.provenance import Contents, Origin
-from wsdl_jax import command, pipeline
-from wsdl_jax.configuration import ConfigError
+from wsdl_jax import inputs
 from wsdl_jax.diffusion import forger, inpainters
 from wsdl_jax.diffusion.masks import POLICIES, draw
-from wsdl_jax.errors import UserError, in_one_line
-from wsdl_jax.storage import remove_abandoned, staging_folder
+from wsdl_jax.runtime import command
+from wsdl_jax.runtime.errors import ConfigError, UserError, in_one_line
+from wsdl_jax.runtime.storage import remove_abandoned, staging_folder
 
 log = logging.getLogger("wsdl_jax")
 FORGERS = ("full", "repaint", "latent")  # generators that are trained here
@@ -98,10 +98,10 @@ def _of_folder(folder: Path) -> Iterator[Source]:
 def _of_subset(name: str, data_dir: str | None) -> Iterator[Source]:
     if "/" not in name:
         raise UserError(f"{name}: neither a folder nor a prepared subset such as portraits/real")
-    pipeline.prepare_subsets([name], data_dir, None)
+    inputs.prepare_subsets([name], data_dir, None)
     for split in listing.SHARES:
         try:
-            examples = pipeline.Examples((name,), split, data_dir)
+            examples = inputs.Examples((name,), split, data_dir)
         except ConfigError:
             if split == "train":
                 raise
@@ -111,12 +111,12 @@ def _of_subset(name: str, data_dir: str | None) -> Iterator[Source]:
             key = record["key"].decode().removeprefix(f"{split}/")
 
             def image(examples=examples, index=index) -> Image.Image:
-                return Image.fromarray(pipeline.full_image(examples[index]))
+                return Image.fromarray(inputs.full_image(examples[index]))
 
             def mask(examples=examples, index=index) -> Bool[np.ndarray, "h w"]:
-                return pipeline.full_mask(examples[index]).astype(bool)
+                return inputs.full_mask(examples[index]).astype(bool)
 
-            real = record["label"] == pipeline.REAL
+            real = record["label"] == inputs.REAL
             yield Source(key, split, real, image, None, mask if "mask" in record else None)
 
 
@@ -355,7 +355,7 @@ def _origin_of(sources: Sequence[Source], images: str, data_dir: str | None) -> 
             masks.add(f"{source.split}/{source.key}", [source.mask_file])
     content = {"masks": masks.digest()} if sources[0].mask_file is not None else {}
     if sources[0].file is None:
-        subset = pipeline.Examples((images,), "train", data_dir).provenance[images]
+        subset = inputs.Examples((images,), "train", data_dir).provenance[images]
         content["sources"] = provenance.digest_of(provenance.identity(subset))
         return Origin({"source": images}, content)
     files = Contents()

@@ -24,14 +24,15 @@ from flax import nnx, traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from wsdl_jax import command, methods, runs
 from wsdl_jax import configuration as configurations
-from wsdl_jax.checkpoint import Checkpoints
+from wsdl_jax import methods, runs
 from wsdl_jax.diffusion import configuration, process
 from wsdl_jax.diffusion.networks import Autoencoder, UNet
-from wsdl_jax.errors import UserError, reason
-from wsdl_jax.parallel import AXIS, Parallel, Step
-from wsdl_jax.storage import read_text, write_whole
+from wsdl_jax.runs.checkpoints import Checkpoints
+from wsdl_jax.runtime import command
+from wsdl_jax.runtime.errors import UserError, reason
+from wsdl_jax.runtime.parallel import AXIS, Parallel, Step
+from wsdl_jax.runtime.storage import read_text, write_whole
 
 log = logging.getLogger("wsdl_jax")
 _CALLS = 8  # at the same time, at most: each needs memory

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from wsdl_jax.errors import UserError
+from wsdl_jax.runtime.errors import UserError
 
 # (images [n, h, w, 3] uint8, masks [n, h, w], True = to be made anew) → images
 Inpainter = Callable[

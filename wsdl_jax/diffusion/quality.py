@@ -19,9 +19,10 @@ from PIL import Image
 from scipy import linalg
 
 from wsdl_data import image_files
-from wsdl_jax import command, pipeline
+from wsdl_jax import inputs
 from wsdl_jax.diffusion import forger
-from wsdl_jax.errors import UserError, in_one_line
+from wsdl_jax.runtime import command
+from wsdl_jax.runtime.errors import UserError, in_one_line
 
 log = logging.getLogger("wsdl_jax")
 _GRID = 8  # cells a side in which features are averaged
@@ -113,8 +114,8 @@ def sheet(rows: Iterable[Sequence[UInt8[np.ndarray, "h w 3"]]]) -> Image.Image:
 
 
 def _read(config: ml_collections.ConfigDict, split: str) -> UInt8[np.ndarray, "n s s 3"]:
-    examples = pipeline.Examples(config.data.real, split, config.data.dir)
-    images = np.stack([pipeline.full_image(examples[i]) for i in range(len(examples))])
+    examples = inputs.Examples(config.data.real, split, config.data.dir)
+    images = np.stack([inputs.full_image(examples[i]) for i in range(len(examples))])
     if images.shape[1] != config.data.image_size:
         raise UserError(f"{config.data.real[0]}: its images are not {config.data.image_size} px")
     return images

@@ -22,16 +22,16 @@ from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import config_flags
 
 from wsdl_data import provenance
-from wsdl_jax import command, configuration, hosts, methods, pipeline, runs
-from wsdl_jax.checkpoint import Checkpoints
-from wsdl_jax.configuration import ConfigError
+from wsdl_jax import configuration, inputs, methods, runs
 from wsdl_jax.diffusion import configuration as forgers
 from wsdl_jax.diffusion import forger, process
 from wsdl_jax.diffusion.forger import State, Weights
-from wsdl_jax.errors import UserError
-from wsdl_jax.interruption import Interrupted
-from wsdl_jax.parallel import AXIS, Parallel, Step
-from wsdl_jax.train import loop
+from wsdl_jax.runs.checkpoints import Checkpoints
+from wsdl_jax.runtime import command, hosts
+from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.interruption import Interrupted
+from wsdl_jax.runtime.parallel import AXIS, Parallel, Step
+from wsdl_jax.training import loop
 
 log = logging.getLogger("wsdl_jax")
 # (parameters, frozen weights, images in [-1, 1], a key an image) → loss of each image
@@ -129,11 +129,11 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     parallel.check_batch(config.train.batch, microbatches=1)
     runs.check(run, config, forger.load_config)
     training, valid = (
-        pipeline.Examples(config.data.real, split, config.data.dir) for split in ("train", "valid")
+        inputs.Examples(config.data.real, split, config.data.dir) for split in ("train", "valid")
     )
     hosts.agree(config=configuration.essence(config), data=provenance.digests(training.provenance))
     runs.check_data(run, training.provenance)
-    pipeline.check_sides(
+    inputs.check_sides(
         real=config.data.real, fake=(), data_dir=config.data.dir, splits=("train", "valid")
     )
     reading = _for_pipeline(config, parallel)
@@ -149,7 +149,7 @@ def _train(
     run: epath.Path,
     parallel: Parallel,
     reading: ml_collections.ConfigDict,
-    valid: pipeline.Examples,
+    valid: inputs.Examples,
     training_images: int,
     frozen: Weights | None,
     check_lock: Callable[[], None],
@@ -177,7 +177,7 @@ def _train(
 
     def validate(state: State) -> dict[str, float]:
         sums = {"loss": 0.0, "weight": 0.0}
-        for batch in pipeline.eval_batches(
+        for batch in inputs.eval_batches(
             valid,
             reading,
             mask_size=None,
@@ -189,7 +189,7 @@ def _train(
                 sums[name] += float(value)
         return {"valid_loss": sums["loss"] / sums["weight"]}
 
-    batches = pipeline.train_batches(
+    batches = inputs.train_batches(
         reading,
         mask_size=None,
         start_step=start,
@@ -223,7 +223,7 @@ def _for_pipeline(
 def _frozen(
     config: ml_collections.ConfigDict,
     reading: ml_collections.ConfigDict,
-    examples: pipeline.Examples,
+    examples: inputs.Examples,
 ) -> Weights:
     """The trained autoencoder of a latent forger, and the standard deviation of its latents."""
     trained = forger.load(config.autoencoder.path)
@@ -244,7 +244,7 @@ def _frozen(
     count = min(len(examples), _SCALED_BY)
     latents = [
         encode(weights, batch["image"])[batch["weight"] > 0]
-        for batch in pipeline.eval_batches(examples, reading, mask_size=None, places=range(count))
+        for batch in inputs.eval_batches(examples, reading, mask_size=None, places=range(count))
     ]
     return {"autoencoder": weights, "scale": jnp.concatenate(latents).std()}
 
@@ -264,9 +264,9 @@ def main(_: list[str]) -> None:
     run = epath.Path(_WORKDIR.value or f"runs/forger/{config.part}")
     runs.check(run, config, forger.load_config)
     data = config.data
-    hosts.first(lambda: pipeline.prepare_subsets(data.real, data.dir, data.manual_dir))
+    hosts.first(lambda: inputs.prepare_subsets(data.real, data.dir, data.manual_dir))
     # Where the others have disks of their own.
-    hosts.each(lambda: pipeline.prepare_subsets(data.real, data.dir, data.manual_dir))
+    hosts.each(lambda: inputs.prepare_subsets(data.real, data.dir, data.manual_dir))
     try:
         train(config, run)
     except Interrupted as stop:

@@ -1,0 +1,487 @@
+"""Every variant of the shipped configs, and what is refused."""
+
+import functools
+import itertools
+import json
+import pathlib
+import re
+import runpy
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from wsdl_jax import configuration, methods
+from wsdl_jax.runtime.errors import ConfigError
+
+CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
+METHODS = ("patches", "grad_cam", "attention")
+SETUPS = ("a", "b", "c")
+GET_CONFIG = {name: runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"] for name in METHODS}
+
+# Fakes that may be trained on, by source and setup: a has fully generated images, b and c masks.
+MASKED_CELEBAHQ = {"repaint_p2", "repaint_p2_9k", "ldm", "lama", "pluralistic"}
+GENERATORS = {
+    ("portraits", "a"): {"regrain", "upsample", "ddpm"},
+    ("portraits", "b"): {
+        *("regrain", "upsample", "ddpm_repaint", "latent_ddpm", "telea", "navier_stokes")
+    },
+    ("celebahq", "a"): {"p2"},
+    ("celebahq", "b"): MASKED_CELEBAHQ,
+    ("ffhq", "a"): {"p2"},
+    ("ffhq", "b"): {"repaint_p2"},
+}
+GENERATORS |= {(source, "c"): names for (source, s), names in GENERATORS.items() if s == "b"}
+SOURCES = ("portraits", "celebahq", "ffhq")
+ALL_GENERATORS = set.union(*GENERATORS.values())
+
+
+def dolos(name: str) -> str:
+    return f"dolos/{name}"
+
+
+# (real, fake, test real, test fake) of the paper's experiments, without generator=.
+CELEBAHQ_TEST = (dolos("celebahq_real"), dolos("celebahq_repaint_p2"))
+PUBLISHED = {
+    ("celebahq", "a"): ((dolos("celebahq_real"),), dolos("celebahq_p2"), *CELEBAHQ_TEST),
+    ("celebahq", "b"): ((dolos("celebahq_real"),), dolos("celebahq_repaint_p2_9k"), *CELEBAHQ_TEST),
+    ("celebahq", "c"): ((), dolos("celebahq_repaint_p2"), *CELEBAHQ_TEST),
+    ("ffhq", "a"): ((dolos("ffhq_real"),), dolos("ffhq_p2"), *CELEBAHQ_TEST),
+    ("ffhq", "b"): ((dolos("ffhq_real"),), dolos("ffhq_repaint_p2"), *CELEBAHQ_TEST),
+    ("ffhq", "c"): ((), dolos("ffhq_repaint_p2"), *CELEBAHQ_TEST),
+}
+
+
+def data(config) -> tuple:
+    assert len(config.data.fake) == 1
+    tested = config.data.test_real, config.data.test_fake
+    return tuple(config.data.real), config.data.fake[0], *tested
+
+
+# ----- Variants of the shipped configs ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_variant_is_valid_or_refused(method):
+    for source, setup in itertools.product(SOURCES, SETUPS):
+        for generator in (None, *sorted(ALL_GENERATORS)):
+            arg = f"setup={setup},source={source}"
+            arg += f",generator={generator}" if generator else ""
+            valid = GENERATORS[source, setup]
+            if generator is None or generator in valid:
+                config = GET_CONFIG[method](arg)
+                configuration.validate(config)
+                assert (config.method, config.setup) == (method, setup)
+                assert config.supervision == ("full" if setup == "c" else "weak")
+                if generator:
+                    assert generator in config.data.fake[0]
+            else:
+                with pytest.raises(ConfigError) as raised:
+                    GET_CONFIG[method](arg)
+                message = str(raised.value)
+                assert f"generator={generator}" in message
+                choices = message.rpartition("choose from ")[2].split(", ")
+                assert set(choices) == valid
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("variant", "expected"), PUBLISHED.items(), ids=str)
+def test_published_data(method, variant, expected):
+    source, setup = variant
+    config = GET_CONFIG[method](f"setup={setup},source={source}")
+    assert data(config) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_portraits_are_the_default(method):
+    default = GET_CONFIG[method]()
+    full, partial = "portraits/ddpm_full", "portraits/ddpm_repaint"
+    assert data(default) == (("portraits/real",), full, "portraits/real", partial)
+    assert GET_CONFIG[method]("setup=a,source=portraits,generator=ddpm") == default
+    for setup, real in (("b", ("portraits/real",)), ("c", ())):
+        config = GET_CONFIG[method](f"setup={setup}")
+        assert data(config) == (real, partial, "portraits/real", partial)
+    masks = GET_CONFIG[method]("setup=c,generator=upsample")
+    partial = "portraits/upsample"
+    assert data(masks) == ((), partial, "portraits/real", partial)
+    full = GET_CONFIG[method]("setup=a,generator=upsample")
+    assert data(full) == (("portraits/real",), f"{partial}_full", "portraits/real", partial)
+    assert default.data.image_size == 96  # as the portraits are
+
+
+def test_a_generator_is_tested_on_its_own_images():
+    config = GET_CONFIG["patches"]("setup=c,source=celebahq,generator=lama")
+    assert data(config) == ((), "dolos/celebahq_lama", "dolos/celebahq_real", "dolos/celebahq_lama")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_dataset_of_ones_own_is_a_source(method, setup):
+    config = GET_CONFIG[method](f"setup={setup},source=image_folder/mine")
+    configuration.validate(config)
+    real, fake = "image_folder/mine_real", "image_folder/mine_fake"
+    assert data(config) == (() if setup == "c" else (real,), fake, real, fake)
+    paper = GET_CONFIG[method](f"setup={setup},source=celebahq")
+    assert config.train == paper.train and config.model == paper.model
+    for other in ("generator=p2", "leave_out=ldm"):
+        with pytest.raises(ConfigError, match=f"{other} .*source=image_folder/mine"):
+            GET_CONFIG[method](f"setup={setup},source=image_folder/mine,{other}")
+    with pytest.raises(ConfigError, match=r"celebahq\|ffhq\|image_folder/NAME; "):
+        GET_CONFIG[method](f"setup={setup},source=mine")
+
+
+def recipes() -> dict[tuple[str, str], dict[str, str]]:
+    """The table of recipes in the README, by method and setup."""
+    lines = (CONFIGS.parent / "README.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| recipe |"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:]]
+    head, _, *body = itertools.takewhile(lambda row: len(row) > 1, rows)
+    out = {}
+    for name, *cells in body:
+        method, setups = name.split(" ", 1)
+        for setup in setups.split(", "):
+            key = method.lower().replace("-", "_"), setup.lower()
+            out[key] = dict(zip(head[1:], cells, strict=True))
+    return out
+
+
+def test_the_recipes_are_those_of_the_paper():
+    """The README's table, against the facts that it states."""
+    columns = "learning rate", "batch", "epochs", "image resize", "flip", "mask target"
+    stated = {key: tuple(row[c] for c in columns) for key, row in recipes().items()}
+    weak = {"a": "–", "b": "–"}
+    assert stated == {
+        **{("patches", s): ("1e-3", "64", "100", "Lanczos", "yes", m) for s, m in weak.items()},
+        ("patches", "c"): ("1e-3", "16", "50; `leave_out`: 150", "bilinear", "no", "nearest 37"),
+        **{("grad_cam", s): ("1e-3", "32", "100", "Lanczos", "yes", m) for s, m in weak.items()},
+        ("grad_cam", "c"): ("1e-3", "16", "50", "bilinear", "no", "nearest 19"),
+        **{("attention", s): ("1e-4", "16", "15", "bilinear", "no", m) for s, m in weak.items()},
+        ("attention", "c"): ("3e-4", "16", "15; `ffhq`: 30", "bilinear", "no", "bilinear 19"),
+    }
+    assert [row["starting weights"] for row in recipes().values()] == [
+        *["`xavier`"] * 2,
+        "`torch`",
+        *["`timm-xception`, else `torch`"] * 3,
+        *["`ffd-attention`, else `normal`"] * 3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "setup", "source"),
+    [
+        (*variant, source)
+        for variant in recipes()
+        for source in ("celebahq", "ffhq", "leave_out")
+        if (variant[1], source) != ("a", "leave_out")  # P2 alone generates whole images
+    ],
+)
+def test_configs_are_the_recipes(method, setup, source):
+    arg = "source=celebahq,leave_out=ldm" if source == "leave_out" else f"source={source}"
+    config, recipe = GET_CONFIG[method](f"setup={setup},{arg}"), recipes()[method, setup]
+    configuration.validate(config)
+    epochs, _, exception = recipe["epochs"].partition("; ")
+    if exception.startswith(f"`{source}`: "):
+        epochs = exception.split(" ")[1]
+    *layout, scheme = re.findall("`(.*?)`", recipe["starting weights"])
+    assert [config.init.layout] == (layout or [None])
+    assert config.init.scheme == scheme
+    assert config.init.path is None
+    train, data = config.train, config.data
+    assert (train.learning_rate, train.batch, train.epochs) == (
+        float(recipe["learning rate"]),
+        int(recipe["batch"]),
+        int(epochs),
+    )
+    assert data.resize == recipe["image resize"].lower()
+    assert data.flip == (recipe["flip"] == "yes")
+    assert (config.supervision == "full") == (recipe["mask target"] != "–")
+    if config.supervision == "full":
+        resize, size = recipe["mask target"].split(" ")
+        assert data.mask_resize == resize
+        assert methods.map_size(config) == int(size)
+    assert (data.image_size, config.model.width, config.model.depth) == (299, 1, 2)
+    assert (train.steps_per_epoch, train.keep_best) == (500, 5)
+    assert (train.schedule, train.clip_norm) == ("constant", 0)
+    assert config.loss.mask_weight == 1
+    assert config.loss.location == "every"
+
+
+@pytest.mark.parametrize("setup", ["b", "c"])
+def test_one_generator_left_out(setup):
+    compared = ("repaint_p2_9k", "ldm", "lama", "pluralistic")
+    for left in compared:
+        config = GET_CONFIG["patches"](f"setup={setup},source=celebahq,leave_out={left}")
+        configuration.validate(config)
+        assert config.data.fake == tuple(dolos(f"celebahq_{g}") for g in compared if g != left)
+        assert config.data.test_fake == dolos(f"celebahq_{left}")
+        assert config.data.test_real == dolos("celebahq_real")
+        assert config.data.real == ((dolos("celebahq_real"),) if setup == "b" else ())
+    config = GET_CONFIG["patches"](f"setup={setup},leave_out=regrain")
+    others = ("ddpm_repaint", "latent_ddpm", "telea", "navier_stokes", "upsample")
+    assert config.data.fake == tuple(f"portraits/{g}" for g in others)
+    assert config.data.test_fake == "portraits/regrain"
+
+
+@pytest.mark.parametrize(
+    "arg",
+    [
+        "setup=a,source=celebahq,leave_out=ldm",
+        "setup=c,source=celebahq,leave_out=regrain",
+        "setup=c,source=ffhq,leave_out=ldm",
+        "setup=c,source=celebahq,generator=ldm,leave_out=lama",
+    ],
+)
+def test_what_cannot_be_left_out(arg):
+    with pytest.raises(ConfigError, match=r"leave_out=\w+ .*source=celebahq: repaint_p2_9k, ldm,"):
+        GET_CONFIG["patches"](arg)
+
+
+@pytest.mark.parametrize(
+    "arg", ["setup=d", "source=imagenet", "generator=gan", "setups=a", "setup", "b", "setup=a,,x=1"]
+)
+def test_variants_that_do_not_exist(arg):
+    with pytest.raises(ConfigError) as raised:
+        GET_CONFIG["patches"](arg)
+    message = str(raised.value)
+    assert repr(arg.rpartition(",")[2]) in message
+    assert "setup=a|b|c" in message
+    assert "source=portraits|celebahq|ffhq" in message
+    assert all(generator in message for generator in ALL_GENERATORS)
+
+
+# ml_collections reads a config file by a method that Python has deprecated.
+reads_a_file = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture
+def override(monkeypatch):
+    """(config file, flags) → the config that the command gets."""
+
+    def get(path: str, *args: str):
+        argv = ["main", f"--config={CONFIGS / path}", *args]
+        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
+        values = flags.FlagValues()
+        holder = config_flags.DEFINE_config_file("config", flag_values=values)
+        values(argv)
+        return holder.value
+
+    return get
+
+
+@reads_a_file
+@pytest.mark.parametrize("method", METHODS)
+def test_overrides(override, method):
+    config = override(f"{method}.py:setup=b", "--config.train.batch=8", "--config.data.dir=/data")
+    assert (config.setup, config.train.batch, config.data.dir) == ("b", 8, "/data")
+    configuration.validate(config)
+
+
+@reads_a_file
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [("train.bacth=8", "bacth"), ("model.heads=2", "heads"), ("trane.batch=8", "trane")],
+)
+def test_misspelt_overrides_fail(override, flag, named):
+    with pytest.raises((AttributeError, KeyError), match=named):
+        override("patches.py", f"--config.{flag}")
+
+
+# ----- Validation --------------------------------------------------------------------------------
+
+
+def invalid(path: str, value, method: str = "patches", arg: str | None = None):
+    config = GET_CONFIG[method](arg)
+    with config.ignore_type():
+        config.update_from_flattened_dict({path: value})
+    return config
+
+
+@pytest.mark.parametrize("path", configuration.CHOICES)
+def test_refusals_list_the_choices(path):
+    with pytest.raises(ConfigError, match=rf"^config\.{path} = 'wrong': choose from ") as raised:
+        configuration.validate(invalid(path, "wrong"))
+    listed = str(raised.value).rpartition("choose from ")[2].split(", ")
+    assert set(listed) == set(configuration.CHOICES[path])
+    assert "wrong" not in listed
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("train.batch", 0),
+        ("train.batch", -4),
+        ("train.epochs", 0),
+        ("train.steps_per_epoch", 0),
+        ("train.log_every", 0),
+        ("train.keep_best", 0),
+        ("train.microbatches", 0),
+        ("train.per_device_batch", -1),
+        ("train.warmup", -1),
+        ("train.learning_rate", 0.0),
+        ("train.learning_rate", float("nan")),
+        ("train.clip_norm", -1.0),
+        ("eval.batch", 0),
+        ("model.width", 0.0),
+        ("model.depth", 0),
+        ("model.depth", 13),
+        ("loss.mask_weight", -0.1),
+        ("data.workers", -1),
+        ("data.image_size", 63),
+    ],
+)
+def test_refusals_name_field_and_value(path, value):
+    with pytest.raises(ConfigError, match=rf"^config\.{path} = {value}: ") as raised:
+        configuration.validate(invalid(path, value))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "method", "arg", "named"),
+    [
+        ("data.real", (), "patches", "setup=a", "data.real is empty"),
+        ("data.real", ("portraits/real",), "patches", "setup=c", "data.real is set"),
+        ("data.fake", (), "patches", None, "config.data: fake"),
+        ("data.test_fake", None, "patches", None, "test_fake"),
+        ("data.test_real", None, "patches", None, "test_real"),
+        ("loss.location", "max", "patches", "setup=c", "loss.location"),
+        ("init.layout", "xception", "grad_cam", None, "choose from dolos-patches, ffd-attention"),
+        ("loss.location", "average", "attention", None, "loss.location"),
+        ("method", None, "patches", None, "config.method"),
+    ],
+)
+def test_impossible_combinations(path, value, method, arg, named):
+    with pytest.raises(ConfigError, match=named) as raised:
+        configuration.validate(invalid(path, value, method, arg))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_config_without_a_method_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.method = None: choose from patches, "):
+        configuration.validate(configuration.base())
+
+
+@pytest.mark.parametrize("text", ["", "5", "a:b", "0:3", "3:3", "5:2", "1:2:3"])
+def test_steps_that_cannot_be_traced(text):
+    with pytest.raises(ConfigError, match=rf"^config\.profile = '{text}': not two steps"):
+        configuration.check_circumstances(invalid("profile", text))
+
+
+def test_steps_to_trace():
+    assert list(configuration.profiled_steps(invalid("profile", "3:5"))) == [3, 4]
+    assert not configuration.profiled_steps(GET_CONFIG["patches"]())
+
+
+# ----- Carried to other devices -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scaling", "rate"), [("none", 1e-3), ("linear", 1e-3 * 32 * 256 / 64)])
+def test_a_batch_per_device(scaling, rate):
+    config = GET_CONFIG["patches"]("source=celebahq")
+    config.train.per_device_batch, config.train.scaling = 32, scaling
+    configuration.validate(config)
+    pod = configuration.for_devices(config, 256)
+    assert (pod.train.batch, pod.train.learning_rate) == (32 * 256, pytest.approx(rate))
+    assert (config.train.batch, config.train.learning_rate) == (64, 1e-3)
+    assert configuration.for_devices(pod, 256) == pod
+    assert "train.batch: 8192 → 4096" in configuration.differences(
+        pod, configuration.for_devices(config, 128)
+    )
+
+
+def test_recipes_do_not_change_by_themselves():
+    config = GET_CONFIG["patches"]("source=celebahq")
+    assert configuration.for_devices(config, 256) == config
+
+
+def test_scaling_without_a_batch_per_device():
+    with pytest.raises(ConfigError, match=r"'linear': goes with train\.per_device_batch"):
+        configuration.validate(invalid("train.scaling", "linear"))
+
+
+# ----- On disk -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("method", METHODS)
+def test_save_and_load(method, setup):
+    config = GET_CONFIG[method](f"setup={setup},source=celebahq")
+    config.train.learning_rate, config.seed = 3.7e-5, 11
+    text = configuration.save(config)
+    loaded = configuration.load(text)
+    assert loaded.to_dict() == config.to_dict()
+    assert configuration.differences(config, loaded) == []
+    assert configuration.save(loaded) == text
+    assert json.loads(text)["train"]["learning_rate"] == 3.7e-5
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "{}", '{"colour": 1}'])
+def test_what_is_not_a_config_is_refused(text):
+    with pytest.raises(ConfigError) as raised:
+        configuration.load(text)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("train.bacth", 3),
+        ("train.batch", "many"),
+        ("train.batch", None),
+        ("data.fake", 3),
+        ("data.flip", "yes"),
+        ("train", 5),
+        ("seed", {"a": 1}),
+    ],
+)
+def test_stored_fields_of_another_kind_are_refused(path, value):
+    stored = json.loads(configuration.save(GET_CONFIG["patches"]()))
+    *parents, key = path.split(".")
+    functools.reduce(dict.__getitem__, parents, stored)[key] = value
+    with pytest.raises(ConfigError, match="not a config of this version") as raised:
+        configuration.load(json.dumps(stored))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_stored_config_is_validated():
+    stored = json.loads(configuration.save(GET_CONFIG["patches"]()))
+    stored["model"]["depth"] = 99
+    with pytest.raises(ConfigError, match=r"config\.model\.depth = 99"):
+        configuration.load(json.dumps(stored))
+
+
+def test_differences_name_field_and_values():
+    old, new = GET_CONFIG["patches"](), GET_CONFIG["patches"]()
+    assert configuration.differences(old, new) == []
+    new.train.batch, new.model.dtype, new.seed = 99, "bfloat16", 5
+    assert configuration.differences(old, new) == [
+        "model.dtype: float32 → bfloat16",
+        "seed: 0 → 5",
+        f"train.batch: {old.train.batch} → 99",
+    ]
+
+
+def test_where_and_how_fast_data_is_read_is_no_difference():
+    old, new = GET_CONFIG["patches"](), GET_CONFIG["patches"]()
+    new.data.dir, new.data.manual_dir, new.data.workers = "/elsewhere", "/download", 3
+    new.data.cache = True
+    assert configuration.differences(old, new) == []
+    old.data.real = ("portraits/real", "portraits/real-96px")
+    assert len(configuration.differences(old, new)) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"data.cache": True, "data.workers": 2}, r"data\.cache with .*workers = 2: each worker"),
+        ({"profile": "3:22", "train.epochs": 2, "train.steps_per_epoch": 10}, "STOP is at most 21"),
+    ],
+)
+def test_what_would_do_harm_or_nothing_is_refused(fields, told):
+    config = configuration.base()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(configuration.ConfigError, match=told):
+        configuration.check_circumstances(config)
+    # A run that was trained so before stays readable.
+    config.method, config.data.fake, config.data.test_fake = "patches", ("a/b",), "a/c"
+    assert configuration.load(configuration.save(config)) == config

@@ -1,0 +1,640 @@
+"""The page against what runs have written, by NumPy, Pillow and scikit-learn, and in a browser."""
+
+import csv
+import hashlib
+import html
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+from sklearn.metrics import average_precision_score, precision_score, recall_score
+
+from wsdl_jax import evaluate, inputs, methods, report, runs
+from wsdl_jax.evaluation import metrics, summary
+from wsdl_jax.report import Prediction
+from wsdl_jax.runtime import storage
+from wsdl_jax.runtime.errors import UserError
+
+EVIL = "<img src=x onerror=alert(1)>\"'&amp;</script>"
+
+
+@pytest.fixture(scope="module")
+def pair(evaluated: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> list[epath.Path]:
+    """Two runs: one as it was evaluated, and a copy with robustness and another dataset."""
+    folder = tmp_path_factory.mktemp("report")
+    first = epath.Path(shutil.copytree(evaluated, folder / "one" / "run"))
+    second = epath.Path(shutil.copytree(evaluated, folder / "two" / "run"))
+    evaluate.robustness(second, "noise", [5, 20])
+    evaluate.evaluate(second, fake="dolos/celebahq_repaint_p2_9k")
+    return [first, second]
+
+
+@pytest.fixture(scope="module")
+def page(pair: list[epath.Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report of both, all test images shown."""
+    out = tmp_path_factory.mktemp("page") / "compared"
+    report.report(pair, epath.Path(out), count=1000)
+    return out
+
+
+def table_rows(run: epath.Path) -> list[dict[str, str]]:
+    with (run / "predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+class Cards(html.parser.HTMLParser):
+    """The cards of a page: attributes, and the files and texts in them."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.cards: list[dict[str, Any]] = []
+        self.scripts = 0
+        self._inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.scripts += tag == "script"
+        if tag == "article":
+            self._inside = True
+            self.cards.append({**attributes, "images": [], "text": ""})
+        elif tag == "img" and self._inside:
+            self.cards[-1]["images"].append((attributes["alt"], attributes["src"]))
+
+    def handle_endtag(self, tag):
+        self._inside = self._inside and tag != "article"
+
+    def handle_data(self, data):
+        if self._inside:
+            self.cards[-1]["text"] += data
+
+
+def predictions(count: int, seed: int) -> dict[str, list[Prediction]]:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 12, 2 * count) / 12 + np.repeat([0, 0.2], count)  # with ties
+    return {
+        "real": [Prediction(k, f"r{k}", float(scores[k]), None, None) for k in range(count)],
+        "fake": [
+            Prediction(k, f"f{k}", float(scores[count + k]), float(rng.random()), rng.random())
+            for k in range(count)
+        ],
+    }
+
+
+def test_precision_and_recall():
+    rows = predictions(40, 0)
+    recall, precision, ap = report.precision_recall(rows)
+    labels = [0] * 40 + [1] * 40
+    scores = np.array([row.score for side in ("real", "fake") for row in rows[side]])
+    assert ap == pytest.approx(average_precision_score(labels, scores))
+    assert (np.diff(recall) >= 0).all()
+    got = {(round(r, 9), round(p, 9)) for r, p in zip(recall, precision, strict=True)}
+    expected = {
+        tuple(round(f(labels, scores >= t), 9) for f in (recall_score, precision_score))
+        for t in scores
+    }
+    assert got <= {*expected, (0, 1)} and len(got) > 5
+    # Nothing that bends the curve is left out.
+    recalls, precisions = np.array(sorted(expected)).T
+    best = [max(p for q, p in expected if q >= r) for r in recalls]
+    drawn = [max(p for q, p in got if q >= r - 1e-9) for r in recalls]
+    np.testing.assert_allclose(drawn, best, atol=1e-8)
+    assert len(precisions) >= len(got) - 1
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 51])
+def test_iou_by_size(count):
+    rows = predictions(count, count)["fake"]
+    shares, ious = report.iou_by_size(rows)
+    assert len(shares) == min(8, count) and (np.diff(shares) > 0).all()
+    # Groups of numbers that differ by one at most, in order: their means add up to the whole.
+    order = np.argsort([row.share for row in rows])
+    limits = np.linspace(0, count, len(shares) + 1)
+    for share, iou, low, high in zip(shares, ious, limits, limits[1:], strict=False):
+        sizes = [(int(np.floor(low)), int(np.ceil(high))), (int(np.ceil(low)), int(np.floor(high)))]
+        (a, d), (b, c) = sizes
+        inner = [rows[k].share for k in order[b:c]]
+        outer = [rows[k].share for k in order[a:d]]
+        assert min(outer) - 1e-12 <= share <= max(outer) + 1e-12
+        if (a, d) == (b, c):
+            assert share == pytest.approx(np.mean(inner))
+            assert iou == pytest.approx(np.mean([rows[k].iou for k in order[a:d]]))
+
+
+def test_chosen_are_the_best_the_worst_and_others():
+    rows = predictions(90, 1)
+    places = report.chosen(rows, 27)
+    ious = np.array([row.iou for row in rows["fake"]])
+    scores = np.array([row.score for row in rows["real"]])
+    assert {*np.argsort(ious)[:6], *np.argsort(ious)[-6:], 0, 89} <= set(places["fake"])
+    assert 12 <= len(places["fake"]) <= 18 and len(places["real"]) <= 9
+    high = sorted(scores)[-3]
+    assert sum(scores[k] >= high for k in places["real"]) >= 3
+    every = report.chosen(rows, 1000)
+    assert every == {"fake": list(range(90)), "real": list(range(90))}
+
+
+def test_the_table_has_the_results(pair, page):
+    first, second = (json.loads((run / "results.json").read_text()) for run in pair)
+    own, other = report.tables(report.read(pair))
+    assert [row[0] for row in own["rows"]] == [
+        *("one/run", "two/run", "all real", "all fake", "random", "guessing")
+    ]
+    for row, stored in zip(own["rows"], (first, second), strict=False):
+        cells = dict(zip(own["head"], (text for text, _ in row[2]), strict=True))
+        for name in (*metrics.LOCALIZATION, "auc", "balanced_accuracy"):
+            assert cells[name] == f"{stored[name]:.1f}"
+        assert cells["ap"] == f"{stored['ap']:.1f} ± {stored['ap_2sd']:.1f}"
+        above = f"{stored['fake_above']:.1f} / {stored['real_above']:.1f}"
+        assert cells["called fake"] == above
+        iou, threshold = map(float, cells["best iou_lg"].split(" at "))
+        points = {p["threshold"]: p["iou_lg"] for p in stored["iou_by_threshold"]}
+        assert iou == pytest.approx(max(points.values()), abs=0.05)
+        assert points[threshold] == max(points.values())
+    for (name, colour, cells), stored in zip(own["rows"][2:5], [first] * 3, strict=True):
+        assert colour is None
+        for figure, (text, best) in zip(metrics.LOCALIZATION, cells, strict=False):
+            assert text == f"{stored['trivial'][name][figure]:.1f}" and not best
+    assert "celebahq_repaint_p2_9k" in other["title"] and other["rows"][0][0] == "two/run"
+    text = (page / "index.html").read_text()
+    assert f"{first['iou_lg']:.1f}" in text and "celebahq_repaint_p2_9k" in text
+
+
+def test_trivial_figures_that_differ_are_a_range(pair):
+    one, two = report.read(pair)
+    changed = json.loads(json.dumps(two.results[0]))
+    changed["trivial"]["random"]["iou_sm"] = one.results[0]["trivial"]["random"]["iou_sm"] + 10
+    own, _ = report.tables([one, two._replace(results=[changed, *two.results[1:]])])
+    cells = dict(zip(own["head"], own["rows"][4][2], strict=True))
+    low = one.results[0]["trivial"]["random"]["iou_sm"]
+    assert cells["iou_sm"][0] == f"{low:.1f}–{low + 10:.1f}"
+
+
+def test_config(pair, evaluated):
+    one, two = report.read(pair)
+    assert report.settings([one, two]) == []
+    fields = dict(report.settings([one]))
+    assert fields["method"] == ["patches"] and fields["data.real"] == ["dolos/celebahq_real"]
+    config = runs.load_config(evaluated)
+    config.train.learning_rate = 0.25
+    rows = report.settings([one, two._replace(config=config)])
+    assert rows == [("train.learning_rate", ["0.01", "0.25"])]
+
+
+def test_plots(page, pair):
+    text = (page / "index.html").read_text()
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert titles == [
+        "Precision and recall, all test images",
+        "Scores: one/run",
+        "Scores: two/run",
+        "IoU against the size of the mask",
+        "IoU against the threshold",
+        "iou_lg after noise",
+        "ap after noise",
+        "Training loss",
+        "Validation loss",
+    ]
+    rows = table_rows(pair[0])
+    labels = [row["label"] == "fake" for row in rows]
+    ap = 100 * average_precision_score(labels, [float(row["score"]) for row in rows])
+    assert f"one/run, AP {ap:.1f}" in text
+    robustness = json.loads((pair[1] / "robustness-noise.json").read_text())
+    clean, point = robustness["clean"]["iou_lg"], robustness["points"][1]["iou_lg"]
+    for strength, value in ((0, clean), (20, point)):
+        shown = f"{round(value, 2):,.2f}".rstrip("0").rstrip(".")
+        assert f"two/run: {strength}, {shown}<" in text
+
+
+def test_cards_show_what_was_measured(page, pair, dolos_folder):
+    cards = Cards((page / "index.html").read_text()).cards
+    rows = table_rows(pair[0])
+    assert len(cards) == len(rows) == 19
+    by_name = {(card["data-side"], card["data-name"].split()[1]): card for card in cards}
+    for row in rows:
+        card = by_name[row["label"], row["key"]]
+        for run in ("0", "1"):
+            assert float(card[f"data-score{run}"]) == float(row["score"])
+            assert f"score {float(row['score']):.3f}" in card["text"]
+            if row["label"] == "fake":
+                assert float(card[f"data-iou{run}"]) == float(row["iou_lg"])
+                assert f"IoU {100 * float(row['iou_lg']):.1f}" in card["text"]
+            else:
+                assert f"data-iou{run}" not in card and "IoU" not in card["text"]
+
+
+def test_maps_are_the_networks(pair, dolos_folder):
+    fakes = sorted((dolos_folder / "celebahq/fake/repaint-p2/images/test").iterdir())
+    trained = runs.load(pair[0])
+    test = evaluate.load(pair[0])
+    places = [2, 3, 9]
+    found = list(report._maps(test, "fake", places))
+    assert [place for place, _, _ in found] == places
+    resized = [
+        Image.open(fakes[place]).convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)
+        for place in places
+    ]
+    images = jnp.asarray(np.stack(resized).astype(np.float32) / 127.5 - 1)
+    method = methods.from_config(trained.config)
+    localized = method.localize(trained.model, images)
+    expected = np.asarray(localized.maps)
+    np.testing.assert_allclose([score for _, score, _ in found], localized.scores, rtol=1e-4)
+    differences = np.abs(expected[:, None] - expected[None]).max((2, 3))[~np.eye(3, dtype=bool)]
+    got = np.stack([localization_map for _, _, localization_map in found])
+    assert np.abs(got - expected).max() < differences.min() / 10  # each is of its own image
+
+
+def test_pictures(evaluated, dolos_folder, tmp_path, monkeypatch):
+    drawn = np.random.default_rng(0).random((11, 5, 6)).astype(np.float32)
+
+    def maps(_, side: str, places: list[int]) -> Iterator:
+        scores = [float(row["score"]) for row in table_rows(evaluated) if row["label"] == side]
+        yield from ((place, scores[place], drawn[place]) for place in places)
+
+    monkeypatch.setattr(report, "_maps", maps)
+    report.report([evaluated], epath.Path(tmp_path / "out"), count=100)
+    cards = Cards((tmp_path / "out" / "index.html").read_text()).cards
+    name = "dolos/celebahq_repaint_p2 00004.png"
+    card = next(card for card in cards if card["data-name"] == name)
+    assert [alt for alt, _ in card["images"]] == [
+        *("image", "true mask", "map", "map over the image")
+    ]
+    pictures = []
+    for _, source in card["images"]:
+        with Image.open(tmp_path / "out" / source) as picture:
+            pictures.append(picture.copy())
+    image, mask, heat, overlay = pictures
+    path = dolos_folder / "celebahq/fake/repaint-p2/images/test/00004.png"
+    with Image.open(path) as file:
+        source = file.convert("RGB")
+    with Image.open(str(path).replace("/images/", "/masks/")) as file:
+        disk = np.asarray(file)[..., 0]
+    assert image.size == mask.size == heat.size == overlay.size == source.size
+    assert np.abs(np.asarray(image, int) - np.asarray(source, int)).mean() < 6  # JPEG
+    np.testing.assert_array_equal(np.asarray(mask.convert("L")) == 255, disk != 255)
+    large = Image.fromarray(drawn[4]).resize(source.size, Image.Resampling.BICUBIC)
+    values = np.asarray(large).clip(0, 1)
+    np.testing.assert_allclose(np.asarray(heat), 255 * values, atol=0.51)  # indices of its palette
+    colours = summary.colour(np.asarray(heat) / 255)
+    np.testing.assert_array_equal(np.asarray(heat.convert("RGB")), colours)
+    opacity = 0.65 * values[..., None]
+    expected = (1 - opacity) * np.asarray(source) + opacity * colours
+    assert np.abs(np.asarray(overlay, float) - expected).mean() < 8  # JPEG twice
+
+
+def test_large_images_are_made_smaller(tmp_path):
+    rng = np.random.default_rng(0)
+    files = {}
+    for feature, array in (
+        ("image", rng.integers(0, 256, (500, 1000, 3)).astype(np.uint8)),
+        ("mask", (rng.random((500, 1000)) < 0.3).astype(np.uint8)),
+    ):
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, "PNG")
+        files[feature] = file.getvalue()
+    row = Prediction(3, "a.png", 0.5, 0.3, 0.1)
+    card = report._card(row, {**files, "key": b"a.png"}, "fake", "some/subset", tmp_path)
+    for name in (card.image, card.mask):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == (384, 192)
+
+
+def test_nothing_is_fetched(page):
+    text = (page / "index.html").read_text()
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(https?:)?//", text)
+    linked = set(re.findall(r'src="(images/[^"]+)"', text))
+    assert linked == {f"images/{path.name}" for path in (page / "images").iterdir()}
+
+
+def test_a_run_without_pictures_and_curves(evaluated, tmp_path):
+    """As one whose weights were converted, and whose data is elsewhere."""
+    run = epath.Path(shutil.copytree(evaluated, tmp_path / "run"))
+    (run / "metrics.jsonl").unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["dir"] = str(tmp_path / "gone")
+    (run / "config.json").write_text(json.dumps(config))
+    report.report([run], run / "report", count=0)
+    text = (run / "report" / "index.html").read_text()
+    assert "Training" not in text and "Gallery" not in text and "<script" not in text
+    assert {path.name for path in (run / "report").iterdir()} == {"index.html", storage.MANIFEST}
+    with pytest.raises(UserError, match="is not prepared in"):
+        report.report([run], run / "other")
+    assert not (run / "other").exists()
+
+
+def write_rows(run: epath.Path, rows: list[dict[str, str]]) -> None:
+    with (run / "predictions.csv").open("w") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def evil_run(evaluated: epath.Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> epath.Path:
+    """A run in a folder, and on images, of a name that would be dangerous in a page."""
+    run = epath.Path(shutil.copytree(evaluated, folder / EVIL.replace("/", "")))
+    rows = table_rows(run)
+    for row in rows:
+        row["key"] = f"{EVIL}{row['key']}"
+    write_rows(run, rows)
+    vouch(run)
+    read = inputs.Examples.__getitem__
+
+    def renamed(self, index):
+        record = read(self, index)
+        return {**record, "key": EVIL.encode() + record["key"]}
+
+    monkeypatch.setattr(inputs.Examples, "__getitem__", renamed)
+    return run
+
+
+def test_names_are_escaped(evaluated, tmp_path, monkeypatch):
+    run = evil_run(evaluated, tmp_path, monkeypatch)
+    report.report([run], epath.Path(tmp_path / "out"), count=6)
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "<img src=x" not in text and text.count("</script>") == 1
+    parsed = Cards(text)
+    assert parsed.scripts == 1 and parsed.cards
+    assert all(card["data-name"].startswith("dolos/celebahq_re") for card in parsed.cards)
+    assert all(EVIL in card["data-name"] for card in parsed.cards)
+    assert html.escape(run.name, quote=False)[:20] in text
+
+
+def vouch(run: epath.Path) -> None:
+    """Lets results.json stand for predictions.csv as it is now."""
+    stored = json.loads((run / "results.json").read_text())
+    stored["predictions"] = hashlib.sha256((run / "predictions.csv").read_bytes()).hexdigest()
+    (run / "results.json").write_text(json.dumps(stored))
+
+
+def broken(run: epath.Path, what: str) -> None:
+    if what == "no results":
+        (run / "results.json").unlink()
+    elif what == "half results":
+        (run / "results.json").write_text((run / "results.json").read_text()[:50])
+    elif what == "old results":
+        stored = json.loads((run / "results.json").read_text())
+        del stored["iou_by_threshold"]
+        (run / "results.json").write_text(json.dumps(stored))
+    elif what == "no predictions":
+        (run / "predictions.csv").unlink()
+    elif what == "half predictions":
+        write_rows(run, table_rows(run)[:-3])
+    elif what == "other predictions":
+        (run / "predictions.csv").write_text("file,score\n1.png,0.5\n")
+    elif what == "later checkpoint":
+        stored = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps({**stored, "checkpoint": 3}))
+    elif what == "other images":
+        rows = table_rows(run)
+        write_rows(run, [{**row, "key": f"x{row['key']}"} for row in rows])
+        vouch(run)
+    elif what == "other scores":
+        write_rows(run, [{**row, "score": 1 + float(row["score"])} for row in table_rows(run)])
+        vouch(run)
+    elif what == "changed predictions":
+        write_rows(run, [{**row, "score": 1 + float(row["score"])} for row in table_rows(run)])
+    elif what == "old robustness":
+        stored = json.loads((run / "results.json").read_text())
+        old = {**stored, "perturbation": "jpeg", "checkpoint": 1, "unit": "", "points": []}
+        old["clean"] = stored
+        (run / "robustness-jpeg.json").write_text(json.dumps(old))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no results", r"no results\.json: run python -m wsdl_jax\.evaluate --run"),
+        ("half results", r"results\.json cannot be read"),
+        ("old results", r"results\.json has no '\w+': it is of another version"),
+        ("no predictions", r"predictions\.csv is not there: evaluate"),
+        ("half predictions", r"predictions\.csv is not of results\.json"),
+        ("changed predictions", r"predictions\.csv is not of results\.json"),
+        ("other predictions", r"predictions\.csv cannot be read .*label"),
+        ("later checkpoint", r"was evaluated at step 3, and is best at step 5 now"),
+        ("other images", r"dolos/celebahq_repaint_p2 is not what .* was evaluated on .*: 00"),
+        ("other scores", r"celebahq_repaint_p2 is not what .* --data_dir right.*: 00.* has score"),
+        ("old robustness", r"has results of steps 5 and 1: run .* --perturb jpeg again"),
+    ],
+)
+def test_what_cannot_be_reported_on(evaluated, tmp_path, what, message):
+    run = epath.Path(shutil.copytree(evaluated, tmp_path / "run"))
+    broken(run, what)
+    with pytest.raises(UserError, match=message) as caught:
+        report.report([run], run / "report", count=3)
+    assert "\n" not in str(caught.value)
+    assert not list(Path(run).glob("*report*"))
+
+
+def test_folders_that_are_not_replaced(evaluated, tmp_path):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "index.html").write_text("<p>mine")
+    (tmp_path / "file").write_text("mine")
+    for out, told in ((notes, "is there and is no report: move"), (tmp_path / "file", "is a file")):
+        with pytest.raises(UserError, match=told):
+            report.report([evaluated], epath.Path(out), count=0)
+    assert (notes / "index.html").read_text() == "<p>mine"
+    with pytest.raises(UserError, match="given twice"):
+        report.report([evaluated, evaluated], epath.Path(tmp_path / "out"), count=0)
+
+
+def test_a_report_is_replaced_as_a_whole(evaluated, tmp_path, monkeypatch):
+    out = epath.Path(tmp_path / "out")
+    (tmp_path / "out").mkdir()  # an empty folder is as good as none
+    report.report([evaluated], out, count=3)
+    before = {path: path.read_bytes() for path in Path(out).rglob("*") if path.is_file()}
+    assert len(before) > 5
+
+    def interrupted(*_: Any) -> Iterator:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as context:
+        context.setattr(report, "_maps", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            report.report([evaluated], out, count=3)
+    assert {p: p.read_bytes() for p in Path(out).rglob("*") if p.is_file()} == before
+    # What a user has put there stays, and so does the report.
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"out/notes.txt is not of the report that .*out is"):
+        report.report([evaluated], out, count=0)
+    (tmp_path / "out/notes.txt").unlink()
+    assert {p: p.read_bytes() for p in Path(out).rglob("*") if p.is_file()} == before
+    report.report([evaluated], out, count=0)
+    assert {path.name for path in out.iterdir()} == {"index.html", storage.MANIFEST}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "RUN… is missing"),
+        (["a", "b"], "--out is missing"),
+    ],
+)
+def test_wrong_flags_are_one_line(arguments, message):
+    command = [sys.executable, "-m", "wsdl_jax.report", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0] and "Traceback" not in done.stderr
+
+
+def test_the_command(evaluated, tmp_path):
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    command = [sys.executable, "-m", "wsdl_jax.report", run, "--gallery", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"written to {run}/report/index.html" in done.stderr
+    assert (run / "report" / "index.html").exists()
+
+
+# ---------------------------------------------------------------------------------------------
+# In a browser
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> Iterator[Any]:
+    """Headless Chromium that records what its console says."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in programs:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for argument in (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--window-size=1300,1000", f"--user-data-dir={tmp_path / 'profile'}"),
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(programs[1])
+    driver = webdriver.Chrome(options=options, service=service)
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def visible(browser: Any) -> list[tuple[str, float, float]]:
+    """(side, score, IoU) of the cards that are shown, in order."""
+    return browser.execute_script("""
+        return [...document.querySelectorAll("#cards .card")].filter((card) => card.offsetHeight)
+          .map((card) => [card.dataset.side, +card.dataset.score0, +(card.dataset.iou0 ?? NaN)])
+    """)
+
+
+def choose(browser: Any, name: str, value: str) -> None:
+    from selenium.webdriver.support.select import Select
+
+    Select(browser.find_element("id", name)).select_by_value(value)
+
+
+def test_in_a_browser(chromium, page):
+    from selenium.webdriver.common.keys import Keys
+
+    chromium.get((page / "index.html").as_uri())
+    assert chromium.title == "one/run, two/run"
+    for option, column, sign in (
+        ("iou -1", 2, -1),
+        ("iou 1", 2, 1),
+        ("score -1", 1, -1),
+        ("score 1", 1, 1),
+    ):
+        choose(chromium, "sort", option)
+        rows = visible(chromium)
+        assert len(rows) == 19
+        known = [row[column] for row in rows if row[column] is not None]
+        assert known == sorted(known, key=lambda value: sign * value) and len(set(known)) > 5
+        assert known == [row[column] for row in rows][: len(known)]  # the others come last
+    choose(chromium, "run", "1")
+    choose(chromium, "side", "real")
+    assert {row[0] for row in visible(chromium)} == {"real"} and len(visible(chromium)) == 8
+    choose(chromium, "side", "")
+    text = chromium.find_element("id", "text")
+    text.send_keys("00003")
+    assert len(visible(chromium)) == 2  # one real, one fake
+    assert chromium.find_element("id", "count").text == "2 of 19"
+    text.send_keys(Keys.CONTROL + "a" + Keys.NULL + Keys.BACKSPACE)
+
+    # By keyboard alone: to the next card, larger, the one after, back.
+    active = "return document.activeElement.dataset.name"
+    cards = chromium.find_elements("css selector", "#cards .card")
+    chromium.execute_script("arguments[0].focus()", cards[0])
+    chromium.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert chromium.execute_script(active) == cards[1].get_attribute("data-name")
+    chromium.switch_to.active_element.send_keys(Keys.ENTER)
+    large = "return document.querySelector('dialog[open] .card')?.dataset.name ?? null"
+    assert chromium.execute_script(large) == cards[1].get_attribute("data-name")
+    chromium.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert chromium.execute_script(large) == cards[2].get_attribute("data-name")
+    chromium.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert chromium.execute_script(large) is None
+    assert chromium.execute_script(active) == cards[2].get_attribute("data-name")
+
+    # Every picture can be read; nothing is wider than a telephone.
+    missing = chromium.execute_async_script("""
+        const done = arguments[0], images = [...document.images];
+        for (const image of images) image.loading = "eager";
+        Promise.all(images.map((image) => image.decode().then(() => null, () => image.src)))
+          .then((sources) => done(sources.filter((source) => source)));
+    """)
+    assert missing == []
+    chromium.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": False},
+    )
+    assert chromium.execute_script("return document.documentElement.scrollWidth") <= 360
+
+    # Text stands out from its ground, in light and in dark (WCAG 2, AA).
+    for scheme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        for selector in ("h1", "nav a", "p", "tr.trivial td", ".card p", ".card h3", "#sort"):
+            assert contrast(chromium, selector) >= 4.5, (scheme, selector)
+    assert chromium.get_log("browser") == []
+
+
+def contrast(browser: Any, selector: str) -> float:
+    colours = browser.execute_script(
+        """
+        const element = document.querySelector(arguments[0]);
+        let ground = element;
+        const transparent = "rgba(0, 0, 0, 0)";
+        while (getComputedStyle(ground).backgroundColor === transparent) ground = ground.parentNode;
+        return [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor];
+        """,
+        selector,
+    )
+    luminance = []
+    for colour in colours:
+        c = np.array([int(n) for n in re.findall(r"\d+", colour)[:3]]) / 255
+        linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+        luminance.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
+    return max(luminance) / min(luminance)
+
+
+def test_dangerous_names_in_a_browser(chromium, evaluated, tmp_path, monkeypatch):
+    run = evil_run(evaluated, tmp_path, monkeypatch)
+    report.report([run], epath.Path(tmp_path / "out"), count=6)
+    chromium.get((tmp_path / "out" / "index.html").as_uri())
+    assert chromium.title == run.name
+    cards = chromium.find_elements("css selector", "#cards .card")
+    assert cards and all(EVIL in card.get_attribute("data-name") for card in cards)
+    assert len(visible(chromium)) == len(cards)
+    assert chromium.get_log("browser") == []

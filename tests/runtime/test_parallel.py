@@ -1,0 +1,323 @@
+"""Eight devices compute what one computes, by either way of mapping a step."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from wsdl_jax import configuration, methods, runs, training
+from wsdl_jax.models.layers import BatchNorm
+from wsdl_jax.runtime.errors import ConfigError
+from wsdl_jax.runtime.parallel import AXIS, Parallel
+
+BACKENDS = ("shard_map", "pmap")
+BATCH, SIZE, STEPS = 16, 64, 5
+CASES = {
+    "patches": ("patches", "weak", "every"),
+    "patches-max": ("patches", "weak", "max"),
+    "patches-average": ("patches", "weak", "average"),
+    "patches-full": ("patches", "full", "every"),
+    "grad_cam": ("grad_cam", "weak", "every"),
+    "grad_cam-full": ("grad_cam", "full", "every"),
+    "attention": ("attention", "weak", "every"),
+    "attention-full": ("attention", "full", "every"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    """What is compared are programs, not their speed."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def get_config(case: str) -> ml_collections.ConfigDict:
+    config = configuration.base()
+    config.method, config.supervision, config.loss.location = CASES[case]
+    config.data.image_size = SIZE
+    config.model.width, config.model.depth = 0.05, 1
+    config.train.learning_rate = 1e-3
+    if case == "grad_cam-full":
+        config.seed = 3  # with others a ReLU or a maximum is decided by the last bit
+    return config
+
+
+def get_model(config: ml_collections.ConfigDict) -> nnx.Module:
+    """The network of a config without some of its many like layers, which only cost compilation.
+
+    Blocks 1 to 4 keep their first convolution. Blocks 5 to 11 keep none: they double their input.
+    """
+    model = methods.build(config, AXIS)
+    for index, block in enumerate(model.trunk.blocks[:11]):
+        block.convs, block.norms = (
+            nnx.List(list(layers)[: int(index < 4)]) for layers in (block.convs, block.norms)
+        )
+    return model
+
+
+def batches(config: ml_collections.ConfigDict) -> list[dict[str, np.ndarray]]:
+    """Global batches whose images differ in brightness, so that devices see unlike statistics."""
+    rng = np.random.default_rng(8)
+    out = []
+    for _ in range(STEPS):
+        level = np.linspace(-0.5, 0.5, BATCH)[:, None, None, None]
+        images = (level + rng.uniform(-0.5, 0.5, (BATCH, SIZE, SIZE, 3))).astype(np.float32)
+        batch = {"image": images, "label": np.arange(BATCH, dtype=np.int32) % 3 // 2}
+        if config.supervision == "full":
+            size = methods.map_size(config)
+            batch["mask"] = rng.integers(0, 2, (BATCH, size, size), dtype=np.int32)
+        out.append(batch)
+    return out
+
+
+def pieces(case: str, **fields: Any):
+    config = get_config(case)
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    model = get_model(config)
+    optimizer = runs.make_optimizer(config.train)
+    state = jax.device_get(runs.initial_state(model, config.train))
+    step = training.make_train_step(
+        methods.from_config(config), model, optimizer, config.seed, config.train.microbatches
+    )
+    return step, state, batches(config)
+
+
+@functools.cache
+def on_one_device(case: str) -> tuple[Any, list[Any]]:
+    """The last state and the metrics of all steps; the axis is bound by `vmap` over one row."""
+    step, state, data = pieces(case)
+    one = jax.jit(jax.vmap(step, in_axes=(None, 0), out_axes=0, axis_name=AXIS, axis_size=1))
+    history = []
+    for batch in data:
+        (state, metrics), _ = one(state, {k: v[None] for k, v in batch.items()})
+        state = jax.tree.map(lambda x: x[0], state)
+        history.append(jax.tree.map(lambda x: float(x[0]), metrics))
+    return jax.device_get(state), history
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES)
+def test_eight_devices_train_as_one(case: str, backend: str):
+    parallel = Parallel(backend)
+    assert parallel.mesh.size == 8
+    step, start, data = pieces(case)
+    mapped = parallel.map(step, donate=True)
+    state = parallel.replicate(start)
+    history = []
+    for batch in data:
+        (state, metrics), images = mapped(state, parallel.shard(batch))
+        assert images is None
+        history.append(jax.tree.map(float, parallel.one(metrics)))
+    expected, expected_history = on_one_device(case)
+    final = parallel.one(state)
+    assert final["step"] == STEPS
+    for i, (got, want) in enumerate(zip(history, expected_history, strict=True)):
+        assert got.keys() == want.keys() >= {"loss", "gradient_norm"}
+        # From a difference in the last bit, a ReLU may pass what the other stops.
+        tolerance = 1e-5 if i < 2 else 1e-3
+        for name, value in want.items():
+            assert got[name] == pytest.approx(value, rel=tolerance, abs=1e-6), (i, name)
+    assert jax.tree.structure(final) == jax.tree.structure(expected)
+    for part, tolerance in (("params", 2e-5), ("stats", 2e-5)):
+        paths = jax.tree.leaves_with_path(expected[part])
+        for (path, want), got in zip(paths, jax.tree.leaves(final[part]), strict=True):
+            scale = max(1.0, float(np.abs(want).max()))
+            np.testing.assert_allclose(
+                got, want, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path)
+            )
+    # The steps have moved the parameters by far more than the tolerance, on all devices alike.
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), final["params"], start["params"])
+    assert np.mean(jax.tree.leaves(moved)) > 1e-3
+    for leaf in jax.tree.leaves(state["params"]):
+        shards = [np.asarray(s.data).tobytes() for s in leaf.addressable_shards]
+        assert len(shards) == 8 and len(set(shards)) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_validation_sums_weigh_images_not_devices(backend: str):
+    config = get_config("patches")
+    model = get_model(config)
+    method = methods.from_config(config)
+    parallel = Parallel(backend)
+    step = parallel.map(training.make_loss_step(method, model))
+    state = runs.initial_state(model, config.train)
+    batch = {**batches(config)[0], "weight": (np.arange(BATCH) < 11).astype(np.float32)}
+    sums, _ = step(parallel.replicate(jax.device_get(state)), parallel.shard(batch))
+    sums = parallel.one(sums)
+    assert sums["weight"] == 11
+    model.eval()
+    logits = np.asarray(model(jnp.asarray(batch["image"][:11])).map_logits, np.float64)
+    log_sum = np.logaddexp(logits[..., 0], logits[..., 1])
+    losses = [log_sum[i] - logits[i, ..., label] for i, label in enumerate(batch["label"][:11])]
+    assert sums["loss"] / 11 == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_replicate_and_one(backend: str):
+    parallel = Parallel(backend)
+    tree = {
+        "scalar": np.int32(3),
+        "vector": np.arange(5, dtype=np.float32),
+        "nested": [np.ones((2, 3, 4), np.float32), jnp.asarray(7.5)],
+    }
+    on_devices = parallel.replicate(tree)
+    for leaf in jax.tree.leaves(on_devices):
+        assert len(leaf.addressable_shards) == 8
+    back = parallel.one(on_devices)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+        assert not isinstance(a, jax.Array)
+        assert (np.shape(a), a.dtype) == (np.shape(b), b.dtype)
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shard_and_gather_keep_the_order(backend: str):
+    parallel = Parallel(backend)
+
+    def step(offset, batch):
+        rows = batch["x"].shape[0]
+        device = jnp.full((rows,), jax.lax.axis_index(AXIS))
+        total = jax.lax.psum(batch["x"].sum(), AXIS)
+        return total, {"x": batch["x"] + offset, "device": device, "label": batch["label"]}
+
+    x = np.random.default_rng(0).integers(0, 1000, (24, 3, 2)).astype(np.float32)
+    batch = {"x": x, "label": np.arange(24, dtype=np.int32)}
+    total, rows = parallel.map(step)(parallel.replicate(np.float32(5)), parallel.shard(batch))
+    assert parallel.one(total) == x.sum()
+    rows = parallel.gather(rows)
+    np.testing.assert_array_equal(rows["x"], x + 5)
+    np.testing.assert_array_equal(rows["label"], np.arange(24))
+    np.testing.assert_array_equal(rows["device"], np.repeat(np.arange(8), 3))
+
+
+def test_refused_batch():
+    parallel = Parallel("shard_map")
+    for batch, microbatches in ((8, 1), (64, 1), (64, 4), (24, 3)):
+        parallel.check_batch(batch, microbatches)
+    for batch, choices in ((1, "8"), (12, "8 or 16"), (63, "56 or 64")):
+        with pytest.raises(ConfigError) as raised:
+            parallel.check_batch(batch, 1)
+        assert str(raised.value) == (
+            f"config.train.batch = {batch} does not divide over 8 devices: choose {choices}, or "
+            "set config.train.per_device_batch"
+        )
+    with pytest.raises(ConfigError, match=r"microbatches = 3 does not divide the 8 images of each"):
+        parallel.check_batch(64, 3)
+
+
+def test_padded_batches_divide():
+    parallel = Parallel("shard_map")
+    assert [parallel.rounded_up(batch) for batch in (1, 8, 50, 64)] == [8, 8, 56, 64]
+
+
+# ----- Less memory --------------------------------------------------------------------------------
+
+
+def stepped(step: Any, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, Any]:
+    """State and metrics after a step on one device."""
+    one = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name=AXIS, axis_size=1))
+    (state, metrics), _ = one(state, {k: v[None] for k, v in batch.items()})
+    return jax.device_get(jax.tree.map(lambda x: x[0], (state, metrics)))
+
+
+@pytest.mark.parametrize("case", ["patches", "patches-max", "patches-full"])
+def test_microbatches_are_the_parts_one_by_one(case: str):
+    """The gradient is the mean of those of the parts; statistics move from part to part."""
+    config = get_config(case)
+    model, method = get_model(config), methods.from_config(config)
+    descent = optax.sgd(1.0)  # the change of a parameter is its gradient
+    state = {**runs.initial_state(model, config.train)}
+    state["optimizer"] = descent.init(state["params"])
+    state = jax.device_get(state)
+    batch = batches(config)[0]
+    whole = training.make_train_step(method, model, descent, config.seed)
+    in_parts = training.make_train_step(method, model, descent, config.seed, microbatches=2)
+
+    # Eight devices have two images each; the first part has the first of each.
+    parallel = Parallel("shard_map")
+    mapped = parallel.map(in_parts)
+    (final, metrics), _ = mapped(parallel.replicate(state), parallel.shard(batch))
+    final, metrics = parallel.one(final), parallel.one(metrics)
+
+    changes, losses, moved = [], [], state
+    for part in (0, 1):
+        rows = {name: value[part::2] for name, value in batch.items()}
+        after, told = stepped(whole, moved, rows)
+        changes.append(jax.tree.map(np.subtract, after["params"], state["params"]))
+        losses.append(told["loss"])
+        moved = {**state, "stats": after["stats"]}
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *changes)
+    change = jax.tree.map(np.subtract, final["params"], state["params"])
+    for got, want in zip(*map(jax.tree.leaves, (change, expected)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+    for got, want in zip(*map(jax.tree.leaves, (final["stats"], moved["stats"])), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), *changes)
+    assert np.mean(jax.tree.leaves(apart)) > 1e-3  # one part alone would not do
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_microbatches_drop_what_the_whole_batch_drops(backend: str):
+    """Without BatchNorm's statistics of a part, parts and devices change nothing at all."""
+    config = get_config("grad_cam-full")
+    model, method = get_model(config), methods.from_config(config)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm):
+            module.use_running_average = True
+    optimizer = runs.make_optimizer(config.train)
+    state = jax.device_get(runs.initial_state(model, config.train))
+    batch = batches(config)[0]
+    whole = training.make_train_step(method, model, optimizer, config.seed)
+    _, metrics = stepped(whole, state, batch)
+    _, later = stepped(whole, {**state, "step": state["step"] + 1}, batch)
+    in_parts = training.make_train_step(method, model, optimizer, config.seed, microbatches=2)
+    parallel = Parallel(backend)
+    (_, got), _ = parallel.map(in_parts)(parallel.replicate(state), parallel.shard(batch))
+    for name, value in parallel.one(got).items():
+        assert value == pytest.approx(metrics[name], rel=1e-5)
+        assert later[name] != pytest.approx(metrics[name], rel=1e-4)  # another draw would not do
+
+
+@pytest.mark.parametrize("case", ["patches", "attention"])
+def test_rematerialization_changes_nothing(case: str):
+    step, state, data = pieces(case)
+    again, *_ = pieces(case, model__remat=True)
+    text = [
+        str(
+            jax.make_jaxpr(jax.vmap(s, in_axes=(None, 0), axis_name=AXIS))(
+                state, {k: v[None] for k, v in data[0].items()}
+            )
+        )
+        for s in (step, again)
+    ]
+    assert "remat" not in text[0] and "remat" in text[1]
+    (one, metrics), (other, others) = (stepped(s, state, data[0]) for s in (step, again))
+    for name, value in metrics.items():
+        assert others[name] == pytest.approx(value, rel=1e-4)
+    for part in ("params", "stats"):
+        for got, want in zip(*map(jax.tree.leaves, (other[part], one[part])), strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+
+
+def test_bfloat16_trains_alike():
+    """Losses of five steps within 3 %; parameters and statistics stay float32."""
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        step, state, data = pieces("patches", model__dtype=dtype)
+        losses[dtype] = []
+        for batch in data:
+            state, metrics = stepped(step, state, batch)
+            losses[dtype].append(float(metrics["loss"]))
+        assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {np.dtype("float32")}
+        assert {leaf.dtype for leaf in jax.tree.leaves(state["stats"])} == {np.dtype("float32")}
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
+    assert losses["bfloat16"] != losses["float32"]

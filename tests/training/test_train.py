@@ -1,0 +1,648 @@
+"""Optimizer, loop and run directories: what is computed, and what survives interruption."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from etils import epath
+from flax import nnx
+from PIL import Image
+
+from wsdl_data import build, provenance
+from wsdl_jax import configuration, inputs, methods, runs, training
+from wsdl_jax.evaluate import evaluate
+from wsdl_jax.runs.checkpoints import Checkpoints
+from wsdl_jax.runtime import locks
+from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.parallel import AXIS
+
+GetConfig = Callable[..., ml_collections.ConfigDict]
+SMALL = {"model.depth": 1}  # of Patches, on top of the shrunk config
+
+
+# ----- The optimizer ------------------------------------------------------------------------------
+
+
+def adam(parameters, gradients, rates, *, clip: float = math.inf) -> list[np.ndarray]:
+    """PyTorch's Adam in float64: the bias corrections as in its documentation, ε outside the root.
+
+    Gradients are first scaled so that their norm over all parameters is at most `clip`.
+    """
+    p = [x.astype(np.float64) for x in parameters]
+    m, v = [np.zeros_like(x) for x in p], [np.zeros_like(x) for x in p]
+    for t, (step, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        norm = math.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in step))
+        for i, g in enumerate(step):
+            g = g.astype(np.float64) * min(1.0, clip / norm)
+            m[i] = 0.9 * m[i] + 0.1 * g
+            v[i] = 0.999 * v[i] + 0.001 * g**2
+            m_hat, v_hat = m[i] / (1 - 0.9**t), v[i] / (1 - 0.999**t)
+            p[i] = p[i] - rate * m_hat / (np.sqrt(v_hat) + 1e-8)
+    return p
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize(("clip", "warmup"), [(0.0, 0), (0.5, 0), (0.0, 2)])
+def test_three_steps_of_adam(schedule: str, clip: float, warmup: int):
+    config = configuration.base().train
+    config.learning_rate, config.clip_norm, config.schedule = 3e-3, clip, schedule
+    config.warmup = warmup
+    config.epochs, config.steps_per_epoch = 2, 2
+    rng = np.random.default_rng(0)
+    parameters = [rng.normal(size=shape).astype(np.float32) for shape in ((4, 3), (5,))]
+    # From 1e-9, where ε counts, to norms of about 4, which are clipped.
+    scales = [np.logspace(-9, 0, 12).reshape(4, 3), np.ones(5)]
+    gradients = [
+        [(rng.normal(size=s.shape) * s * k).astype(np.float32) for s in scales] for k in (1, 2, 0.1)
+    ]
+    total = 4
+    rates = [
+        3e-3 * (1 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * t / total)))
+        for t in range(3)
+    ]
+    rates = [rate * min(1, (t + 1) / (warmup or 1)) for t, rate in enumerate(rates)]
+    optimizer = runs.make_optimizer(config)
+    values = [jnp.asarray(x) for x in parameters]
+    state = optimizer.init(values)
+    for step in gradients:
+        updates, state = optimizer.update([jnp.asarray(g) for g in step], state, values)
+        values = [x + u for x, u in zip(values, updates, strict=True)]
+    expected = adam(parameters, gradients, rates, clip=clip or math.inf)
+    for got, want, start in zip(values, expected, parameters, strict=True):
+        np.testing.assert_allclose(got - start, want - start, rtol=1e-4, atol=3e-7)
+
+
+# ----- The step -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compile_quickly():
+    """What is looked at is the program's result, not its speed."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("compile_quickly")
+def test_dropout_differs_by_step_and_by_place_and_not_otherwise():
+    config = configuration.base()
+    config.method, config.supervision = "grad_cam", "full"
+    config.data.image_size, config.model.width = 64, 0.05
+    model = methods.build(config, AXIS)
+    for index, block in enumerate(model.trunk.blocks):  # what repeats only costs compilation
+        block.convs, block.norms = (
+            nnx.List(list(layers)[: int(index < 3)]) for layers in (block.convs, block.norms)
+        )
+    optimizer = runs.make_optimizer(config.train)
+    state = runs.initial_state(model, config.train)
+    step = training.make_train_step(methods.from_config(config), model, optimizer, config.seed)
+
+    @jax.jit
+    def on_devices(state, batch):
+        (after, metrics), _ = jax.vmap(step, in_axes=(None, 0), axis_name=AXIS)(state, batch)
+        return after["step"], metrics["loss"]
+
+    rng = np.random.default_rng(0)
+    size = methods.map_size(config)
+    images = rng.uniform(-1, 1, (4, 64, 64, 3)).astype(np.float32)
+    masks = rng.integers(0, 2, (4, size, size), dtype=np.int32)
+
+    def loss(number: int, devices: int) -> float:
+        """Of a step, where every device has the same images."""
+        batch = {"image": np.stack([images] * devices), "mask": np.stack([masks] * devices)}
+        after, value = on_devices({**state, "step": jnp.asarray(number)}, batch)
+        assert after[0] == number + 1
+        return float(value[0])
+
+    first = loss(0, devices=1)
+    assert first == loss(0, devices=1)
+    others = [loss(number, devices=1) for number in (1, 2, 3)]
+    distances = np.abs(np.subtract.outer([first, *others], [first, *others]))
+    assert (distances[~np.eye(4, dtype=bool)] > 1e-4).all()
+    # With one mask for both, two devices with equal images would have the loss of one.
+    assert abs(loss(0, devices=2) - first) > 1e-4
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_places_are_those_in_the_batch_of_all_hosts(hosts: int):
+    whole = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 3), np.uint8)
+    for host in range(hosts):
+        part = {"image": whole[host::hosts]}  # see `test_pipeline`
+        (placed,) = training.with_places(iter([part]), host, hosts)
+        assert placed.keys() == {"image", "place"} and placed["place"].dtype == np.int32
+        np.testing.assert_array_equal(whole[placed["place"]], part["image"])
+
+
+def test_a_place_that_is_told_is_taken(monkeypatch: pytest.MonkeyPatch):
+    told = []
+    monkeypatch.setattr(training, "seed_dropout", lambda network, keys: told.append(keys))
+    config = configuration.base()
+    config.method = "patches"
+    config.data.image_size, config.model.width, config.model.depth = 64, 0.05, 1
+    model = methods.build(config, AXIS)
+    optimizer = runs.make_optimizer(config.train)
+    step = training.make_train_step(methods.from_config(config), model, optimizer, seed=3)
+    state = {**runs.initial_state(model, config.train), "step": jnp.asarray(7)}
+    batch = {"image": jnp.zeros((2, 64, 64, 3), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
+
+    def keys(batch: dict[str, Any]) -> np.ndarray:
+        def traced(state: Any, batch: Any) -> Any:
+            step(state, batch)
+            return jax.random.key_data(told.pop())
+
+        devices = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
+        mapped = jax.vmap(traced, in_axes=(None, 0), axis_name=AXIS)
+        return np.asarray(jax.jit(mapped)(state, devices)).reshape(4, -1)
+
+    of_step = jax.random.fold_in(jax.random.key(3), 7)
+    expected = [jax.random.key_data(jax.random.fold_in(of_step, place)) for place in range(4)]
+    np.testing.assert_array_equal(keys(batch), expected)
+    batch["place"] = jnp.asarray([3, 1], jnp.int32)
+    np.testing.assert_array_equal(keys(batch), [expected[n] for n in (3, 1, 3, 1)])
+
+
+# ----- The loop -----------------------------------------------------------------------------------
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Contents and times of all files below a folder."""
+    return {
+        str(path): (path.read_bytes() if path.is_file() else b"", path.stat().st_mtime_ns)
+        for path in sorted(Path(folder).rglob("*"))
+    }
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    text = (Path(run) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def training_steps(run: Path) -> list[int]:
+    return [entry["step"] for entry in logged(run) if "loss" in entry]
+
+
+def saved(run: Path) -> set[int]:
+    return {int(path.name) for path in (Path(run) / "checkpoints").iterdir()}
+
+
+def restored(config: ml_collections.ConfigDict, run: Path, step: int) -> list[np.ndarray]:
+    model = methods.build(config, AXIS)
+    like = runs.initial_state(model, config.train)
+    checkpoints = Checkpoints(epath.Path(run), keep_best=config.train.keep_best)
+    state = checkpoints.restore(step, like)
+    checkpoints.close()
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def test_what_a_finished_run_holds(trained: epath.Path):
+    assert saved(trained) == {2, 4}
+    assert training_steps(trained) == [1, 2, 3, 4]
+    validated = [entry["step"] for entry in logged(trained) if "valid_loss" in entry]
+    assert validated == [2, 4]
+    for entry in logged(trained):
+        assert all(math.isfinite(value) for value in entry.values())
+        if "loss" in entry:
+            assert entry.keys() >= {"gradient_norm", "images_per_second", "data_wait"}
+            assert 0 <= entry["data_wait"] <= 1 and entry["images_per_second"] > 0
+    stored = configuration.load((trained / "config.json").read_text())
+    assert stored.method == "patches" and stored.train.learning_rate == 0.01
+    assert list((trained / "events").iterdir())
+
+
+def test_validation_loss_is_the_mean_over_the_split(trained: epath.Path):
+    config = configuration.load((trained / "config.json").read_text())
+    leaves = restored(config, trained, 4)
+    model = methods.build(config, None)
+    like = runs.initial_state(model, config.train)
+    state = jax.tree.unflatten(jax.tree.structure(like), map(jnp.asarray, leaves))
+    nnx.update(model, state["params"], state["stats"])
+    model.eval()
+    # Padded batches of 8 against one call with the 18 images.
+    source = inputs.Examples((*config.data.real, *config.data.fake), "valid", config.data.dir)
+    assert len(source) == 18
+    config.eval.batch = 18
+    (batch,) = inputs.eval_batches(source, config, mask_size=None)
+    images = methods.network_input(jnp.asarray(batch["image"]))
+    logits = np.asarray(model(images).map_logits, np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = [-log_probability[i, ..., label].mean() for i, label in enumerate(batch["label"])]
+    reported = [entry["valid_loss"] for entry in logged(trained) if "valid_loss" in entry]
+    assert reported[-1] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def poisoned(at: int):
+    """`train_batches` whose batch of step `at` (from 1) has an image of no known weight."""
+    clean = inputs.train_batches
+
+    def batches(config, *, start_step, **kwargs):
+        for step, batch in enumerate(
+            clean(config, start_step=start_step, **kwargs), start=start_step + 1
+        ):
+            weight = np.ones(len(batch["label"]), np.float32)
+            if step == at:
+                weight[0] = np.nan
+            yield {**batch, "weight": weight}
+
+    return batches
+
+
+def test_nan_stops_with_step_and_last_good_checkpoint(
+    real_config: GetConfig, tmp_path: Path, monkeypatch
+):
+    overrides = {**SMALL, "train.learning_rate": 0.01, "train.log_every": 10}
+    config = real_config("patches", "source=celebahq", overrides)
+    run = epath.Path(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "train_batches", poisoned(1))
+        with pytest.raises(UserError, match="the loss is nan at step 1; last good checkpoint: non"):
+            training.train(config, run)
+        assert saved(run) == set()
+        patch.undo()
+        patch.setattr(inputs, "train_batches", poisoned(4))
+        with pytest.raises(UserError) as caught:
+            training.train(config, run)
+    assert "\n" not in str(caught.value)
+    assert "the loss is nan at step 4" in str(caught.value)
+    assert str(run / "checkpoints" / "2") in str(caught.value)
+    assert saved(run) == {2}
+    # With the cause mended the same command goes on from there.
+    training.train(config, run)
+    assert saved(run) == {2, 4}
+    assert training_steps(run) == [2, 4]
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_gradient_stops_as_a_bad_loss(trained: epath.Path, name: str, bad: float):
+    checkpoints = Checkpoints(trained, keep_best=5)
+    good = {"loss": 1.0, "gradient_norm": 2.0}
+    training._check_finite([good, good], 11, checkpoints)
+    with pytest.raises(UserError, match=rf"the {name.replace('_', ' ')} is {bad} at step 13;"):
+        training._check_finite([good, good, {**good, name: bad}], 11, checkpoints)
+    checkpoints.close()
+
+
+# ----- Run directories ----------------------------------------------------------------------------
+
+
+def test_another_config_is_refused_with_the_difference(trained: epath.Path, real_config: GetConfig):
+    before = snapshot(trained)
+    overrides = {**SMALL, "train.learning_rate": 0.02, "train.clip_norm": 1.0}
+    other = real_config("patches", "source=celebahq", overrides)
+    for attempt in (training.train, lambda config, run: runs.check(run, config)):
+        with pytest.raises(UserError) as caught:
+            attempt(other, trained)
+        message = str(caught.value)
+        assert "train.learning_rate: 0.01 → 0.02" in message
+        assert "train.clip_norm: 0.0 → 1.0" in message
+        assert str(trained) in message and "\n" not in message
+        assert "train.batch" not in message and "data.fake" not in message
+    assert snapshot(trained) == before
+
+
+def test_a_finished_run_stays_as_it_is(trained: epath.Path, real_config: GetConfig, tmp_path: Path):
+    run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
+    before = snapshot(run / "checkpoints"), (run / "metrics.jsonl").read_text()
+    overrides = {**SMALL, "train.learning_rate": 0.01, "data.workers": 1}  # only a circumstance
+    training.train(real_config("patches", "source=celebahq", overrides), run)
+    assert (snapshot(run / "checkpoints"), (run / "metrics.jsonl").read_text()) == before
+
+
+def test_a_foreign_folder_is_refused(real_config: GetConfig, tmp_path: Path):
+    config = real_config("patches", "source=celebahq", SMALL)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="is not empty and holds no run: choose another --workdir"):
+        training.train(config, epath.Path(tmp_path))
+    with pytest.raises(UserError, match=r"thesis\.tex is a file"):
+        training.train(config, epath.Path(tmp_path / "thesis.tex"))
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [("{", "config"), ("[]", "config"), ('{"method": "patches", "nonsense": 1}', "nonsense")],
+)
+def test_a_damaged_config_file_is_refused(
+    real_config: GetConfig, tmp_path: Path, content: str, part: str
+):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        training.train(real_config("patches", "source=celebahq", SMALL), epath.Path(tmp_path))
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_batch_that_does_not_divide_leaves_no_run(real_config: GetConfig, tmp_path: Path):
+    config = real_config("patches", "source=celebahq", {**SMALL, "train.batch": 12})
+    with pytest.raises(ConfigError, match=r"train\.batch = 12 .* 8 devices"):
+        training.train(config, epath.Path(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_side_alone_is_refused(real_config: GetConfig, tmp_path: Path):
+    fake = {"data.fake": ("dolos/celebahq_real",)}
+    config = real_config("patches", "source=celebahq", {**SMALL, **fake})
+    with pytest.raises(ConfigError, match="celebahq_real holds real images, where fake ones are"):
+        training.train(config, epath.Path(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_do_not_write_to_one_run(
+    trained: epath.Path, real_config: GetConfig, tmp_path: Path
+):
+    run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
+    config = real_config("patches", "source=celebahq", {**SMALL, "train.learning_rate": 0.01})
+    (run / "checkpoints/4").rmtree()  # or there would be nothing to write
+    before = snapshot(run)
+    with (
+        locks.locked(run),
+        pytest.raises(UserError, match=rf"^{run} is in use by process \d+ on \S+ since "),
+    ):
+        training.train(config, run)
+    after = snapshot(run)
+    del before[str(run / locks.WRITER)], after[str(run / locks.WRITER)]
+    assert after == before
+    training.train(config, run)
+    assert saved(run) == {2, 4}
+
+
+def test_what_a_killed_start_has_left_is_a_new_run(real_config: GetConfig, tmp_path: Path):
+    """Its lock, and half a config under a name of its own."""
+    (tmp_path / ".lock").write_text("process 1")
+    (tmp_path / ".config.json.0123abcd.partial").write_text("{")
+    config = real_config("patches", "source=celebahq", SMALL)
+    training.train(config, epath.Path(tmp_path))
+    assert saved(tmp_path) == {2, 4}
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
+    evaluated: epath.Path, real_config: GetConfig, tmp_path: Path
+):
+    run = epath.Path(shutil.copytree(evaluated, tmp_path / "run"))
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    config = runs.load_config(run)
+    line = '{"step": 6, "valid_loss": 0.5}\n'
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() + line)
+    for name in ("results.json", "metrics.jsonl"):  # either says that there were some
+        before = snapshot(run / "events"), (run / "metrics.jsonl").read_text()
+        with pytest.raises(UserError, match="and no checkpoint: bring its checkpoints back"):
+            training.train(config, run)
+        assert (snapshot(run / "events"), (run / "metrics.jsonl").read_text()) == before
+        (run / name).unlink() if name == "results.json" else None
+
+
+def test_the_config_is_written_once(trained: epath.Path, real_config: GetConfig, tmp_path: Path):
+    run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
+    for path in (run / "config.json", run / "data.json"):
+        os.utime(path, (1, 1))
+    config = real_config("patches", "source=celebahq", {**SMALL, "train.learning_rate": 0.01})
+    training.train(config, run)
+    assert (run / "config.json").stat().mtime == (run / "data.json").stat().mtime == 1
+
+
+# ----- Data that has changed ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_images(tmp_path: Path) -> Callable[[str], None]:
+    """Builds image_folder/own, of masks with this colour, in the place of an earlier one."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("valid", 2), ("test", 2)):
+        for kind in ("real", "fake", "masks"):
+            folder = tmp_path / "source" / split / kind
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+                if kind == "masks":
+                    pixels[:] = 0
+                    pixels[:20] = 255
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+
+    def make(manipulated: str) -> None:
+        for folder in (tmp_path / "data/image_folder").glob("own_*"):
+            shutil.rmtree(folder)
+        names = ["image_folder/own", "--images", str(tmp_path / "source")]
+        assert build.main([*names, "--masks", manipulated, "--data_dir", f"{tmp_path}/data"]) == 0
+
+    return make
+
+
+def test_a_rebuilt_dataset_is_not_the_one_that_a_run_began_with(
+    own_images, real_config: GetConfig, tmp_path: Path
+):
+    own_images("white")
+    run, overrides = epath.Path(tmp_path / "run"), {**SMALL, "data.dir": str(tmp_path / "data")}
+    overrides |= {"train.batch": 8}
+    config = real_config("patches", "setup=c,source=image_folder/own", overrides)
+    training.train(config, run)
+    evaluate(run)
+    scores = json.loads((run / "real_scores.json").read_text())
+    kept = json.loads((run / "data.json").read_text())
+    assert set(kept) == {"image_folder/own_fake", "image_folder/own_real"}
+    assert kept["image_folder/own_fake"]["recorded"]["source"] == str(tmp_path / "source")
+    assert scores["real"] == {
+        "image_folder/own_real": provenance.digests(kept)["image_folder/own_real"]
+    }
+    # Built again from the same files, later and elsewhere, it is the same.
+    shutil.rmtree(tmp_path / "data")
+    moved = (tmp_path / "source").rename(tmp_path / "moved")
+    shutil.copytree(moved, tmp_path / "source", copy_function=shutil.copy)
+    own_images("white")
+    (run / "checkpoints/4").rmtree()
+    training.train(config, run)
+
+    own_images("black")
+    (run / "checkpoints/4").rmtree()
+    before = snapshot(run)
+    told = r"own_fake is not what .*run was trained or tested with \(recipe.masks: white → black\)"
+    for attempt in (lambda: training.train(config, run), lambda: evaluate(run)):
+        with pytest.raises(UserError, match=told):
+            attempt()
+    assert snapshot(run) == before
+    # One file with other pixels.
+    own_images("white")
+    shutil.rmtree(tmp_path / "data/image_folder/own_fake")
+    path = tmp_path / "source/train/fake/3.png"
+    Image.new("RGB", (64, 64)).save(path)
+    names = ["image_folder/own", "--images", str(tmp_path / "source"), "--masks", "white"]
+    assert build.main([*names, "--data_dir", f"{tmp_path}/data"]) == 0
+    with pytest.raises(UserError, match=r"own_fake is not .*content.sources: \w{12}… → \w{12}…"):
+        training.train(config, run)
+
+
+# ----- Interruptions ------------------------------------------------------------------------------
+
+LONG = {**SMALL, "train.epochs": 3, "train.steps_per_epoch": 40}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(real_config: GetConfig, tmp_path_factory: pytest.TempPathFactory):
+    """Config, run directory and results of a run that nothing has disturbed."""
+    config = real_config("patches", "source=celebahq", LONG)
+    run = epath.Path(tmp_path_factory.mktemp("uninterrupted") / "run")
+    training.train(config, run)
+    return config, run, evaluate(run)
+
+
+def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+    while process.poll() is None:
+        if (run / "metrics.jsonl").exists():
+            lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]
+            if any(json.loads(line)["step"] >= step for line in lines):
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"ended too early: {process.communicate()}")
+
+
+def test_interrupted_runs_continue_to_the_same_bits(uninterrupted, shrunk, tmp_path: Path):
+    config, straight, results = uninterrupted
+    run = tmp_path / "run"
+    overrides = [f"--config.{field}={value}" for field, value in {**shrunk, **LONG}.items()]
+    command = (
+        *(sys.executable, "-W", "error", "-W", "ignore:the load_module"),  # of ml_collections
+        *("-m", "wsdl_jax.main"),
+        *("--config", "configs/patches.py:source=celebahq", "--workdir", str(run), *overrides),
+    )
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    stopped = 0
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start()
+        wait_for_step(process, run, stopped + 5)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+        last = training_steps(run)[-1]
+        assert f"stopped at step {last}; the same command continues it" in err
+        assert stopped < last < 120 and max(saved(run)) == last
+        assert training_steps(run) == list(range(1, last + 1))
+        assert not (run / "results.json").exists()
+        stopped = last
+
+    process = start()
+    wait_for_step(process, run, stopped + 5)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert max(saved(run) - {0}) >= stopped
+
+    process = start()
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert f"{run}: continuing at step" in err
+
+    entries = [(e["step"], "loss" in e) for e in logged(run)]
+    assert len(entries) == len(set(entries))
+    assert training_steps(run) == list(range(1, 121))
+    for key in ("loss", "gradient_norm", "valid_loss"):
+        one, other = ([e[key] for e in logged(r) if key in e] for r in (run, straight))
+        assert one == other
+    for a, b in zip(restored(config, run, 120), restored(config, straight, 120), strict=True):
+        assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
+    assert json.loads((run / "results.json").read_text()) == results
+    assert (run / "predictions.csv").read_text() == (straight / "predictions.csv").read_text()
+
+
+# The command, asked to stop by itself: a function of a module, its n-th call, and how.
+ASKED = """
+import os, runpy, signal, sys, threading, time
+def more():
+    for _ in range(int(os.environ["AGAIN"])):
+        time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+module, name, number, *sys.argv = sys.argv[1:]
+import importlib
+module = importlib.import_module(module)
+function, calls = getattr(module, name), 0
+def asking(*arguments, **named):
+    global calls
+    calls += 1
+    if calls == int(number):
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Thread(target=more, daemon=True).start()
+    return function(*arguments, **named)
+setattr(module, name, asking)
+runpy.run_module("wsdl_jax.main", run_name="__main__")
+"""
+
+
+def asked(
+    shrunk, run: Path, where: tuple[str, str, int], again: int = 0, **overrides: Any
+) -> tuple[int, str]:
+    """again: how many further signals follow, one every 20 ms."""
+    fields = {**shrunk, **SMALL, **overrides}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", ASKED, *map(str, where), "wsdl_jax.main"),
+            *("--config", "configs/patches.py:source=celebahq", "--workdir", str(run)),
+            *(f"--config.{field}={value}" for field, value in fields.items()),
+        ],
+        env={**os.environ, "AGAIN": str(again)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_signal_in_the_last_validation_is_heard(shrunk, tmp_path: Path):
+    run = tmp_path / "run"
+    code, err = asked(shrunk, run, ("wsdl_jax.training.training", "validate", 2))
+    assert code == 143 and "stopped at step 4; the same command continues it" in err, err
+    assert saved(run) == {2, 4} and not (run / "results.json").exists()
+    code, err = asked(shrunk, run, ("wsdl_jax.training.training", "validate", -1))
+    assert code == 0 and (run / "results.json").exists(), err
+
+
+def test_signals_while_it_saves_do_not_lose_the_save(shrunk, tmp_path: Path):
+    """Schedulers send a second SIGTERM; a save goes on in the background meanwhile."""
+    run = tmp_path / "run"
+    code, err = asked(shrunk, run, ("wsdl_jax.runs.checkpoints", "_checksum", 1), again=50)
+    assert code == 143 and "stopped at step 2" in err, err
+    assert saved(run) == {2} and not list(run.glob("checkpoints/*tmp*"))
+
+
+def test_a_run_that_stops_while_it_is_traced_goes_on(shrunk, tmp_path: Path):
+    run = tmp_path / "run"
+    for number, code in ((2, 143), (-1, 0)):
+        where = ("wsdl_jax.training.training", "_check_finite", number)
+        found, err = asked(shrunk, run, where, profile="2:5")
+        assert found == code, err
+        assert "Traceback" not in err
+    assert "steps 2:5 are traced in" in err
+    assert len(list((run / "profile").glob("plugins/profile/*/*.xplane.pb"))) == 2
+    assert saved(run) == {2, 3, 4} or saved(run) == {2, 4}
+
+
+def test_steps_are_traced(trained: epath.Path, real_config: GetConfig, tmp_path: Path):
+    config = real_config("patches", "source=celebahq", {"model.depth": 1, "profile": "2:4"})
+    run = epath.Path(tmp_path / "run")
+    training.train(config, run)
+    (trace,) = (run / "profile").glob("plugins/profile/*/*.xplane.pb")
+    names = {
+        line.name
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+    }
+    assert names
+    # Tracing is no part of what a run computes.
+    training.train(real_config("patches", "source=celebahq", {"model.depth": 1}), run)

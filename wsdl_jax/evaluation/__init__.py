@@ -1,0 +1,1 @@
+"""Scoring a run on a dataset: measures, metrics, verdict, results."""

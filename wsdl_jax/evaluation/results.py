@@ -1,0 +1,101 @@
+"""Reads what an evaluation has written, and what others may have touched since."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from etils import epath
+
+from wsdl_jax.evaluation import metrics
+from wsdl_jax.runtime import storage
+from wsdl_jax.runtime.errors import UserError
+
+FILE = "results.json"
+DETECTION = ("ap", "ap_2sd", "auc", "balanced_accuracy")
+_NUMBERS = (*metrics.LOCALIZATION, "manipulated_share", *DETECTION)  # or null
+_VERDICT = ("threshold", "real_above", "fake_above")  # likewise
+
+
+def read(path: epath.Path) -> dict[str, Any]:
+    """Returns the results of an evaluation, or of one on perturbed images.
+
+    Raises UserError for a file that is damaged, or that another version has written.
+    """
+    content = storage.read_json(path)
+    try:
+        robust = path.name != FILE
+        for figures in (content["clean"], *content["points"]) if robust else (content,):
+            _check_figures(figures)
+        if robust:
+            _check(all(_is_number(point["strength"]) for point in content["points"]), "points")
+            for name in ("perturbation", "unit"):
+                _check(isinstance(content[name], str), name)
+        else:
+            _check_own(content)
+        for side in ("fake", "real"):
+            _check(isinstance(content[f"test_{side}"], str), f"test_{side}")
+            _check(_is_count(content[f"{side}_images"]), f"{side}_images")
+            _check(isinstance(content["data"][side], str), "data")
+        _check(_is_count(content["checkpoint"]), "checkpoint")
+        _check(content["weights"] is None or _is_count(content["weights"]), "weights")
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
+        raise UserError(
+            f"{path} {what}: it is of another version or was changed; delete it, and evaluate again"
+        ) from error
+    return content
+
+
+def network(results: dict[str, Any]) -> tuple[int, int | None]:
+    """Returns step and checksum of the checkpoint that was evaluated."""
+    return results["checkpoint"], results["weights"]
+
+
+def check_same_data(read: Iterable[tuple[epath.Path, dict[str, Any]]]) -> None:
+    """Raises UserError where results of a subset of one name are not all of the same images.
+
+    read: run directories, with results that stand in one table.
+    """
+    known: dict[str, tuple[str, epath.Path]] = {}
+    for run, results in read:
+        for side in ("fake", "real"):
+            name, digest = results[f"test_{side}"], results["data"][side]
+            other, where = known.setdefault(name, (digest, run))
+            if other != digest:
+                raise UserError(
+                    f"{run} and {where} were evaluated on different images of {name}: evaluate "
+                    "both again on the same"
+                )
+
+
+def _check(valid: bool, name: str) -> None:
+    if not valid:
+        raise ValueError(f"its {name} is not what it should be")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_figures(figures: Any) -> None:
+    for name in (*_NUMBERS, *_VERDICT):
+        known = name in DETECTION or figures[name] is not None
+        _check(not known or _is_number(figures[name]), name)
+    _check(_is_count(figures["pixel_images"]), "pixel_images")
+
+
+def _check_own(results: Any) -> None:
+    _check(isinstance(results["predictions"], str), "predictions")
+    _check(isinstance(results["iou_by_threshold"], list), "iou_by_threshold")
+    for point in results["iou_by_threshold"]:
+        _check(_is_number(point["threshold"]), "iou_by_threshold")
+        unknown = results["iou_lg"] is None and point["iou_lg"] is None
+        _check(unknown or _is_number(point["iou_lg"]), "iou_by_threshold")
+    _check(len(results["iou_by_threshold"]) == len(metrics.THRESHOLDS), "iou_by_threshold")
+    for figures in results["trivial"].values():
+        for name in metrics.LOCALIZATION:
+            _check(figures[name] is None or _is_number(figures[name]), "trivial")

@@ -1,0 +1,128 @@
+"""What happens to images on their way: compression, blur, noise, resizing, gamma.
+
+A perturbation changes an image at its own size, as it was decoded and before it is resized for the
+network; the mask stays as it is. Pixels are computed in floating point, then rounded and clipped to
+8 bits, as a file would hold them.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from scipy import ndimage
+
+from wsdl_jax.runtime.errors import ConfigError
+
+Pixels = UInt8[np.ndarray, "h w 3"]
+
+
+def jpeg(image: Pixels, quality: float, _: int) -> Pixels:
+    """Saved as JPEG and read again, by Pillow: standard tables, colour at half the resolution."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=int(quality))
+    return np.asarray(Image.open(file))
+
+
+def blur(image: Pixels, sigma: float, _: int) -> Pixels:
+    """A Gaussian of so many pixels, cut off at 4 sigma; edges are continued by their pixels."""
+    if not sigma:
+        return image
+    pixels = image.astype(np.float32)
+    return _to_8_bits(ndimage.gaussian_filter(pixels, (sigma, sigma, 0), mode="nearest"))
+
+
+def noise(image: Pixels, std: float, index: int) -> Pixels:
+    """Independent Gaussian noise on every channel, of a standard deviation in steps of 0 to 255.
+
+    An image has the same noise at every strength, but for the factor.
+    """
+    drawn = np.random.default_rng(index).standard_normal(image.shape, np.float32)
+    return _to_8_bits(image + np.float32(std) * drawn)
+
+
+def resize(image: Pixels, factor: float, _: int) -> Pixels:
+    """Made smaller by a factor of each side and brought back, both by Pillow's bicubic filter."""
+    height, width = image.shape[:2]
+    small = (max(1, round(width * factor)), max(1, round(height * factor)))
+    if small == (width, height):
+        return image
+    bicubic = Image.Resampling.BICUBIC
+    return np.asarray(
+        Image.fromarray(image).resize(small, bicubic).resize((width, height), bicubic)
+    )
+
+
+def gamma(image: Pixels, exponent: float, _: int) -> Pixels:
+    """Pixels of [0, 1] to the power of an exponent: darker above 1, lighter below."""
+    return _to_8_bits(255 * (np.arange(256) / 255) ** exponent)[image]
+
+
+def _to_8_bits(values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    return values.round().clip(0, 255).astype(np.uint8)
+
+
+class Kind(NamedTuple):
+    """One way of perturbing.
+
+    Attributes:
+      apply: (image, strength, the image's place in its test split) → image of the same shape.
+      unit: of the strength, for people.
+      identity: the strength that changes nothing, if there is one.
+      defaults: strengths, from mild to strong.
+      limits: the least and the largest strength.
+    """
+
+    apply: Callable[[Pixels, float, int], Pixels]
+    unit: str
+    identity: float | None
+    defaults: tuple[float, ...]
+    limits: tuple[float, float]
+
+
+_SMALL = 1e-3  # what has to be positive is at least this
+KINDS = {
+    "jpeg": Kind(jpeg, "JPEG quality", None, (95, 90, 80, 70, 60, 50, 30), (1, 100)),
+    "blur": Kind(blur, "sigma of the Gaussian, pixels", 0, (0.5, 1, 1.5, 2, 3, 4), (0, 100)),
+    "noise": Kind(noise, "standard deviation, of 255", 0, (1, 2, 5, 10, 20), (0, 255)),
+    "resize": Kind(resize, "factor, down and up", 1, (0.9, 0.75, 0.5, 0.35, 0.25), (_SMALL, 1)),
+    "gamma": Kind(gamma, "exponent", 1, (0.5, 0.7, 0.85, 1.2, 1.5, 2), (_SMALL, 100)),
+}
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """One of `KINDS` at one strength: (image, its place in its test split) → image."""
+
+    kind: str
+    strength: float
+
+    def __call__(self, image: Pixels, index: int) -> Pixels:
+        return KINDS[self.kind].apply(image, self.strength, index)
+
+
+def series(kind: str, strengths: Sequence[str | int | float] | None) -> list[Perturbation]:
+    """A kind at several strengths, by default its own list.
+
+    Raises ConfigError for a strength that is not a number, or none of this kind.
+    """
+    unit, (least, largest) = KINDS[kind].unit, KINDS[kind].limits
+    out = []
+    for given in KINDS[kind].defaults if strengths is None else strengths:
+        try:
+            strength = float(given)
+        except ValueError:
+            strength = math.nan
+        whole = kind != "jpeg" or strength.is_integer()
+        if not (least <= strength <= largest and whole):
+            number = "a whole number" if kind == "jpeg" else "a number"
+            raise ConfigError(
+                f"{given!r} is no strength of {kind} ({unit}): {number} from {least:g} to "
+                f"{largest:g}"
+            )
+        out.append(Perturbation(kind, strength))
+    return out

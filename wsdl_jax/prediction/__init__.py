@@ -1,0 +1,1 @@
+"""A user's images: reading, localizing, and the folder, table and page of what is found."""

@@ -1,0 +1,1 @@
+"""Reports: results of runs as tables, curves, a gallery and a page."""

@@ -1,0 +1,1 @@
+"""Devices, hosts, storage, locks, errors: what every room stands on."""
