@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import io
-import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +25,6 @@ _GREY_16 = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 _PNG_END = b"IEND" + zlib.crc32(b"IEND").to_bytes(4)
 
 _Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 def is_left_by_a_system(path: Path) -> bool:
@@ -135,23 +131,6 @@ def shards(items: Sequence[_Item], files: Callable[[_Item], Iterable[Path]]) -> 
         runs[-1].append(item)
         size += sum(path.stat().st_size for path in files(item))
     return runs
-
-
-def ahead(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], results: int = 64
-) -> Iterator[_Result]:
-    """`map` in threads (Pillow frees the interpreter lock), at most `results` ahead of the use."""
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        futures = collections.deque()
-        try:
-            for item in items:
-                futures.append(pool.submit(function, item))
-                if len(futures) >= results:
-                    yield futures.popleft().result()
-            while futures:
-                yield futures.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _decode(path: Path) -> tuple[bytes, Image.Image, bool]:

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import ImageOps
 
 from wsdl_data import image_files, provenance
+from wsdl_jax.runtime import threads
 
 _LOG = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ class Builder(tfds.core.ShardBasedBuilder):
             self._contents.add(f"{split}/{pair.image.name}", pair)
             return read_pair(pair)
 
-        for paths, (image, mask) in zip(shard, image_files.ahead(read, shard), strict=True):
+        for paths, (image, mask) in zip(shard, threads.map_ahead(read, shard), strict=True):
             example = {
                 "image": image,
                 "label": self.builder_config.label,

@@ -20,6 +20,7 @@ from wsdl_data import image_files
 from wsdl_data.image_folder import listing
 from wsdl_data.image_folder.listing import KINDS, Item
 from wsdl_data.provenance import Contents, Origin
+from wsdl_jax.runtime import threads
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class ImageFolderConfig(tfds.core.BuilderConfig):
         """
         contents = Contents()
         items = [(split, item) for split, items in self.splits.items() for item in items]
-        for _ in image_files.ahead(lambda pair: add(contents, *pair), items):
+        for _ in threads.map_ahead(lambda pair: add(contents, *pair), items):
             pass
         return contents
 
@@ -197,7 +198,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     def _examples(self, split: str, shard: Sequence[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The images that are in order; what is wrong with the others goes to `self._faults`."""
         read = functools.partial(self._read, split)
-        for item, found in zip(shard, image_files.ahead(read, shard), strict=True):
+        for item, found in zip(shard, threads.map_ahead(read, shard), strict=True):
             if isinstance(found, Exception):
                 self._faults.append(str(found))
                 continue
