@@ -13,11 +13,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from wsdl_data import image_files
+from wsdl_data.inpainters import INPAINTERS
 from wsdl_data.portraits import camera, forged, samples
 from wsdl_data.portraits.generators import GENERATORS, Generator
 from wsdl_data.portraits.portraits_dataset_builder import DEFAULT_SEED, DEFAULT_SIZE
 from wsdl_data.portraits.scene import draw_scene, render
-from wsdl_jax.diffusion.inpainters import INPAINTERS
 
 COLUMNS = 8
 CAPTION = 14  # height of a row's caption, pixels

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from wsdl_data import provenance
+from wsdl_data.inpainters import INPAINTERS
 from wsdl_data.portraits import forged, samples
 from wsdl_data.portraits.generators import GENERATORS
-from wsdl_jax.diffusion.inpainters import INPAINTERS
 
 DEFAULT_SIZE = forged.SIZE
 DEFAULT_SEED = 0

@@ -14,12 +14,12 @@ import joblib
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
-from scipy import ndimage
 
+from wsdl_data.inpainters import INPAINTERS
+from wsdl_data.masks import dilate
 from wsdl_data.portraits import camera
 from wsdl_data.portraits.generators import GENERATORS
 from wsdl_data.portraits.scene import draw_scene, redraw, render
-from wsdl_jax.diffusion.inpainters import INPAINTERS
 from wsdl_jax.runtime.processes import watch_parent
 
 SPLITS = {"train": 1500, "valid": 200, "test": 300}
@@ -55,12 +55,6 @@ def streams(seed: int, split: str, kind: str, index: int, count: int) -> list[np
     key = (list(SPLITS).index(split), KINDS.index(kind), index)
     root = np.random.SeedSequence(seed, spawn_key=key)
     return [np.random.default_rng(child) for child in root.spawn(count)]
-
-
-def dilate(mask: Bool[np.ndarray, "h w"], pixels: int) -> Bool[np.ndarray, "h w"]:
-    """The mask grown by a square of `pixels` on every side."""
-    width = 2 * pixels + 1
-    return ndimage.maximum_filter(mask.view(np.uint8), size=width).view(bool)
 
 
 def max_dilation(size: int) -> int:

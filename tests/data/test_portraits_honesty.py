@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from wsdl_data.masks import dilate
 from wsdl_data.portraits import samples
 from wsdl_data.portraits.generators import GENERATORS
 from wsdl_data.portraits.scene import draw_scene, render
@@ -119,7 +120,7 @@ def test_no_step_at_the_seam(images, name):
     steps = []
     for (source, edit), fake in zip(images["source"], images[name], strict=True):
         same = (edit.before == edit.after).all(axis=-1)
-        ring = edit.mask & samples.dilate(~edit.mask, 1) & same
+        ring = edit.mask & dilate(~edit.mask, 1) & same
         difference = fake[ring].astype(float) - source[ring]
         steps.append(difference.mean(axis=0))
     # Levels of 255. Not quite 0: dark noise is clipped, and resampling and gamma do not commute.

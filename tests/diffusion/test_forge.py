@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +14,7 @@ from scipy import ndimage
 from wsdl_data import build
 from wsdl_data.image_folder import listing
 from wsdl_jax import inputs
-from wsdl_jax.diffusion import forge, forger, inpainters, masks
+from wsdl_jax.diffusion import forge, forger, masks
 from wsdl_jax.runtime.errors import ConfigError, UserError
 
 SIZE = 32
@@ -351,22 +350,3 @@ def test_the_command(place, tmp_path):
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: no generator 'magic'")
     wrong = command(*some, "--generator=telea", "--dilate=1,x")
     assert wrong.returncode == 2 and "FEWEST,MOST" in wrong.stderr, wrong.stderr
-
-
-# ----- Inpainters that are not trained here -------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "flag"), [("telea", 1), ("navier_stokes", 0)])
-def test_opencvs_methods(name, flag):
-    assert flag == (cv2.INPAINT_TELEA if name == "telea" else cv2.INPAINT_NS)
-    rows, columns = np.mgrid[:SIZE, :SIZE]
-    smooth = np.stack([4 * rows, 4 * columns, 2 * (rows + columns)], axis=-1).astype(np.uint8)
-    images = np.stack([smooth, smooth[::-1]])
-    holes = np.zeros((2, SIZE, SIZE), bool)
-    holes[:, 10:18, 12:20] = True
-    made = inpainters.INPAINTERS[name](images, holes)
-    np.testing.assert_array_equal(made[~holes], images[~holes])
-    np.testing.assert_array_equal(
-        made[1], cv2.inpaint(images[1].copy(), holes[1].view(np.uint8), 3, flag)
-    )
-    assert np.abs(made.astype(int) - images)[holes].max() < 25  # it goes on as around the hole

@@ -28,14 +28,14 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from wsdl_data import build, image_files, provenance
+from wsdl_data import build, image_files, inpainters, provenance
 from wsdl_data.image_folder import listing
-from wsdl_data.portraits.samples import dilate
+from wsdl_data.masks import dilate
 from wsdl_data.provenance import Contents, Origin
 from wsdl_jax import inputs
-from wsdl_jax.diffusion import forger, inpainters
+from wsdl_jax.diffusion import forger
 from wsdl_jax.diffusion.masks import POLICIES, draw
-from wsdl_jax.runtime import command
+from wsdl_jax.runtime import command, plugins
 from wsdl_jax.runtime.errors import ConfigError, UserError, in_one_line
 from wsdl_jax.runtime.storage import remove_abandoned, staging_folder
 
@@ -209,7 +209,7 @@ def make_generator(
         )
         origin = _of_pipeline(diffusers, sampling.steps)
     elif ":" in name:
-        inpaint = inpainters.imported(name)
+        inpaint = plugins.resolve(name, "inpainter")
         if file := inspect.getsourcefile(inspect.unwrap(inpaint)):
             origin = Origin({}, {"generator": provenance.digest_of_file(file)})
     elif name in inpainters.INPAINTERS:

@@ -1,6 +1,5 @@
 """Inpainters that are not trained here. Any function of images and masks is one."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -38,15 +37,6 @@ INPAINTERS: dict[str, Inpainter] = {
     "telea": _opencv("INPAINT_TELEA"),
     "navier_stokes": _opencv("INPAINT_NS"),
 }
-
-
-def imported(name: str) -> Inpainter:
-    """The function of a name, MODULE:FUNCTION. Raises UserError if there is none."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"no inpainter {name}: {error}") from error
 
 
 def from_diffusers(pipeline: Any, *, seed: int = 0, **arguments: Any) -> Inpainter:
