@@ -474,7 +474,7 @@ def make_run(file: epath.Path, layout: str, run: epath.Path, setup: str | None =
         )
     config = _config(model, setup or ("c" if layout == "dolos-grad-cam-full" else "a"))
     with storage.whole_folder(run) as folder:
-        (folder / runs.CONFIG).write_text(configuration.save(config))
+        runs.RunDirectory(folder).config.write_text(configuration.save(config))
         checkpoints = Checkpoints(folder, keep_best=config.train.keep_best)
         checkpoints.save(0, runs.initial_state(model, config.train), math.inf)  # never validated
         checkpoints.close()

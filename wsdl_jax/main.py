@@ -47,7 +47,7 @@ def main(_: list[str]) -> None:
     run = epath.Path(_WORKDIR.value or default_workdir(config))
     # What cannot work fails before the minutes that a dataset can take.
     runs.check(run, config)
-    if config.init.path and not (run / "config.json").exists():
+    if config.init.path and not runs.RunDirectory(run).config.exists():
         path = epath.Path(config.init.path)
         convert.start(methods.blank(config, None), path, config.init.layout)
     hosts.first(lambda: inputs.prepare(config, _ALSO_ON.value))

@@ -88,7 +88,7 @@ class Run(NamedTuple):
         network, which may be an older one. Raises UserError where the directory is of another
         config.
         """
-        if (self.folder / runs.CONFIG).exists():
+        if runs.RunDirectory(self.folder).config.exists():
             self._check()
         written = {}
         for fake in self.tested:

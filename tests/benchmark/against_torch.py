@@ -319,7 +319,9 @@ def contend(pipe: Connection, work: Work, contender: str) -> None:
     """A contender's process: says when it is ready; then one step for each message."""
     try:
         if contender == OURS:
-            command.keep_freed_memory()  # as every command does
+            from wsdl_jax.runtime import settings
+
+            settings.keep_freed_memory()  # as every command does
         step = make_ours(work) if contender == OURS else make_torch(work, contender)
         step()  # compiles
         step()

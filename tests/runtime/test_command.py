@@ -25,10 +25,10 @@ STEPS = """
 import resource, sys
 import jax
 import jax.numpy as jnp
-from wsdl_jax.runtime import command
+from wsdl_jax.runtime import settings
 
 if sys.argv[1:] == ["keep"]:
-    command.keep_freed_memory()
+    settings.keep_freed_memory()
 step = jax.jit(lambda x: jnp.flip(x) + 1)
 x = jnp.ones((16, 1024, 1024))
 for _ in range(30):
@@ -40,9 +40,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 HEAP = """
 import pathlib, re
 import numpy as np
-from wsdl_jax.runtime import command
+from wsdl_jax.runtime import settings
 
-command.keep_freed_memory()
+settings.keep_freed_memory()
 def peak():  # of this program alone; getrusage knows that of its parent, too
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]) / 2**10
@@ -96,14 +96,14 @@ def test_without_a_folder_everything_works(tmp_path: Path):
 
 
 def test_ctrl_c_is_an_exit_code():
-    code = "from wsdl_jax import command\ndef main(_): raise KeyboardInterrupt\ncommand.run(main)"
+    code = "from wsdl_jax.runtime import command\ndef main(_): raise KeyboardInterrupt\ncommand.run(main)"
     done = execute(code)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_debug_shows_the_traceback():
     code = (
-        "import sys; from wsdl_jax import command, errors\n"
+        "import sys; from wsdl_jax.runtime import command, errors\n"
         "def main(_): raise errors.UserError('no such\\nthing')\n"
         "command.run(main)"
     )

@@ -32,7 +32,7 @@ from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime import command
 from wsdl_jax.runtime.errors import UserError, reason
 from wsdl_jax.runtime.parallel import AXIS, Parallel, Step
-from wsdl_jax.runtime.storage import read_text, write_whole
+from wsdl_jax.runtime.storage import write_whole
 
 log = logging.getLogger("wsdl_jax")
 _CALLS = 8  # at the same time, at most: each needs memory
@@ -176,14 +176,15 @@ def save(forger: Forger, path: epath.PathLike) -> None:
 
 
 def load_config(run: epath.Path) -> ml_collections.ConfigDict:
-    """The config of a forger's run directory. Raises UserError if it is not one."""
-    path = run / "config.json"
-    if not path.exists():
-        raise UserError(f"{run} is not a run directory: it has no config.json")
-    try:
-        return configuration.load(read_text(path))
-    except UserError as error:
-        raise UserError(f"{run} is not a run of a forger: {error}") from error
+    """Returns the config of a forger's run directory. Raises UserError if it is not one."""
+
+    def load(text: str) -> ml_collections.ConfigDict:
+        try:
+            return configuration.load(text)
+        except UserError as error:
+            raise UserError(f"{run} is not a run of a forger: {error}") from error
+
+    return runs.load_stored_config(run, load)
 
 
 def initial_state(config: ml_collections.ConfigDict, frozen: Weights | None) -> State:

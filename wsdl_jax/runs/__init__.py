@@ -1,25 +1,38 @@
 """Run directories: what is kept of a training, and how it is read back."""
 
+from wsdl_jax.runs.checkpoints import (
+    Checkpoints,
+)
 from wsdl_jax.runs.directory import (
-    CONFIG,
-    DATA,
-    State,
-    Trained,
+    ResultsFolder,
+    RunDirectory,
     check,
     check_data,
     check_not_pruned,
     data_of,
-    initial_state,
     keep_data,
-    load,
     load_config,
-    make_optimizer,
+    load_stored_config,
     written,
+)
+from wsdl_jax.runs.run_log import (
+    RunLog,
+)
+from wsdl_jax.runs.state import (
+    State,
+    initial_state,
+    make_optimizer,
+)
+from wsdl_jax.runs.trained import (
+    Trained,
+    load,
 )
 
 __all__ = [
-    "CONFIG",
-    "DATA",
+    "Checkpoints",
+    "ResultsFolder",
+    "RunDirectory",
+    "RunLog",
     "State",
     "Trained",
     "check",
@@ -30,6 +43,7 @@ __all__ = [
     "keep_data",
     "load",
     "load_config",
+    "load_stored_config",
     "make_optimizer",
     "written",
 ]

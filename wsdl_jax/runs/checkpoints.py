@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import re
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,10 +14,10 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from wsdl_jax.runs.directory import RunDirectory
 from wsdl_jax.runtime import hosts
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.storage import is_remote
@@ -49,7 +48,8 @@ class Checkpoints:
         # orbax refuses relative paths, and only in the thread that writes. To resolve a URL gives a
         # path on the local disk.
         run = epath.Path(run)
-        self.directory = (run if is_remote(run) else run.resolve()) / "checkpoints"
+        self._run = RunDirectory(run if is_remote(run) else run.resolve())
+        self.directory = self._run.checkpoints
         self._keep_best = keep_best
         self._manager: ocp.CheckpointManager | None = None  # from the first need to write
         self._like: Any = None
@@ -157,7 +157,7 @@ class Checkpoints:
         return self._manager
 
     def _move_away(self, step: int) -> None:
-        folder = self.directory.parent / "damaged_checkpoints"
+        folder = self._run.damaged_checkpoints
         target, number = folder / str(step), 1
         while target.exists():
             number += 1
@@ -437,23 +437,3 @@ def _reason(error: Exception) -> str:
     if code := _OS_ERROR.search(text):
         return os.strerror(int(code[1]))
     return text.split(" [tensorstore_spec")[0].split(" [source locations")[0].rstrip(".")
-
-
-# ----- What orbax says, beside the errors that it raises ------------------------------------------
-
-# It logs the traceback of every such error, and what it is busy with. When one array cannot be read
-# or written, it closes the event loop in which it works on the others; each of them then complains
-# to nobody.
-absl_logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
-logging.getLogger("asyncio").addFilter(
-    lambda record: "exception was never retrieved" not in record.getMessage()
-)
-_previous_hook = sys.unraisablehook
-
-
-def _unless_orbax_has_left(unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-        _previous_hook(unraisable)
-
-
-sys.unraisablehook = _unless_orbax_has_left

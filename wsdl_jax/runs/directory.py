@@ -1,84 +1,160 @@
-"""A run directory: the config that it is of, and the state and the network in its checkpoints."""
+"""The run directory: the names of its files, the config and the data it is of, who may write to it.
+
+No other module spells a file's name. What a run directory holds is described in the README beside.
+"""
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
-import optax
 from etils import epath
-from flax import nnx
-from jaxtyping import Array
 
 from wsdl_data import provenance
-from wsdl_jax import configuration, methods
-from wsdl_jax.evaluation import results
-from wsdl_jax.runs.checkpoints import Checkpoints
+from wsdl_jax import configuration
 from wsdl_jax.runtime import hosts, locks
 from wsdl_jax.runtime.errors import UserError, reason
 from wsdl_jax.runtime.storage import is_remote, read_json, read_text, remove_abandoned, write_whole
 
-CONFIG, DATA = "config.json", "data.json"  # in a run directory
-State = dict[str, Any]  # step, params, stats (of BatchNorm), optimizer
+_RESULTS = "results.json"
+_ROBUSTNESS = "robustness-", ".json"
 
 
-class Trained(NamedTuple):
-    """The best network of a run.
+@dataclasses.dataclass(frozen=True)
+class ResultsFolder:
+    """The files of an evaluation: in the run directory itself or, of other test subsets, below it.
 
     Attributes:
-      config: the run's.
-      model: the network, in evaluation mode.
-      step: of the checkpoint with the lowest validation loss, which the weights are from.
-      checksum: of that checkpoint, which tells it from one of the same step of another training.
+      path: the folder.
     """
 
-    config: ml_collections.ConfigDict
-    model: nnx.Module
-    step: int
-    checksum: int | None
+    path: epath.Path
+
+    @property
+    def results(self) -> epath.Path:
+        """Returns the file of the figures, which is written last and vouches for the others."""
+        return self.path / _RESULTS
+
+    @property
+    def text(self) -> epath.Path:
+        """Returns the file of the figures as a table of text."""
+        return self.path / "results.txt"
+
+    @property
+    def predictions(self) -> epath.Path:
+        """Returns the table with a row for each test image."""
+        return self.path / "predictions.csv"
+
+    @property
+    def examples(self) -> epath.Path:
+        """Returns the picture of test images with their masks and maps."""
+        return self.path / "examples.png"
+
+    def robustness(self, kind: str) -> epath.Path:
+        """Returns the file of the figures on test images that are perturbed in one way."""
+        return self.path / kind.join(_ROBUSTNESS)
 
 
-def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam with PyTorch's defaults; clipping and a schedule where the config has them.
+@dataclasses.dataclass(frozen=True)
+class RunDirectory(ResultsFolder):
+    """The files of a run, by what they hold.
 
-    In a warm-up of n steps the rate of step t (from 1) is t/n of what it would be.
+    Attributes:
+      path: the run directory.
     """
-    rate: Any = train.learning_rate
-    if train.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(rate, train.epochs * train.steps_per_epoch)
-    if train.warmup:
-        settled = rate if callable(rate) else optax.constant_schedule(rate)
 
-        def rate(count: Array) -> Array:
-            return settled(count) * jnp.minimum(1, (count + 1) / train.warmup)
+    @property
+    def config(self) -> epath.Path:
+        """Returns the file of the config, which makes a folder a run directory."""
+        return self.path / "config.json"
 
-    adam = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
-    return (
-        optax.chain(optax.clip_by_global_norm(train.clip_norm), adam) if train.clip_norm else adam
-    )
+    @property
+    def data(self) -> epath.Path:
+        """Returns the file that says what the subsets that the run has used were made of."""
+        return self.path / "data.json"
 
+    @property
+    def metrics(self) -> epath.Path:
+        """Returns the log of scalars, a line of JSON for each entry."""
+        return self.path / "metrics.jsonl"
 
-def initial_state(model: nnx.Module, train: ml_collections.ConfigDict) -> State:
-    """The state before the first step; `train` is that part of the config."""
-    params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
-    return {
-        "step": jnp.zeros((), jnp.int32),
-        "params": params,
-        "stats": stats,
-        "optimizer": make_optimizer(train).init(params),
-    }
+    @property
+    def events(self) -> epath.Path:
+        """Returns the folder of the log as TensorBoard reads it."""
+        return self.path / "events"
+
+    @property
+    def profile(self) -> epath.Path:
+        """Returns the folder of the traces of profiled steps."""
+        return self.path / "profile"
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Returns the folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def damaged_checkpoints(self) -> epath.Path:
+        """Returns the folder to which damaged checkpoints are moved before they are made again."""
+        return self.path / "damaged_checkpoints"
+
+    @property
+    def real_scores(self) -> epath.Path:
+        """Returns the file of what real validation images score, from which verdicts follow."""
+        return self.path / "real_scores.json"
+
+    @property
+    def report(self) -> epath.Path:
+        """Returns the folder of the run's own report."""
+        return self.path / "report"
+
+    def evaluation(
+        self, config: ml_collections.ConfigDict, *, fake: str, real: str
+    ) -> ResultsFolder:
+        """Returns where the results on a fake and a real test subset belong.
+
+        Those on the config's own subsets are in the run directory itself, those on others in a
+        folder below it.
+        """
+        if (fake, real) == (config.data.test_fake, config.data.test_real):
+            return self
+        name = "+".join(subset.replace("/", "-") for subset in (fake, real))
+        return ResultsFolder(self._evaluations / name)
+
+    def evaluations(self) -> list[ResultsFolder]:
+        """Returns the run directory itself, then the folders of other subsets' results by name."""
+        others = sorted(self._evaluations.iterdir()) if self._evaluations.exists() else ()
+        return [self, *map(ResultsFolder, others)]
+
+    @property
+    def _evaluations(self) -> epath.Path:
+        return self.path / "evaluations"
 
 
 def load_config(run: epath.Path) -> ml_collections.ConfigDict:
-    """The config of a run directory. Raises UserError if it is not one."""
-    path = epath.Path(run) / CONFIG
+    """Returns the config of a detector's run directory. Raises UserError if it is not one."""
+    return load_stored_config(run, configuration.load)
+
+
+def load_stored_config(
+    run: epath.Path, load: Callable[[str], ml_collections.ConfigDict]
+) -> ml_collections.ConfigDict:
+    """Returns the config of a run directory, of a detector or a forger.
+
+    Args:
+      run: the run directory.
+      load: makes a config of its text.
+
+    Raises:
+      UserError: not a run directory, or what `load` raises.
+    """
+    path = RunDirectory(epath.Path(run)).config
     if not path.exists():
-        raise UserError(f"{run} is not a run directory: it has no config.json")
-    return configuration.load(read_text(path))
+        raise UserError(f"{run} is not a run directory: it has no {path.name}")
+    return load(read_text(path))
 
 
 def check(
@@ -96,7 +172,7 @@ def check(
             f"{run}: a run directory is on a disk or in gs://; choose another --workdir"
         )
     try:
-        if (run / CONFIG).exists():
+        if RunDirectory(run).config.exists():
             different = configuration.differences(load(run), config)
             if different:
                 raise UserError(
@@ -138,7 +214,7 @@ def written(
             run.mkdir(parents=True, exist_ok=True)
             held.append(locks.Lock(run))
             remove_abandoned(run)
-            write_whole(run / CONFIG, configuration.save(config))
+            write_whole(RunDirectory(run).config, configuration.save(config))
             keep_data(run, data)
         except OSError as error:
             raise UserError(f"--workdir {run}: {reason(error)}") from error
@@ -161,9 +237,10 @@ def check_not_pruned(run: epath.Path) -> None:
 
     Before the third validation is logged, the second save has begun, and so the first is complete.
     """
-    path = run / "metrics.jsonl"
+    directory = RunDirectory(run)
+    path = directory.metrics
     validations = read_text(path).count('"valid_loss"') if path.exists() else 0
-    if validations > 2 or (run / results.FILE).exists():
+    if validations > 2 or directory.results.exists():
         raise UserError(
             f"{run} has results, or a log of validations, and no checkpoint: bring its checkpoints "
             "back, or choose another --workdir"
@@ -174,11 +251,11 @@ def check_not_pruned(run: epath.Path) -> None:
 
 
 def data_of(run: epath.Path) -> dict[str, dict[str, Any]]:
-    """What the subsets that a run was trained on were made of, by their names; empty if unknown.
+    """Returns what the subsets that a run has used were made of, by their names; empty if unknown.
 
     Raises UserError for a file that cannot be read.
     """
-    path = epath.Path(run) / DATA
+    path = RunDirectory(epath.Path(run)).data
     if not path.exists():
         return {}
     kept = read_json(path)
@@ -207,24 +284,4 @@ def keep_data(run: epath.Path, data: Mapping[str, Mapping[str, Any]]) -> None:
     if not data.keys() <= data_of(run).keys():
         with locks.locked(run, locks.RESULTS, wait=True):
             text = json.dumps({**data, **data_of(run)}, indent=1, sort_keys=True) + "\n"
-            write_whole(epath.Path(run) / DATA, text)
-
-
-def load(run: epath.Path, axis_name: str | None = None) -> Trained:
-    """The best network of a run.
-
-    axis_name: over which BatchNorm is synchronized, where the network will be trained on.
-
-    Raises UserError: not a run, no checkpoint yet, or one that cannot be read.
-    """
-    config = load_config(run)
-    model = methods.blank(config, axis_name)
-    checkpoints = Checkpoints(run, keep_best=config.train.keep_best)
-    best = checkpoints.best_sound(initial_state(model, config.train))
-    if best is None:
-        raise UserError(f"{run} has no checkpoint yet")
-    step, state = best
-    params, stats = jax.tree.map(jnp.asarray, (state["params"], state["stats"]))
-    nnx.update(model, params, stats)
-    model.eval()
-    return Trained(config, model, step, checkpoints.checksum(step))
+            write_whole(RunDirectory(epath.Path(run)).data, text)

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
+from wsdl_jax.runs.directory import RunDirectory
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.storage import Staged, write_whole
 
@@ -38,22 +39,23 @@ class RunLog:
         self._writes = writes
         if not writes:
             return
-        self._run, self._failed = run, False
-        metrics = run / "metrics.jsonl"
+        self._run, self._failed = RunDirectory(run), False
+        metrics = self._run.metrics
         with contextlib.ExitStack() as closing:  # what is open, should something here raise
             kept, all_kept = _entries_until(start_step, metrics)
-            with self._told(metrics):
+            with self._naming(metrics):
                 self._staged = Staged(run)
                 closing.callback(self._close_file, run, self._staged)
-                path = self._staged.local / "metrics.jsonl"
+                path = RunDirectory(self._staged.local).metrics
                 if path != metrics or not all_kept:
                     write_whole(path, kept)
                 file = path.open("a")
                 closing.callback(self._close_file, metrics, file)
                 self._file = file
-            with self._told(run / "events"):
-                events = _Events(run / "events", self._staged.local / "events", start_step)
-                closing.callback(self._close_file, run / "events", events)
+            with self._naming(self._run.events):
+                local = RunDirectory(self._staged.local).events
+                events = _Events(self._run.events, local, start_step)
+                closing.callback(self._close_file, self._run.events, events)
                 self._events = events
             self._bar = tqdm(
                 total=total_steps,
@@ -72,10 +74,10 @@ class RunLog:
         """Records values of a step, number of steps done."""
         if not self._writes:
             return
-        with self._told(self._run / "metrics.jsonl"):
+        with self._naming(self._run.metrics):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
-        with self._told(self._run / "events"):
+        with self._naming(self._run.events):
             self._events.scalars(step, values)
 
     def progress(self, step: int, loss: float, images_per_second: float) -> None:
@@ -106,28 +108,28 @@ class RunLog:
         """Brings a run directory in a bucket up to date."""
         if not self._writes:
             return
-        with self._told(self._run / "events"):
+        with self._naming(self._run.events):
             self._events.flush()
-        with self._told(self._run):
+        with self._naming(self._run.path):
             self._staged.publish()
 
     def close(self) -> None:
         """Flushes and closes everything, even if a part of it fails."""
         if not self._writes:
             return
-        told = self._failed
+        failed_before = self._failed
         try:
             self._closing.close()
         except UserError:
-            if not told:  # a full disk is told once
+            if not failed_before:  # a full disk is reported once
                 raise
 
     def _close_file(self, path: epath.Path, file: Any) -> None:
-        with self._told(path):
+        with self._naming(path):
             file.close()
 
     @contextlib.contextmanager
-    def _told(self, path: epath.Path) -> Iterator[None]:
+    def _naming(self, path: epath.Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:

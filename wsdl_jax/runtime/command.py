@@ -1,6 +1,5 @@
 """What the commands share: flags, logging, one-line errors and exit codes."""
 
-import ctypes
 import functools
 import logging
 import os
@@ -8,12 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+from wsdl_jax.runtime import settings
 from wsdl_jax.runtime.errors import ConfigError, UserError, reason
 from wsdl_jax.runtime.interruption import is_heard
 from wsdl_jax.runtime.processes import end_with_parent
@@ -21,7 +20,6 @@ from wsdl_jax.runtime.processes import end_with_parent
 PARENT = "WSDL_JAX_PARENT"  # variable: process without which this one is not to go on
 _PARTING = 2.0  # seconds
 FAILED, USAGE = 1, 2  # exit codes; 128 + n after a signal n
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
 
 
 def _fail(error: BaseException, code: int) -> None:
@@ -66,55 +64,6 @@ def _parse(argv: Sequence[str], operands: Sequence[str]) -> list[str]:
     return rest
 
 
-def _keep_compiled_programs() -> None:
-    """In a folder of the user's, so that the next start need not compile them again.
-
-    JAX's own settings, `JAX_COMPILATION_CACHE_DIR` and so on, go first. Small programs are kept,
-    too: a start compiles dozens.
-    """
-    if jax.config.jax_compilation_cache_dir is not None:
-        return
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsdl-jax"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or one that cannot be written: as if it were empty
-        return
-    if os.access(folder, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of mallopt in glibc's malloc.h
-
-
-def keep_freed_memory() -> None:
-    """Lets the steps of a program on a CPU take the memory of the step before, with glibc.
-
-    By default glibc gives large blocks back to the system and takes them anew, empty and page by
-    page: half of the processor time of a training step on two cores. Only the main heap can grow to
-    such sizes, so all threads take from it; and steps run in the thread that calls them, or a
-    step would begin before the one before has freed its memory. To be called before JAX computes
-    for the first time.
-    """
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        return
-    libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
-    libc.free.argtypes, libc.free.restype = (ctypes.c_void_p,), None
-    libc.mallopt(_MMAP_MAX, 0)
-    libc.mallopt(_TRIM_THRESHOLD, -1)
-    libc.mallopt(_ARENA_MAX, 1)
-    # Smaller things must not settle in the space that a step leaves, or the next one needs as much
-    # again. So there is other free space that they fit better; it takes no memory until it is used.
-    spaces = []
-    for _ in range(128):
-        spaces.append(libc.malloc(2**25))
-        libc.malloc(2**12)  # never freed: keeps neighbours from becoming one
-    for space in spaces:
-        libc.free(space)
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-
-
 def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None:
     """Parses the flags and runs a command.
 
@@ -130,8 +79,7 @@ def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None
         absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
         absl_logging.set_verbosity(absl_logging.WARNING)
         logging.getLogger("wsdl_jax").setLevel(logging.INFO)
-        _keep_compiled_programs()
-        keep_freed_memory()
+        settings.set_up()
         if is_heard(signal.SIGTERM):  # what is temporary is removed on the way out
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         if (parent := os.environ.pop(PARENT, None)) is not None:
@@ -150,4 +98,5 @@ def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
 
+    flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
     app.run(guarded, flags_parser=functools.partial(_parse, operands=operands))

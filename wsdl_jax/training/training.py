@@ -252,7 +252,7 @@ class _Trace:
     """The steps that are traced, in a folder of the run directory."""
 
     def __init__(self, steps: range, run: epath.Path):
-        self._steps, self._folder = steps, run / "profile"
+        self._steps, self._folder = steps, runs.RunDirectory(run).profile
         self._staged: Staged | None = None
 
     def before(self, step: int) -> None:
