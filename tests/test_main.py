@@ -115,10 +115,10 @@ def test_the_same_command_again_only_evaluates(finished, shrunk, dolos_folder):
 # Imports take seconds: one process imports the commands, and a fork of it runs each command line.
 FORKS = """
 import json, os, runpy, sys, traceback
-import wsdl_jax.predict, wsdl_jax.report, wsdl_jax.train, wsdl_jax.command  # noqa
+import wsdl_jax.predict, wsdl_jax.report, wsdl_jax.training, wsdl_jax.runtime.command  # noqa
 for name in ("evaluate", "convert", "predict", "report"):
-    del sys.modules[f"wsdl_jax.{name}"]
-del sys.modules["wsdl_data.build"]
+    sys.modules.pop(f"wsdl_jax.{name}", None)
+sys.modules.pop("wsdl_data.build", None)
 for number, (module, *arguments) in enumerate(json.load(sys.stdin)):
     child = os.fork()
     if not child:

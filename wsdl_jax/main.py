@@ -15,11 +15,10 @@ import jax
 import ml_collections
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from wsdl_jax import configuration, convert, inputs, methods, runs
 from wsdl_jax.evaluate import evaluate
-from wsdl_jax.runtime import command, hosts
+from wsdl_jax.runtime import command, hosts, shipped_files
 from wsdl_jax.runtime.interruption import Interrupted
 from wsdl_jax.training import train
 
@@ -35,9 +34,6 @@ def default_workdir(config: ml_collections.ConfigDict) -> str:
 def main(_: list[str]) -> None:
     """The command."""
     jax.config.parse_flags_with_absl()
-    config_file, *_ = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")
-    if not epath.Path(config_file).is_file():
-        raise configuration.ConfigError(f"no config file {config_file}")
     configuration.validate(_CONFIG.value)
     configuration.check_circumstances(_CONFIG.value)
     hosts.start_by_flags()
@@ -69,7 +65,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and :variant.")
+    _CONFIG = shipped_files.define_config()
     _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default: a name under runs/.")
     _ALSO_ON = flags.DEFINE_list("also_on", [], "Further subsets of fakes to evaluate on.")
     flags.mark_flag_as_required("config")
