@@ -14,7 +14,7 @@ keeps freed memory (`TUNED`). Before anything is timed, PyTorch has loaded our w
 outputs are compared with ours.
 
 The networks are of full width on 299×299 images. "train" is the whole step with Adam; "infer" is
-scores and maps. "folder" is 32 PNG files, decoded, scored and localized: by `predict.Localizer` in
+scores and maps. "folder" is 32 PNG files, decoded, scored and localized: by `Localizer` in
 batches of 16; in PyTorch one by one, for Grad-CAM with all gradients, as the published code does
 it. On the CPU both compute in float32; on a GPU in bfloat16, PyTorch under autocast.
 """
@@ -123,8 +123,10 @@ def make_ours(work: Work) -> Callable[[], None]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from wsdl_jax import convert, evaluate, methods, predict, runs, training
+    from wsdl_jax import convert, evaluate, methods, runs, training
     from wsdl_jax.models.layers import BatchNorm
+    from wsdl_jax.prediction.images import read
+    from wsdl_jax.prediction.localizer import Localizer
     from wsdl_jax.runtime import parallel
 
     config = runpy.run_path(str(ROOT / f"configs/{work.network}.py"))["get_config"]()
@@ -145,11 +147,11 @@ def make_ours(work: Work) -> Callable[[], None]:
     np.savez(f"{work.folder}/outputs.npz", scores=found.scores, maps=found.maps)
 
     if work.kind == "folder":
-        localizer = predict.Localizer(config, model, batch=16)
+        localizer = Localizer(config, model, batch=16)
         files = work.files()
 
         def all_files() -> None:
-            images = ((f.name, predict.read(epath.Path(f), work.size**2)) for f in files)
+            images = ((f.name, read(epath.Path(f), work.size**2)) for f in files)
             views = ((name, localizer.view(image)) for name, image in images)
             for _, prediction in localizer.stream(views):
                 assert prediction.raw.ndim == 2

@@ -1,1 +1,1 @@
-"""A user's images: reading, localizing, and the folder, table and page of what is found."""
+"""A user's images: found, read, localized by a run's network, written to a folder with a page."""

@@ -1,0 +1,195 @@
+"""Localizers against the network itself, Pillow and NumPy."""
+
+import copy
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_images import SIZE, noise
+from PIL import Image
+
+from wsdl_jax import runs
+from wsdl_jax.evaluation import verdict
+from wsdl_jax.prediction.localizer import Localizer, Prediction, _Blend, _window_starts
+from wsdl_jax.runtime.errors import UserError
+
+
+def test_maps_at_the_images_own_sizes(localizer, network):
+    sizes = [(80, 80), (64, 64), (33, 150), (200, 64), (1, 1), (70, 71), (65, 66), (5, 90), (99, 2)]
+    images = [noise(*size, seed) for seed, size in enumerate(sizes)]  # more than a batch
+    found = localizer([*images, Image.fromarray(images[0])])
+    scores, maps = network([Image.fromarray(image) for image in images])
+    assert len(found) == len(images) + 1
+    for prediction, size, score, raw in zip(found, sizes, scores, maps, strict=False):
+        assert prediction.map.shape == prediction.size == size
+        assert prediction.score == prediction.probability == pytest.approx(float(score), abs=1e-5)
+        assert prediction.raw == pytest.approx(raw, abs=1e-4)
+        large = Image.fromarray(raw).resize(size[::-1], Image.Resampling.BICUBIC)
+        assert prediction.map == pytest.approx(np.asarray(large).clip(0, 1), abs=1e-4)
+        assert prediction.manipulated_share == np.mean(prediction.map > 0.5)
+    assert found[-1].score == found[0].score
+    assert localizer([]) == []
+
+
+def test_compiled_once(localizer):
+    for count in (1, 8, 11):
+        localizer([noise(20 + count, 30)] * count)
+    assert localizer._step._cache_size() == 1
+
+
+def test_manipulated_share():
+    raw = np.zeros((10, 10), np.float32)
+    raw[:, 5:] = 1
+    prediction = Prediction(3.0, 0.5, "real", raw, (40, 40), (10.0, 10.0))
+    assert prediction.manipulated_share == 0.5
+    assert prediction.map[:, :15].max() == pytest.approx(0, abs=1e-6)
+    assert prediction.map[:, 25:].min() == pytest.approx(1, abs=1e-6)
+    # On a map that is 5 columns wide for the image, which ends where the ones begin.
+    assert Prediction(0.0, 0.0, "real", raw, (40, 40), (10.0, 4.0)).manipulated_share == 0
+
+
+def test_verdict(trained, network):
+    """By the scores of the real validation images; by probability before those are known."""
+    images = [noise(40, 40, seed) for seed in range(6)]
+    scores, _ = network([Image.fromarray(image) for image in images])
+    config, model, *_ = runs.load(trained)
+    at = sorted(scores.tolist())[2]
+    margin = np.diff(sorted(scores.tolist())).min() / 2
+    localizer = Localizer(config, model, threshold=at + margin)
+    assert [p.verdict == "fake" for p in localizer(images)] == (scores > at + margin).tolist()
+    localizer = Localizer.load(trained)
+    assert localizer.threshold is None
+    assert [p.verdict == "fake" for p in localizer(images)] == (scores > 0.5).tolist()
+
+
+def test_threshold_of_a_run(trained, tmp_path):
+    run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
+    *_, step, checksum = runs.load(run)
+    verdict.save(run, (step, checksum), {}, [0.1 * n for n in range(10)])
+    for rate, threshold in ((0.0, 0.9), (0.05, 0.9), (0.1, 0.8), (0.59, 0.4)):
+        found = Localizer.load(run, false_positive_rate=rate).threshold
+        assert found == pytest.approx(threshold)
+    verdict.save(run, (step, checksum + 1), {}, [0.5])  # of a network that was replaced
+    assert Localizer.load(run).threshold is None
+
+
+def test_strips_make_the_map(monkeypatch):
+    raw = np.random.default_rng(0).random((9, 7), np.float32)
+    prediction = Prediction(0.0, 0.0, "real", raw, (101, 53), (8.25, 6.5))
+    whole = prediction.map
+    box = (0, 0, 6.5, 8.25)
+    large = Image.fromarray(raw).resize((53, 101), Image.Resampling.BICUBIC, box)
+    assert whole == pytest.approx(np.asarray(large).clip(0, 1), abs=1e-6)
+    monkeypatch.setattr("wsdl_jax.prediction.localizer._STRIP_PIXELS", 53 * 7)
+    assert [len(strip) for strip in prediction.strips()] == [7] * 14 + [3]
+    assert prediction.map == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 5), np.uint8), r"image 1 is uint8 \[4, 5\]"),
+        (np.zeros((4, 5, 3), np.float32), r"image 1 is float32 \[4, 5, 3\]"),
+        (np.zeros((0, 5, 3), np.uint8), r"image 1 is uint8 \[0, 5, 3\]"),
+        (Image.new("F", (5, 4)), "32 bits"),
+    ],
+)
+def test_what_is_no_image_is_refused(localizer, image, message):
+    with pytest.raises(ValueError, match=message):
+        localizer([noise(4, 5), image])
+
+
+def test_unknown_mode_and_no_run(trained, tmp_path):
+    with pytest.raises(UserError, match="mode 'tiles': choose from resize, tile"):
+        Localizer.load(trained, mode="tiles")
+    with pytest.raises(UserError, match="not a run directory"):
+        Localizer.load(tmp_path)
+
+
+def test_a_network_without_finite_numbers(trained, tmp_path):
+    config, model, *_ = runs.load(trained)
+    model.classifier.bias.set_value(model.classifier.bias.get_value() * np.nan)
+    with pytest.raises(UserError, match="not finite, first those of 0"):
+        Localizer(config, model, batch=8)([noise(20, 20)])
+
+
+# ----- Tiles --------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0.01, 300), st.integers(1, 75))
+def test_windows_cover_all_and_overlap_by_half(covered, window):
+    starts = _window_starts(covered, window)
+    assert starts[0] == 0
+    assert starts[-1] + window >= covered
+    assert starts[-1] + window < max(covered, window) + 1
+    assert all(0 < b - a <= max(1, window // 2) for a, b in itertools.pairwise(starts))
+
+
+@settings(max_examples=12, deadline=None)
+@given(height=st.integers(1, 200), width=st.integers(65, 200), data=st.data())
+def test_windows_show_the_image_where_they_are(tiler, height, width, data):
+    if data.draw(st.booleans()):
+        height, width = width, height
+    image = noise(height, width)
+    view = tiler.view(Image.fromarray(image))
+    pitch = SIZE / view.window
+    beyond = ((0, 2 * SIZE), (0, 2 * SIZE), (0, 0))
+    padded = np.pad(image, beyond, "symmetric")
+    for (row, column), pixels in zip(view.corners, view.pixels, strict=True):
+        top, left = round(row * pitch), round(column * pitch)
+        expected = padded[top : top + SIZE, left : left + SIZE]
+        np.testing.assert_array_equal(pixels, expected)
+
+
+def test_tiles_are_blended(tiler, network):
+    image = noise(150, 97, seed=3)
+    (found,) = tiler([image])
+    # A window has 15 cells of 64/15 pixels; the image has 35.2 × 22.7 of them.
+    rows, columns, pitch = (0, 7, 14, 21), (0, 4, 8), SIZE / 15
+    falloff = np.sin(np.pi * (np.arange(15) + 0.5) / 15) ** 2
+    weights = np.outer(falloff, falloff)
+    padded = np.pad(image, ((0, 8), (0, 8), (0, 0)), "symmetric")
+    places = list(itertools.product(rows, columns))
+    corners = [(round(row * pitch), round(column * pitch)) for row, column in places]
+    scores, parts = network(
+        [Image.fromarray(padded[y : y + SIZE, x : x + SIZE]) for y, x in corners]
+    )
+    total, weight = np.zeros((36, 23)), np.zeros((36, 23))
+    for (row, column), part in zip(places, parts, strict=True):
+        total[row : row + 15, column : column + 15] += weights * part
+        weight[row : row + 15, column : column + 15] += weights
+    assert found.raw == pytest.approx(total / weight, abs=1e-4)
+    assert found.covered == pytest.approx((150 / pitch, 97 / pitch))
+    assert found.map.shape == (150, 97)
+    assert found.score == pytest.approx(np.mean(scores), abs=1e-5)
+
+
+def test_small_images_are_not_tiled(tiler, localizer):
+    images = [noise(*size) for size in ((64, 64), (10, 64), (64, 3))]
+    for tiled, resized in zip(tiler(images), localizer(images), strict=True):
+        assert (tiled.score, tiled.size) == (resized.score, resized.size)
+        np.testing.assert_array_equal(tiled.raw, resized.raw)
+
+
+def test_tiles_of_finer_maps(tiler):
+    # The maps of Grad-CAM have the image's size: they are averaged to cells of 4 pixels.
+    finer = copy.copy(tiler)
+    finer._map_size = SIZE
+    view = finer.view(Image.fromarray(noise(64, 96)))
+    assert (view.window, view.map_size, view.corners) == (16, (16, 24), [(0, 0), (0, 8)])
+    blend = _Blend("image", view)
+    maps = np.random.default_rng(0).random((2, SIZE, SIZE), np.float32)
+    for corner, score, part in zip(view.corners, np.float32([1, 4]), maps, strict=True):
+        assert not blend.complete
+        blend.add(corner, score, np.float32(0.5), part)
+    assert blend.complete
+    found = blend.prediction(2.4)
+    left, right = maps.reshape(2, 16, 4, 16, 4).mean((2, 4))
+    assert found.raw[:, :8] == pytest.approx(left[:, :8], abs=1e-6)
+    assert found.raw[:, 16:] == pytest.approx(right[:, 8:], abs=1e-6)
+    assert (found.score, found.probability, found.verdict) == (2.5, 0.5, "fake")

@@ -1,0 +1,142 @@
+"""A user's image files: finding and reading them."""
+
+import contextlib
+import glob
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from etils import epath
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from wsdl_jax.runtime.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+
+
+def find(patterns: Sequence[str], out: epath.Path) -> dict[str, str]:
+    """Finds the files that paths of files, folders and patterns stand for, each once, in order.
+
+    A folder is searched to the bottom; hidden files and folders in it are left out, and so is
+    `out`.
+
+    Returns:
+      By path, as given or found, a name for the files that are made of the image. It is the path
+      from the folder that all files have in common, so that no two are alike.
+
+    Raises:
+      UserError: a path that is not there or cannot be listed, or nothing is left.
+    """
+    found: dict[str, str] = {}  # by absolute path
+    for pattern in patterns:
+        path = epath.Path(pattern)
+        if path.exists():
+            matches = [pattern]
+        elif "://" in pattern:
+            matches = sorted(map(str, path.parent.glob(path.name)))
+        else:
+            matches = sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            raise UserError(f"--images {pattern}: there is no such file")
+        for match in matches:
+            folder = epath.Path(match).is_dir()
+            for file in _files_of(epath.Path(match), out) if folder else [match]:
+                found.setdefault(_absolute(file), file)
+    if not found:
+        raise UserError(f"--images {' '.join(patterns)}: no files in there")
+    root = os.path.commonpath([os.path.dirname(path) for path in found])
+    return {file: os.path.relpath(path, root) for path, file in found.items()}
+
+
+def _absolute(path: str) -> str:
+    return f"/{path.replace('://', '/')}" if "://" in path else os.path.abspath(path)
+
+
+def _files_of(folder: epath.Path, out: epath.Path) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise UserError(f"{folder} cannot be listed: {error}") from error
+
+    for parent, folders, files in folder.walk(on_error=fail):
+        shown = [name for name in folders if not name.startswith(".")]
+        # In place: this decides where the walk goes on.
+        folders[:] = sorted(n for n in shown if _absolute(str(parent / n)) != _absolute(str(out)))
+        yield from (str(parent / name) for name in sorted(files) if not name.startswith("."))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image of any mode as 8-bit RGB, turned upright as its EXIF orientation says.
+
+    16 bits are scaled to 8, and what is transparent is laid over white. Raises ValueError for
+    pixels of 32 bits, whose range is not known.
+    """
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would clip; for colours it takes the high byte too
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, of unknown range")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+def read(
+    path: epath.Path, max_pixels: int, reserve: Callable[[int], None] | None = None
+) -> Image.Image:
+    """Reads the image of a file, of several the first, as `to_rgb` makes it.
+
+    Args:
+      path: of the file.
+      max_pixels: more are taken for a decompression bomb. Pillow's own limit is to be switched off,
+        see `pillow_without_its_limit`.
+      reserve: called once the file's header has told the image's size, before it is decoded, with
+        the number of pixels that decoding takes. A transparent image counts four times, as it is
+        laid over white by copies of it with four channels. What the function raises is taken for a
+        fault of the file.
+
+    Raises:
+      ValueError: the file is no image of `FORMATS`, is damaged, or has too many pixels. The text is
+        the reason, without the file's name.
+    """
+    try:
+        # etils takes a pipe for a file, and opening one would wait for its writer.
+        if not (path.is_file() if "://" in str(path) else os.path.isfile(path)):
+            raise ValueError("not a file")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise ValueError("empty")
+            file.seek(0)
+            image = Image.open(file, formats=FORMATS)
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"{image.width}×{image.height} pixels, taken for a decompression bomb: the "
+                    f"limit is {max_pixels / 1e6:.0f} megapixels"
+                )
+            if reserve is not None:
+                reserve(image.width * image.height * (4 if image.has_transparency_data else 1))
+            image.load()
+            return to_rgb(image)
+    except UnidentifiedImageError as error:
+        raise ValueError("not a PNG, JPEG, WebP, TIFF or BMP image") from error
+    # Decoders raise what a damaged file leads them to: OSError, SyntaxError, struct.error, …
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ValueError(" ".join(str(reason or error or type(error).__name__).split())) from error
+
+
+@contextlib.contextmanager
+def pillow_without_its_limit() -> Iterator[None]:
+    """Switches off Pillow's limit of pixels, as `read` has its own, and its warnings.
+
+    They are about parts of a file, like a broken EXIF block, without which an image can be shown.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit

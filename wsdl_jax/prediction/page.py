@@ -1,0 +1,41 @@
+"""index.html: the table of a user's images as a page, with small pictures."""
+
+import html
+import importlib.resources
+import os
+import urllib.parse
+
+from wsdl_jax.prediction import table
+
+
+def render(rows: list[table.Row], mode: str, rule: str) -> str:
+    """Returns the page: one table, without scripts, and without anything that is not beside it.
+
+    Args:
+      rows: of the images.
+      mode: of the localizer, "resize" or "tile".
+      rule: by what images are called fake, in words.
+    """
+    import jinja2  # which takes long, and is not needed by those who only import the localizer
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["text"] = lambda text: Markup(html.escape(table.printable(text)))
+    source = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
+    return environment.from_string(source).render(
+        summary=f"{table.verdict_counts(rows)}. Mode: {mode}. Called fake: {rule}. "
+        "Bright is manipulated.",
+        rows=rows,
+        link=_link,
+    )
+
+
+def _link(row: table.Row, folder: str, suffix: str) -> str:
+    """Returns the address of an image's file in a folder beside the page."""
+    return urllib.parse.quote(os.fsencode(f"{folder}/{row.name}.{suffix}"))
