@@ -132,8 +132,8 @@ def test_a_dataset_of_ones_own_is_a_source(method, setup):
 
 
 def recipes() -> dict[tuple[str, str], dict[str, str]]:
-    """The table of recipes in the README, by method and setup."""
-    lines = (CONFIGS.parent / "README.md").read_text().splitlines()
+    """The table of recipes in the README of the configs, by method and setup."""
+    lines = (CONFIGS / "README.md").read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("| recipe |"))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:]]
     head, _, *body = itertools.takewhile(lambda row: len(row) > 1, rows)
