@@ -59,10 +59,15 @@ def blocks() -> list[Block]:
     ]
 
 
+def without_blocks(text: str) -> str:
+    """A text without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 @functools.cache
 def prose(page: str) -> str:
     """The text of a page without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    return without_blocks(PAGES[page])
 
 
 def inline(page: str) -> list[str]:
@@ -70,9 +75,9 @@ def inline(page: str) -> list[str]:
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(page))]
 
 
-def anchors(page: str) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page, or of its beginning."""
+    headings = re.findall(r"^#+ (.*)$", without_blocks(text), re.MULTILINE)
     return {
         re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-")
         for heading in headings
@@ -94,7 +99,15 @@ def test_links_lead_somewhere(page):
         assert linked.exists(), f"{page} links to {target}"
         if anchor:
             readme = linked.relative_to(REPOSITORY).as_posix()
-            assert anchor in anchors(readme), f"{page} links to {target}"
+            assert anchor in anchors(PAGES[readme]), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_below_is_further_down(page):
+    text = PAGES[page]
+    for found in re.finditer(r"\[(?:see )?(below|above)\]\(#([\w-]+)\)", text):
+        is_above = found[2] in anchors(text[: found.start()])
+        assert is_above == (found[1] == "above"), f"{page}: {found[0]}"
 
 
 @pytest.mark.parametrize("page", PAGES)
