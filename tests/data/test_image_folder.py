@@ -27,8 +27,8 @@ from sklearn.metrics import roc_auc_score
 
 from wsdl_data import build
 from wsdl_data.image_folder import listing
-from wsdl_jax import report
 from wsdl_jax.evaluate import robustness
+from wsdl_jax.reporting.page import report
 
 REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("train", "valid", "test")
@@ -607,7 +607,7 @@ def test_without_masks_there_is_detection_alone(
     assert "image_folder/bare_fake, without masks" in text and "iou_lg" not in text
     stored = robustness(epath.Path(run), "gamma", [2])
     assert stored["points"][0]["iou_lg"] is None and stored["points"][0]["auc"] is not None
-    report.report([epath.Path(run)], epath.Path(run / "report"))
+    report([epath.Path(run)], epath.Path(run / "report"))
     page = (run / "report/index.html").read_text()
     assert "without masks" in page and "no mask</div>" in page
     titles = re.findall(r"<figcaption>(.*?)</figcaption>", page)

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import html
 import html.parser
-import io
 import json
 import re
 import shutil
@@ -15,16 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from PIL import Image
-from sklearn.metrics import average_precision_score, precision_score, recall_score
+from report_pages import Cards, table_rows
+from sklearn.metrics import average_precision_score
 
-from wsdl_jax import evaluate, inputs, methods, report, runs
-from wsdl_jax.evaluation import metrics, summary
-from wsdl_jax.report import Prediction
+from wsdl_jax import evaluate, inputs, runs
+from wsdl_jax.evaluation import metrics
+from wsdl_jax.reporting import gallery
+from wsdl_jax.reporting.evaluated_runs import read
+from wsdl_jax.reporting.page import report
+from wsdl_jax.reporting.tables import settings, tables
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 
@@ -46,115 +47,18 @@ def pair(evaluated: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 def page(pair: list[epath.Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report of both, all test images shown."""
     out = tmp_path_factory.mktemp("page") / "compared"
-    report.report(pair, epath.Path(out), count=1000)
+    report(pair, epath.Path(out), count=1000)
     return out
-
-
-def table_rows(run: epath.Path) -> list[dict[str, str]]:
-    with (run / "predictions.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-class Cards(html.parser.HTMLParser):
-    """The cards of a page: attributes, and the files and texts in them."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.cards: list[dict[str, Any]] = []
-        self.scripts = 0
-        self._inside = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.scripts += tag == "script"
-        if tag == "article":
-            self._inside = True
-            self.cards.append({**attributes, "images": [], "text": ""})
-        elif tag == "img" and self._inside:
-            self.cards[-1]["images"].append((attributes["alt"], attributes["src"]))
-
-    def handle_endtag(self, tag):
-        self._inside = self._inside and tag != "article"
-
-    def handle_data(self, data):
-        if self._inside:
-            self.cards[-1]["text"] += data
-
-
-def predictions(count: int, seed: int) -> dict[str, list[Prediction]]:
-    rng = np.random.default_rng(seed)
-    scores = rng.integers(0, 12, 2 * count) / 12 + np.repeat([0, 0.2], count)  # with ties
-    return {
-        "real": [Prediction(k, f"r{k}", float(scores[k]), None, None) for k in range(count)],
-        "fake": [
-            Prediction(k, f"f{k}", float(scores[count + k]), float(rng.random()), rng.random())
-            for k in range(count)
-        ],
-    }
-
-
-def test_precision_and_recall():
-    rows = predictions(40, 0)
-    recall, precision, ap = report.precision_recall(rows)
-    labels = [0] * 40 + [1] * 40
-    scores = np.array([row.score for side in ("real", "fake") for row in rows[side]])
-    assert ap == pytest.approx(average_precision_score(labels, scores))
-    assert (np.diff(recall) >= 0).all()
-    got = {(round(r, 9), round(p, 9)) for r, p in zip(recall, precision, strict=True)}
-    expected = {
-        tuple(round(f(labels, scores >= t), 9) for f in (recall_score, precision_score))
-        for t in scores
-    }
-    assert got <= {*expected, (0, 1)} and len(got) > 5
-    # Nothing that bends the curve is left out.
-    recalls, precisions = np.array(sorted(expected)).T
-    best = [max(p for q, p in expected if q >= r) for r in recalls]
-    drawn = [max(p for q, p in got if q >= r - 1e-9) for r in recalls]
-    np.testing.assert_allclose(drawn, best, atol=1e-8)
-    assert len(precisions) >= len(got) - 1
-
-
-@pytest.mark.parametrize("count", [1, 5, 8, 51])
-def test_iou_by_size(count):
-    rows = predictions(count, count)["fake"]
-    shares, ious = report.iou_by_size(rows)
-    assert len(shares) == min(8, count) and (np.diff(shares) > 0).all()
-    # Groups of numbers that differ by one at most, in order: their means add up to the whole.
-    order = np.argsort([row.share for row in rows])
-    limits = np.linspace(0, count, len(shares) + 1)
-    for share, iou, low, high in zip(shares, ious, limits, limits[1:], strict=False):
-        sizes = [(int(np.floor(low)), int(np.ceil(high))), (int(np.ceil(low)), int(np.floor(high)))]
-        (a, d), (b, c) = sizes
-        inner = [rows[k].share for k in order[b:c]]
-        outer = [rows[k].share for k in order[a:d]]
-        assert min(outer) - 1e-12 <= share <= max(outer) + 1e-12
-        if (a, d) == (b, c):
-            assert share == pytest.approx(np.mean(inner))
-            assert iou == pytest.approx(np.mean([rows[k].iou for k in order[a:d]]))
-
-
-def test_chosen_are_the_best_the_worst_and_others():
-    rows = predictions(90, 1)
-    places = report.chosen(rows, 27)
-    ious = np.array([row.iou for row in rows["fake"]])
-    scores = np.array([row.score for row in rows["real"]])
-    assert {*np.argsort(ious)[:6], *np.argsort(ious)[-6:], 0, 89} <= set(places["fake"])
-    assert 12 <= len(places["fake"]) <= 18 and len(places["real"]) <= 9
-    high = sorted(scores)[-3]
-    assert sum(scores[k] >= high for k in places["real"]) >= 3
-    every = report.chosen(rows, 1000)
-    assert every == {"fake": list(range(90)), "real": list(range(90))}
 
 
 def test_the_table_has_the_results(pair, page):
     first, second = (json.loads((run / "results.json").read_text()) for run in pair)
-    own, other = report.tables(report.read(pair))
-    assert [row[0] for row in own["rows"]] == [
+    own, other = tables(read(pair))
+    assert [row.name for row in own.rows] == [
         *("one/run", "two/run", "all real", "all fake", "random", "guessing")
     ]
-    for row, stored in zip(own["rows"], (first, second), strict=False):
-        cells = dict(zip(own["head"], (text for text, _ in row[2]), strict=True))
+    for row, stored in zip(own.rows, (first, second), strict=False):
+        cells = dict(zip(own.head, (cell.text for cell in row.cells), strict=True))
         for name in (*metrics.LOCALIZATION, "auc", "balanced_accuracy"):
             assert cells[name] == f"{stored[name]:.1f}"
         assert cells["ap"] == f"{stored['ap']:.1f} ± {stored['ap_2sd']:.1f}"
@@ -164,33 +68,33 @@ def test_the_table_has_the_results(pair, page):
         points = {p["threshold"]: p["iou_lg"] for p in stored["iou_by_threshold"]}
         assert iou == pytest.approx(max(points.values()), abs=0.05)
         assert points[threshold] == max(points.values())
-    for (name, colour, cells), stored in zip(own["rows"][2:5], [first] * 3, strict=True):
+    for (name, colour, cells), stored in zip(own.rows[2:5], [first] * 3, strict=True):
         assert colour is None
         for figure, (text, best) in zip(metrics.LOCALIZATION, cells, strict=False):
             assert text == f"{stored['trivial'][name][figure]:.1f}" and not best
-    assert "celebahq_repaint_p2_9k" in other["title"] and other["rows"][0][0] == "two/run"
+    assert "celebahq_repaint_p2_9k" in other.title and other.rows[0].name == "two/run"
     text = (page / "index.html").read_text()
     assert f"{first['iou_lg']:.1f}" in text and "celebahq_repaint_p2_9k" in text
 
 
 def test_trivial_figures_that_differ_are_a_range(pair):
-    one, two = report.read(pair)
+    one, two = read(pair)
     changed = json.loads(json.dumps(two.results[0]))
     changed["trivial"]["random"]["iou_sm"] = one.results[0]["trivial"]["random"]["iou_sm"] + 10
-    own, _ = report.tables([one, two._replace(results=[changed, *two.results[1:]])])
-    cells = dict(zip(own["head"], own["rows"][4][2], strict=True))
+    own, _ = tables([one, two._replace(results=[changed, *two.results[1:]])])
+    cells = dict(zip(own.head, own.rows[4].cells, strict=True))
     low = one.results[0]["trivial"]["random"]["iou_sm"]
     assert cells["iou_sm"][0] == f"{low:.1f}–{low + 10:.1f}"
 
 
 def test_config(pair, evaluated):
-    one, two = report.read(pair)
-    assert report.settings([one, two]) == []
-    fields = dict(report.settings([one]))
+    one, two = read(pair)
+    assert settings([one, two]) == []
+    fields = dict(settings([one]))
     assert fields["method"] == ["patches"] and fields["data.real"] == ["dolos/celebahq_real"]
     config = runs.load_config(evaluated)
     config.train.learning_rate = 0.25
-    rows = report.settings([one, two._replace(config=config)])
+    rows = settings([one, two._replace(config=config)])
     assert rows == [("train.learning_rate", ["0.01", "0.25"])]
 
 
@@ -236,82 +140,6 @@ def test_cards_show_what_was_measured(page, pair, dolos_folder):
                 assert f"data-iou{run}" not in card and "IoU" not in card["text"]
 
 
-def test_maps_are_the_networks(pair, dolos_folder):
-    fakes = sorted((dolos_folder / "celebahq/fake/repaint-p2/images/test").iterdir())
-    trained = runs.load(pair[0])
-    test = evaluate.load(pair[0])
-    places = [2, 3, 9]
-    found = list(report._maps(test, "fake", places))
-    assert [place for place, _, _ in found] == places
-    resized = [
-        Image.open(fakes[place]).convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)
-        for place in places
-    ]
-    images = jnp.asarray(np.stack(resized).astype(np.float32) / 127.5 - 1)
-    method = methods.from_config(trained.config)
-    localized = method.localize(trained.model, images)
-    expected = np.asarray(localized.maps)
-    np.testing.assert_allclose([score for _, score, _ in found], localized.scores, rtol=1e-4)
-    differences = np.abs(expected[:, None] - expected[None]).max((2, 3))[~np.eye(3, dtype=bool)]
-    got = np.stack([localization_map for _, _, localization_map in found])
-    assert np.abs(got - expected).max() < differences.min() / 10  # each is of its own image
-
-
-def test_pictures(evaluated, dolos_folder, tmp_path, monkeypatch):
-    drawn = np.random.default_rng(0).random((11, 5, 6)).astype(np.float32)
-
-    def maps(_, side: str, places: list[int]) -> Iterator:
-        scores = [float(row["score"]) for row in table_rows(evaluated) if row["label"] == side]
-        yield from ((place, scores[place], drawn[place]) for place in places)
-
-    monkeypatch.setattr(report, "_maps", maps)
-    report.report([evaluated], epath.Path(tmp_path / "out"), count=100)
-    cards = Cards((tmp_path / "out" / "index.html").read_text()).cards
-    name = "dolos/celebahq_repaint_p2 00004.png"
-    card = next(card for card in cards if card["data-name"] == name)
-    assert [alt for alt, _ in card["images"]] == [
-        *("image", "true mask", "map", "map over the image")
-    ]
-    pictures = []
-    for _, source in card["images"]:
-        with Image.open(tmp_path / "out" / source) as picture:
-            pictures.append(picture.copy())
-    image, mask, heat, overlay = pictures
-    path = dolos_folder / "celebahq/fake/repaint-p2/images/test/00004.png"
-    with Image.open(path) as file:
-        source = file.convert("RGB")
-    with Image.open(str(path).replace("/images/", "/masks/")) as file:
-        disk = np.asarray(file)[..., 0]
-    assert image.size == mask.size == heat.size == overlay.size == source.size
-    assert np.abs(np.asarray(image, int) - np.asarray(source, int)).mean() < 6  # JPEG
-    np.testing.assert_array_equal(np.asarray(mask.convert("L")) == 255, disk != 255)
-    large = Image.fromarray(drawn[4]).resize(source.size, Image.Resampling.BICUBIC)
-    values = np.asarray(large).clip(0, 1)
-    np.testing.assert_allclose(np.asarray(heat), 255 * values, atol=0.51)  # indices of its palette
-    colours = summary.colour(np.asarray(heat) / 255)
-    np.testing.assert_array_equal(np.asarray(heat.convert("RGB")), colours)
-    opacity = 0.65 * values[..., None]
-    expected = (1 - opacity) * np.asarray(source) + opacity * colours
-    assert np.abs(np.asarray(overlay, float) - expected).mean() < 8  # JPEG twice
-
-
-def test_large_images_are_made_smaller(tmp_path):
-    rng = np.random.default_rng(0)
-    files = {}
-    for feature, array in (
-        ("image", rng.integers(0, 256, (500, 1000, 3)).astype(np.uint8)),
-        ("mask", (rng.random((500, 1000)) < 0.3).astype(np.uint8)),
-    ):
-        file = io.BytesIO()
-        Image.fromarray(array).save(file, "PNG")
-        files[feature] = file.getvalue()
-    row = Prediction(3, "a.png", 0.5, 0.3, 0.1)
-    card = report._card(row, {**files, "key": b"a.png"}, "fake", "some/subset", tmp_path)
-    for name in (card.image, card.mask):
-        with Image.open(tmp_path / name) as picture:
-            assert picture.size == (384, 192)
-
-
 def test_nothing_is_fetched(page):
     text = (page / "index.html").read_text()
     assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(https?:)?//", text)
@@ -326,12 +154,12 @@ def test_a_run_without_pictures_and_curves(evaluated, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["data"]["dir"] = str(tmp_path / "gone")
     (run / "config.json").write_text(json.dumps(config))
-    report.report([run], run / "report", count=0)
+    report([run], run / "report", count=0)
     text = (run / "report" / "index.html").read_text()
     assert "Training" not in text and "Gallery" not in text and "<script" not in text
     assert {path.name for path in (run / "report").iterdir()} == {"index.html", storage.MANIFEST}
     with pytest.raises(UserError, match="is not prepared in"):
-        report.report([run], run / "other")
+        report([run], run / "other")
     assert not (run / "other").exists()
 
 
@@ -362,7 +190,7 @@ def evil_run(evaluated: epath.Path, folder: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_names_are_escaped(evaluated, tmp_path, monkeypatch):
     run = evil_run(evaluated, tmp_path, monkeypatch)
-    report.report([run], epath.Path(tmp_path / "out"), count=6)
+    report([run], epath.Path(tmp_path / "out"), count=6)
     text = (tmp_path / "out" / "index.html").read_text()
     assert "<img src=x" not in text and text.count("</script>") == 1
     parsed = Cards(text)
@@ -433,7 +261,7 @@ def test_what_cannot_be_reported_on(evaluated, tmp_path, what, message):
     run = epath.Path(shutil.copytree(evaluated, tmp_path / "run"))
     broken(run, what)
     with pytest.raises(UserError, match=message) as caught:
-        report.report([run], run / "report", count=3)
+        report([run], run / "report", count=3)
     assert "\n" not in str(caught.value)
     assert not list(Path(run).glob("*report*"))
 
@@ -443,18 +271,21 @@ def test_folders_that_are_not_replaced(evaluated, tmp_path):
     notes.mkdir()
     (notes / "index.html").write_text("<p>mine")
     (tmp_path / "file").write_text("mine")
-    for out, told in ((notes, "is there and is no report: move"), (tmp_path / "file", "is a file")):
-        with pytest.raises(UserError, match=told):
-            report.report([evaluated], epath.Path(out), count=0)
+    for out, message in (
+        (notes, "is there and is no report: move"),
+        (tmp_path / "file", "is a file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            report([evaluated], epath.Path(out), count=0)
     assert (notes / "index.html").read_text() == "<p>mine"
     with pytest.raises(UserError, match="given twice"):
-        report.report([evaluated, evaluated], epath.Path(tmp_path / "out"), count=0)
+        report([evaluated, evaluated], epath.Path(tmp_path / "out"), count=0)
 
 
 def test_a_report_is_replaced_as_a_whole(evaluated, tmp_path, monkeypatch):
     out = epath.Path(tmp_path / "out")
     (tmp_path / "out").mkdir()  # an empty folder is as good as none
-    report.report([evaluated], out, count=3)
+    report([evaluated], out, count=3)
     before = {path: path.read_bytes() for path in Path(out).rglob("*") if path.is_file()}
     assert len(before) > 5
 
@@ -464,17 +295,17 @@ def test_a_report_is_replaced_as_a_whole(evaluated, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with monkeypatch.context() as context:
-        context.setattr(report, "_maps", interrupted)
+        context.setattr(gallery, "_maps", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            report.report([evaluated], out, count=3)
+            report([evaluated], out, count=3)
     assert {p: p.read_bytes() for p in Path(out).rglob("*") if p.is_file()} == before
     # What a user has put there stays, and so does the report.
     (tmp_path / "out/notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"out/notes.txt is not of the report that .*out is"):
-        report.report([evaluated], out, count=0)
+        report([evaluated], out, count=0)
     (tmp_path / "out/notes.txt").unlink()
     assert {p: p.read_bytes() for p in Path(out).rglob("*") if p.is_file()} == before
-    report.report([evaluated], out, count=0)
+    report([evaluated], out, count=0)
     assert {path.name for path in out.iterdir()} == {"index.html", storage.MANIFEST}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -631,7 +462,7 @@ def contrast(browser: Any, selector: str) -> float:
 
 def test_dangerous_names_in_a_browser(chromium, evaluated, tmp_path, monkeypatch):
     run = evil_run(evaluated, tmp_path, monkeypatch)
-    report.report([run], epath.Path(tmp_path / "out"), count=6)
+    report([run], epath.Path(tmp_path / "out"), count=6)
     chromium.get((tmp_path / "out" / "index.html").as_uri())
     assert chromium.title == run.name
     cards = chromium.find_elements("css selector", "#cards .card")

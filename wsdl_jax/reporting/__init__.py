@@ -1,1 +1,1 @@
-"""Reports: results of runs as tables, curves, a gallery and a page."""
+"""Runs and their results: tables, curves, a gallery of test images, on one page."""

@@ -1,0 +1,131 @@
+"""The figures of runs, and their settings, as tables of text."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from wsdl_jax import configuration, evaluate
+from wsdl_jax.evaluation import metrics, summary
+from wsdl_jax.reporting.evaluated_runs import EvaluatedRun
+
+DETECTION = ("ap", "auc", "balanced_accuracy")
+
+
+class Cell(NamedTuple):
+    """A cell of a table: its text, and whether its figure is the best of several runs."""
+
+    text: str
+    best: bool = False
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+      name: of the run or the baseline.
+      colour: the run's number; None for a baseline.
+      cells: one for each column.
+    """
+
+    name: str
+    colour: int | None
+    cells: list[Cell]
+
+
+class Table(NamedTuple):
+    """The figures of runs on one pair of test subsets.
+
+    Attributes:
+      title: says what the test images are.
+      head: names of the columns.
+      rows: of the runs, then of the baselines.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[Row]
+
+
+def tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
+    """Returns a table for each pair of test subsets, with every run that was tested on it.
+
+    The trivial maps are scored at each run's own map size: where runs differ, the cell has the
+    least and the largest figure.
+    """
+    tested: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
+    for number, run in enumerate(all_runs):
+        for results in run.results:
+            names = results["test_fake"], results["test_real"]
+            tested.setdefault(names, []).append((number, results))
+    none = Cell("–")
+    made = []
+    for (fake, real), entries in tested.items():
+        of_runs = [results for _, results in entries]
+        rows = [
+            Row(all_runs[number].name, number, _cells(results, of_runs))
+            for number, results in entries
+        ]
+        for name in evaluate.TRIVIAL:
+            cells = [
+                Cell(_range([results["trivial"][name][figure] for results in of_runs]))
+                for figure in metrics.LOCALIZATION
+            ]
+            rows.append(Row(name, None, [*cells, *[none] * (len(DETECTION) + 2)]))
+        chance = [Cell("50.0")] * len(DETECTION)
+        cells = [*[none] * len(metrics.LOCALIZATION), *chance, none, none]
+        rows.append(Row("guessing", None, cells))
+        title = (
+            f"{of_runs[0]['fake_images']} images of {fake} ({summary.masks(of_runs[0])}) and "
+            f"{of_runs[0]['real_images']} of {real}"
+        )
+        head = (*metrics.LOCALIZATION, *DETECTION, "called fake", "best iou_lg")
+        made.append(Table(title, head, rows))
+    return made
+
+
+def _cells(results: dict[str, Any], of_runs: list[dict[str, Any]]) -> list[Cell]:
+    """Returns a run's row.
+
+    Args:
+      results: of the run.
+      of_runs: of all runs in the table.
+    """
+    cells = []
+    for name in (*metrics.LOCALIZATION, *DETECTION):
+        text = summary.figure(results[name])
+        if name == "ap":
+            text += f" ± {results['ap_2sd']:.1f}"
+        known = [other[name] for other in of_runs if other[name] is not None]
+        cells.append(Cell(text, len(known) > 1 and results[name] == max(known)))
+    above = (summary.figure(results[f"{side}_above"]) for side in ("fake", "real"))
+    cells.append(Cell(" / ".join(above)))
+    if results["iou_lg"] is None:  # no masks
+        return [*cells, Cell("–")]
+    at = max(results["iou_by_threshold"], key=lambda point: point["iou_lg"])
+    return [*cells, Cell(f"{at['iou_lg']:.1f} at {at['threshold']:.2f}")]
+
+
+def _range(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    low, high = summary.figure(min(known)), summary.figure(max(known))
+    return low if low == high else f"{low}–{high}"
+
+
+def settings(all_runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:
+    """Returns (field, its value in each run's config): all fields of one run, of several those that
+    differ.
+    """
+    essences = [dict(configuration.essence(run.config)) for run in all_runs]
+    rows = []
+    for field in essences[0]:
+        values = [_plain(essence[field]) for essence in essences]
+        if len(values) == 1 or len(set(values)) > 1:
+            rows.append((field, values))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "–"
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
