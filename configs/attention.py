@@ -5,25 +5,24 @@
         --config.init.path=xcp_reg.tar
 
 Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
-leave_out=… (see `set_data`).
+leave_out=… (see `configuration.set_data`).
 
 The default (portraits, setup a) takes 1:50 min on two CPU cores, compilation included, once the
 portraits are there (4:53 min more), and reaches AP 77.2, iou_lg 5.6 (the all-fake map: 17.5).
 """
 
+from wsdl_data import catalogue
 from wsdl_jax import configuration
 
 
 def get_config(arg: str | None = None):
     """The config of a variant. Raises ConfigError for one that does not exist."""
-    variant = configuration.variant(arg)
-    config = configuration.base()
-    config.method = "attention"
-    configuration.set_data(config, **variant)
-    if variant["source"] == "portraits":
+    config, variant = configuration.start("attention", arg)
+    source = catalogue.source(variant["source"])
+    if source.is_small:
         _laptop(config)
     else:
-        _paper(config, variant["source"])
+        _paper(config, source)
     return config
 
 
@@ -46,4 +45,4 @@ def _paper(config, source):
     else:
         config.data.mask_resize = "bilinear"
         config.train.learning_rate = 3e-4
-        config.train.epochs = 30 if source == "ffhq" else 15
+        config.train.epochs = 30 if source.is_cross_dataset else 15

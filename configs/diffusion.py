@@ -10,14 +10,13 @@ and --config.data.image_size=….
 """
 
 from wsdl_jax.diffusion import configuration
-from wsdl_jax.runtime.errors import ConfigError
+from wsdl_jax.runtime import variants
+from wsdl_jax.runtime.variants import Variant
 
 
 def get_config(arg: str | None = None):
     """The config of a variant. Raises ConfigError for one that does not exist."""
-    key, _, part = (arg or "part=pixel").partition("=")
-    if key != "part" or part not in configuration.PARTS:
-        raise ConfigError(f"config variant {arg!r} is not part={'|'.join(configuration.PARTS)}")
+    part = variants.parse(arg, (Variant("part", configuration.PARTS, "pixel"),))["part"]
     config = configuration.base()
     config.part = part
     # 12,000 portraits, none of which is in the dataset of seed 0 that the forger is used on.

@@ -5,22 +5,21 @@
         --config.init.path=legacy_xception.tf_in1k.safetensors
 
 Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
-leave_out=… (see `set_data`).
+leave_out=… (see `configuration.set_data`).
 
 The default (portraits, setup a) takes 1:58 min on two CPU cores, compilation included, once the
 portraits are there (4:53 min more), and reaches AP 74.9, iou_lg 3.1 (the all-fake map: 17.5).
 """
 
+from wsdl_data import catalogue
 from wsdl_jax import configuration
 
 
 def get_config(arg: str | None = None):
     """The config of a variant. Raises ConfigError for one that does not exist."""
-    variant = configuration.variant(arg)
-    config = configuration.base()
-    config.method = "grad_cam"
-    configuration.set_data(config, **variant)
-    if variant["source"] == "portraits":
+    config, variant = configuration.start("grad_cam", arg)
+    source = catalogue.source(variant["source"])
+    if source.is_small:
         _laptop(config)
     elif config.supervision == "weak":
         _paper_weak(config)

@@ -5,27 +5,26 @@
     python -m wsdl_jax.main --config configs/patches.py:setup=c,source=celebahq,leave_out=lama
 
 Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
-leave_out=… (see `set_data`).
+leave_out=… (see `configuration.set_data`).
 
 The default (portraits, setup a) takes 3:28 min on two CPU cores, compilation included, once the
 portraits are there (4:53 min more), and reaches AP 97.8, iou_lg 53.5 (the all-fake map: 17.5).
 """
 
+from wsdl_data import catalogue
 from wsdl_jax import configuration
 
 
 def get_config(arg: str | None = None):
     """The config of a variant. Raises ConfigError for one that does not exist."""
-    variant = configuration.variant(arg)
-    config = configuration.base()
-    config.method = "patches"
-    configuration.set_data(config, **variant)
-    if variant["source"] == "portraits":
+    config, variant = configuration.start("patches", arg)
+    source = catalogue.source(variant["source"])
+    if source.is_small:
         _laptop(config)
     elif config.supervision == "weak":
         _paper_weak(config)
     else:
-        _paper_full(config, leave_one_out="leave_out" in variant)
+        _paper_full(config, leave_one_out=variant["leave_out"] is not None)
     return config
 
 

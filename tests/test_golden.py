@@ -8,25 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden import weights
+from golden import weights as golden
 from sklearn.metrics import average_precision_score
 
-from wsdl_jax import convert
+from wsdl_jax import weights
 from wsdl_jax.evaluation import metrics
 from wsdl_jax.methods import objectives
 from wsdl_jax.methods.explanation import grad_cam
 
-GOLDEN = pathlib.Path(weights.__file__).parent
+GOLDEN = pathlib.Path(golden.__file__).parent
 OUTPUTS = np.load(GOLDEN / "outputs.npz")
 GRADIENT_NORMS = json.loads((GOLDEN / "grad_norms.json").read_text())
-IMAGES = jnp.asarray(weights.images())
+IMAGES = jnp.asarray(golden.images())
 LABELS = jnp.array([0, 1])
 TOLERANCE = 1e-4  # relative to the largest entry
 
 
 def network(layout: str) -> nnx.Module:
     """A network in evaluation mode with the weights of a published layout."""
-    return convert.from_torch(weights.state_dict(layout), layout.partition("-block")[0])
+    return weights.from_torch(golden.state_dict(layout), layout.partition("-block")[0])
 
 
 def close(actual, expected) -> None:
@@ -61,7 +61,7 @@ class Training:
         """Norms of the gradient of loss(outputs), by the parameters' PyTorch names."""
         (gradient,) = self._pull_back(jax.grad(loss)(self.outputs))
         nnx.update(self.model, gradient)  # now each variable holds its gradient
-        named = convert.torch_names(self.model)
+        named = weights.torch_names(self.model)
         params = {id(v) for _, v in nnx.iter_graph(self.model) if isinstance(v, nnx.Param)}
         return {
             name: float(jnp.linalg.norm(variable[...].ravel()))
@@ -93,7 +93,7 @@ def test_patches(depth):
 
 def test_patches_training():
     training = Training("dolos-patches-block2")
-    targets = jnp.asarray(weights.masks(2, 37))
+    targets = jnp.asarray(golden.masks(2, 37))
 
     def weak(out):
         return objectives.patches_weak(out.map_logits, LABELS)
@@ -116,7 +116,7 @@ def test_attention():
 
 def test_attention_training():
     training = Training("ffd-attention")
-    targets = jnp.asarray(weights.masks(2, 19))
+    targets = jnp.asarray(golden.masks(2, 19))
 
     def label_loss(out):
         return objectives.image_cross_entropy(out.image_logits, LABELS)
@@ -161,17 +161,15 @@ def test_grad_cam_full():
 
 @pytest.mark.parametrize("size", [37, 19])
 def test_localization_figures(size):
-    masks = weights.full_masks().astype(np.uint8)
-    figures = [
-        metrics.localization(m, t) for m, t in zip(weights.maps(6, size), masks, strict=True)
-    ]
+    masks = golden.full_masks().astype(np.uint8)
+    figures = [metrics.localization(m, t) for m, t in zip(golden.maps(6, size), masks, strict=True)]
     names = ["iou_lg", "iou_sm", "pbca_lg", "pbca_sm"]
     actual = np.array([[figure[name] for name in names] for figure in figures])
     np.testing.assert_allclose(actual, OUTPUTS[f"evaluation/{size}"], rtol=TOLERANCE)
 
 
 def test_average_precision():
-    real, fake = weights.scores()
+    real, fake = golden.scores()
     labels = np.r_[np.zeros(len(real)), np.ones(len(fake))]
     every = average_precision_score(labels, np.r_[real, fake])
     np.testing.assert_allclose(every, OUTPUTS["evaluation/ap_all"], rtol=TOLERANCE)

@@ -9,6 +9,7 @@ flags or config, 130 and 143 stopped by SIGINT (Ctrl-C) and SIGTERM with everyth
 """
 
 import logging
+import re
 import sys
 
 import jax
@@ -16,7 +17,7 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from wsdl_jax import configuration, convert, inputs, methods, runs
+from wsdl_jax import configuration, inputs, methods, runs, weights
 from wsdl_jax.evaluate import evaluate
 from wsdl_jax.runtime import command, hosts, shipped_files
 from wsdl_jax.runtime.interruption import Interrupted
@@ -26,9 +27,13 @@ log = logging.getLogger("wsdl_jax")
 
 
 def default_workdir(config: ml_collections.ConfigDict) -> str:
-    """runs/METHOD-SETUP-FAKE, by what is trained on."""
-    fakes = "+".join(name.replace("/", "-") for name in config.data.fake)
-    return f"runs/{config.method}-{config.setup}-{fakes}"
+    """Returns runs/METHOD-SETUP-FAKE, by what is trained on, with what else the variant changes.
+
+    Setup and subsets of fakes tell all variants of the data apart.
+    """
+    fakes = "+".join(config.data.fake)
+    parts = filter(None, (config.method, config.setup, fakes, config.variant))
+    return f"runs/{re.sub('[/:,]', '-', '-'.join(parts))}"
 
 
 def main(_: list[str]) -> None:
@@ -45,7 +50,7 @@ def main(_: list[str]) -> None:
     runs.check(run, config)
     if config.init.path and not runs.RunDirectory(run).config.exists():
         path = epath.Path(config.init.path)
-        convert.start(methods.blank(config, None), path, config.init.layout)
+        weights.start(methods.blank(config, None), path, config.init.layout)
     hosts.first(lambda: inputs.prepare(config, _ALSO_ON.value))
     # Where the others have disks of their own.
     hosts.each(lambda: inputs.prepare(config, _ALSO_ON.value))

@@ -14,7 +14,8 @@ In its portraits form the generator is `regrain`, which is learned in few steps.
 The portraits form took 33 minutes of processor time, with images of 128×128 pixels.
 """
 
-from wsdl_jax import configuration, sweep
+from wsdl_data import catalogue
+from wsdl_jax import methods, sweep
 
 SPREAD = 3  # seeds of the default
 
@@ -22,21 +23,21 @@ SPREAD = 3  # seeds of the default
 def get_sweep(arg: str | None = None):
     """The runs of a variant. Raises ConfigError for one that does not exist."""
     variant = sweep.variant(arg, source=("portraits", "celebahq"), imagenet=None, ffd=None)
-    source, small = variant["source"], variant["source"] == "portraits"
-    weights = {"patches": None, "grad_cam": variant["imagenet"], "attention": variant["ffd"]}
+    source, small = variant["source"], catalogue.source(variant["source"]).is_small
+    weights = {"timm-xception": variant["imagenet"], "ffd-attention": variant["ffd"]}
 
     def run(name, seed, method="patches", setup="a", **fields):
         overrides = {"seed": seed}
         if small:
             overrides["train.epochs"] = 6 if setup == "b" else 3
-        if weights[method]:
-            overrides["init.path"] = weights[method]
+        if file := weights.get(methods.get(method).starts_from):
+            overrides["init.path"] = file
         overrides |= {field.replace("__", "."): value for field, value in fields.items()}
         config = f"configs/{method}.py:setup={setup},source={source}"
         return name, config + (",generator=regrain" if small else ""), overrides
 
     for seed in range(variant["seeds"]):
-        for method in configuration.METHODS:
+        for method in methods.names():
             yield run(f"method/{method}", seed, method)
         for depth in (1, 2, 3):
             yield run(f"block/{depth}", seed, model__depth=depth)

@@ -10,7 +10,8 @@ reduced to the 96×96 of those that are tested on.
 The portraits form took 8 minutes of processor time, with images of 128×128 pixels.
 """
 
-from wsdl_jax import configuration, sweep
+from wsdl_data import catalogue
+from wsdl_jax import methods, sweep
 
 OTHER = "-128px"
 
@@ -19,15 +20,17 @@ def get_sweep(arg: str | None = None):
     """The runs of a variant. Raises ConfigError for one that does not exist."""
     variant = sweep.variant(arg, source=("portraits", "ffhq"))
     source = variant["source"]
+    is_small = catalogue.source(source).is_small
     for seed in range(variant["seeds"]):
-        for setup in configuration.SETUPS:
+        for setup in methods.SETUPS:
             overrides = {"seed": seed}
             config = f"configs/patches.py:setup={setup},source={source}"
-            if source == "portraits":
+            if is_small:
                 config += ",generator=regrain"
-                fake = "portraits/regrain" + ("_full" if setup == "a" else "") + OTHER
-                overrides["data.real"] = () if setup == "c" else ("portraits/real" + OTHER,)
-                overrides["data.fake"] = (fake,)
+                subsets = catalogue.source(source).subsets(setup, "regrain")
+                real, fake = ((subset + OTHER,) for (subset,) in (subsets.real, subsets.fake))
+                overrides["data.real"] = () if setup == "c" else real
+                overrides["data.fake"] = fake
                 overrides["train.epochs"] = 6 if setup == "b" else 3
-            name = source + (OTHER if source == "portraits" else "")
+            name = source + (OTHER if is_small else "")
             yield f"{name}/{setup}", config, overrides

@@ -9,22 +9,22 @@ Variants: source=portraits|celebahq, seeds=N.
 The portraits form takes about 20 minutes on two CPU cores with nothing else to do.
 """
 
-from wsdl_jax import configuration, sweep
+from wsdl_data import catalogue
+from wsdl_jax import sweep
 
 
 def get_sweep(arg: str | None = None):
     """The runs of a variant. Raises ConfigError for one that does not exist."""
-    variant = sweep.variant(arg, source=("portraits", "celebahq"))
+    variant = sweep.variant(arg, source=catalogue.compared_sources())
     source = variant["source"]
-    generators = configuration.COMPARED[source]
-    prefix = {"portraits": "portraits/", "celebahq": "dolos/celebahq_"}[source]
-    tested = [prefix + generator for generator in generators]
+    subsets = catalogue.source(source).comparison
+    tested = list(subsets.values())
     for seed in range(variant["seeds"]):
         overrides = {"seed": seed}
-        if source == "portraits":
+        if catalogue.source(source).is_small:
             overrides["train.epochs"] = 8
         config = f"configs/patches.py:setup=c,source={source}"
-        for one in generators:
+        for one in subsets:
             yield f"single/{one}", f"{config},generator={one}", overrides, tested
-        for one in generators:
+        for one in subsets:
             yield f"leave-one-out/without-{one}", f"{config},leave_out={one}", overrides, tested

@@ -10,19 +10,19 @@ paper's Grad-CAM and Attention start.
 The portraits form takes about 22 minutes on two CPU cores with nothing else to do.
 """
 
-from wsdl_jax import configuration, sweep
+from wsdl_jax import methods, sweep
 
 
 def get_sweep(arg: str | None = None):
     """The runs of a variant. Raises ConfigError for one that does not exist."""
     variant = sweep.variant(arg, source=("portraits", "celebahq"), imagenet=None, ffd=None)
     source = variant["source"]
-    weights = {"patches": None, "grad_cam": variant["imagenet"], "attention": variant["ffd"]}
+    weights = {"timm-xception": variant["imagenet"], "ffd-attention": variant["ffd"]}
     for seed in range(variant["seeds"]):
-        for method in configuration.METHODS:
-            for setup in configuration.SETUPS:
+        for method in methods.names():
+            for setup in methods.get(method).setups:
                 overrides = {"seed": seed}
-                if weights[method]:
-                    overrides["init.path"] = weights[method]
+                if file := weights.get(methods.get(method).starts_from):
+                    overrides["init.path"] = file
                 config = f"configs/{method}.py:setup={setup},source={source}"
                 yield f"{method}/{setup}", config, overrides

@@ -345,7 +345,7 @@ def test_refusals_name_field_and_value(path, value):
         ("data.test_fake", None, "patches", None, "test_fake"),
         ("data.test_real", None, "patches", None, "test_real"),
         ("loss.location", "max", "patches", "setup=c", "loss.location"),
-        ("init.layout", "xception", "grad_cam", None, "choose from dolos-patches, ffd-attention"),
+        ("init.layout", "xception", "grad_cam", None, "choose from dolos-patches, timm-xception"),
         ("loss.location", "average", "attention", None, "loss.location"),
         ("method", None, "patches", None, "config.method"),
     ],
@@ -359,6 +359,21 @@ def test_impossible_combinations(path, value, method, arg, named):
 def test_a_config_without_a_method_is_refused():
     with pytest.raises(ConfigError, match=r"config\.method = None: choose from patches, "):
         configuration.validate(configuration.base())
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("gan", "choose from patches, grad_cam, attention, MODULE:NAME"),
+        ("no_such_module:METHOD", "no method no_such_module:METHOD: No module named"),
+        ("wsdl_jax.methods.patches:NONE", "has no attribute 'NONE'"),
+        ("math:pi", "is of float, where a wsdl_jax.methods.Definition is needed"),
+    ],
+)
+def test_methods_that_do_not_exist(method, reason):
+    with pytest.raises(ConfigError, match=rf"^config\.method = '{method}': .*{reason}") as raised:
+        configuration.validate(invalid("method", method))
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["", "5", "a:b", "0:3", "3:3", "5:2", "1:2:3"])
@@ -480,7 +495,7 @@ def test_where_and_how_fast_data_is_read_is_no_difference():
 def test_what_would_do_harm_or_nothing_is_refused(fields, told):
     config = configuration.base()
     config.update_from_flattened_dict(fields)
-    with pytest.raises(configuration.ConfigError, match=told):
+    with pytest.raises(ConfigError, match=told):
         configuration.check_circumstances(config)
     # A run that was trained so before stays readable.
     config.method, config.data.fake, config.data.test_fake = "patches", ("a/b",), "a/c"

@@ -96,7 +96,11 @@ def test_without_a_folder_everything_works(tmp_path: Path):
 
 
 def test_ctrl_c_is_an_exit_code():
-    code = "from wsdl_jax.runtime import command\ndef main(_): raise KeyboardInterrupt\ncommand.run(main)"
+    code = (
+        "from wsdl_jax.runtime import command\n"
+        "def main(_): raise KeyboardInterrupt\n"
+        "command.run(main)"
+    )
     done = execute(code)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 

@@ -16,14 +16,13 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
-from golden import weights
+from golden import weights as golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
-from wsdl_jax import configuration, convert, inputs, methods, runs, training
-from wsdl_jax.convert import NETWORKS, WeightsError
+from wsdl_jax import configuration, inputs, methods, runs, training, weights
 from wsdl_jax.evaluate import evaluate
 from wsdl_jax.models.attention import Attention
 from wsdl_jax.models.fcn import FCN
@@ -31,18 +30,21 @@ from wsdl_jax.models.patches import Patches
 from wsdl_jax.models.xception import ImageClassifier, Trunk
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.weights import WeightsError
 
-LAYOUTS = json.loads((pathlib.Path(weights.__file__).parent / "layouts.json").read_text())
+LAYOUTS = json.loads((pathlib.Path(golden.__file__).parent / "layouts.json").read_text())
 PUBLISHED = {name: name.partition("-block")[0] for name in LAYOUTS}
 # What the published FCN carries and does not use.
 UNUSED = tuple(f"xcp_backbone.{part}." for part in ("block12", "conv3", "bn3", "conv4", "bn4"))
 NARROW = 0.05
 
+NETWORKS = {name: layout.network for name, layout in methods.layouts().items()}
+
 
 @functools.cache
 def published(name: str) -> dict[str, np.ndarray]:
     """Tensors of a published layout. Not to be changed."""
-    return weights.state_dict(name)
+    return golden.state_dict(name)
 
 
 @functools.cache
@@ -50,7 +52,7 @@ def narrow(layout: str) -> nnx.Module:
     """A narrow network with random weights and statistics. Not to be changed."""
     model = NETWORKS[layout](width=NARROW, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
-    for variable in convert.torch_names(model).values():
+    for variable in weights.torch_names(model).values():
         if len(variable.shape) > 1:
             fan_in = np.prod(variable.shape[:-1])
             value = rng.uniform(-1, 1, variable.shape) * np.sqrt(3 / fan_in)
@@ -62,7 +64,7 @@ def narrow(layout: str) -> nnx.Module:
 
 
 def narrow_tensors(layout: str = "dolos-patches") -> dict[str, np.ndarray]:
-    return convert.to_torch(narrow(layout), layout)
+    return weights.to_torch(narrow(layout), layout)
 
 
 def values(model: nnx.Module) -> dict[Any, np.ndarray]:
@@ -88,13 +90,19 @@ def one_line(raised: pytest.ExceptionInfo) -> str:
 # ----- Arrays -----------------------------------------------------------------------------------
 
 
-def test_layouts_are_those_of_the_configs():
-    assert tuple(NETWORKS) == configuration.LAYOUTS
+def test_published_layouts():
+    """Each belongs to one method, and is told from the others by a tensor that it alone has."""
+    assert set(NETWORKS) == {*PUBLISHED.values()}
+    registered = [kind for name in methods.names() for kind in methods.get(name).layouts]
+    assert len(registered) == len(NETWORKS)
+    signs = {kind.sign: kind.name for kind in registered}
+    for layout in NETWORKS:
+        assert {signs[s] for s in signs.keys() & narrow_tensors(layout).keys()} == {layout}
 
 
 def test_every_value_has_its_place():
     source = published("dolos-patches-block1")
-    model = convert.from_torch(source, "dolos-patches")
+    model = weights.from_torch(source, "dolos-patches")
     trunk = model.trunk
     for kernel, name in [
         (trunk.conv1.kernel, "conv1.weight"),
@@ -129,10 +137,10 @@ def test_every_value_has_its_place():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_published_tensors_come_back(name):
     source = published(name)
-    model = convert.from_torch(source, PUBLISHED[name])
-    names = convert.torch_names(model)
+    model = weights.from_torch(source, PUBLISHED[name])
+    names = weights.torch_names(model)
     assert len({id(v) for v in names.values()}) == len(names) == len(values(model))
-    back = convert.to_torch(model, PUBLISHED[name])
+    back = weights.to_torch(model, PUBLISHED[name])
     assert {k: list(v.shape) for k, v in back.items()} == LAYOUTS[name]
     for key, tensor in back.items():
         if key.endswith("num_batches_tracked"):
@@ -144,7 +152,7 @@ def test_published_tensors_come_back(name):
 
 @pytest.mark.parametrize("layout", NETWORKS)
 def test_networks_come_back(layout):
-    model = convert.from_torch(narrow_tensors(layout), layout)
+    model = weights.from_torch(narrow_tensors(layout), layout)
     assert_equal(model, narrow(layout))
     assert model.trunk.norm1.use_running_average  # in evaluation mode
 
@@ -161,10 +169,11 @@ def test_width_and_depth_are_read_from_the_arrays(width, network):
     kwargs = {"depth": depth} if depth else {}
     shapes = nnx.eval_shape(lambda: kind(width=width, **kwargs, rngs=nnx.Rngs(0)))
     tensors = {
-        place.name: np.zeros(place.torch_shape(), np.float16) for place in convert._places(shapes)
+        place.name: np.zeros(place.torch_shape(), np.float16)
+        for place in weights.layout_of(shapes).places(shapes)
     }
     layout = next(layout for layout, other in NETWORKS.items() if other is kind)
-    model = convert.from_torch(tensors, layout)
+    model = weights.from_torch(tensors, layout)
     kinds = (nnx.Param, nnx.BatchStat)
     expected = dict(nnx.to_flat_state(nnx.state(shapes, kinds)))
     assert {k: v.shape for k, v in values(model).items()} == {
@@ -175,27 +184,27 @@ def test_width_and_depth_are_read_from_the_arrays(width, network):
 @pytest.mark.parametrize("width", [0.125, 0.25, 0.5, 1.0])
 def test_widths_of_the_configs_come_back(width):
     model = Patches(width=width, rngs=nnx.Rngs(0))
-    tensors = convert.to_torch(model, "dolos-patches")
-    assert convert.from_torch(tensors, "dolos-patches").trunk.width == width
+    tensors = weights.to_torch(model, "dolos-patches")
+    assert weights.from_torch(tensors, "dolos-patches").trunk.width == width
 
 
 def test_two_dimensional_pointwise_kernels():
     four = published("dolos-patches-block2")
     two = {k: v[:, :, 0, 0] if v.shape[2:] == (1, 1) else v for k, v in four.items()}
     assert sum(v.ndim == 2 for v in two.values()) == 7
-    assert_equal(*(convert.from_torch(tensors, "dolos-patches") for tensors in (four, two)))
+    assert_equal(*(weights.from_torch(tensors, "dolos-patches") for tensors in (four, two)))
 
 
 def test_prefix_of_data_parallel():
     tensors = narrow_tensors()
     wrapped = {f"module.{name}": tensor for name, tensor in tensors.items()}
-    assert_equal(convert.from_torch(wrapped, "dolos-patches"), narrow("dolos-patches"))
+    assert_equal(weights.from_torch(wrapped, "dolos-patches"), narrow("dolos-patches"))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, jnp.bfloat16])
 def test_other_precisions_become_float32(dtype):
     source = {k: v.astype(dtype) for k, v in narrow_tensors().items()}
-    model = convert.from_torch(source, "dolos-patches")
+    model = weights.from_torch(source, "dolos-patches")
     assert {value.dtype for value in values(model).values()} == {np.dtype("float32")}
     np.testing.assert_array_equal(
         model.trunk.norm1.mean[...], source["bn1.running_mean"].astype(np.float32)
@@ -211,7 +220,7 @@ def test_a_head_for_other_classes_is_dropped(head, caplog):
         source["fc.bias"] = np.ones(1000, np.float32)
     else:
         del source["fc.weight"], source["fc.bias"]
-    model = convert.from_torch(source, "timm-xception")
+    model = weights.from_torch(source, "timm-xception")
     assert "fc is not for two classes" in caplog.text
     linear = ("top", "linear")
     expected = values(narrow("timm-xception"))
@@ -220,12 +229,12 @@ def test_a_head_for_other_classes_is_dropped(head, caplog):
             assert 0 < np.abs(value).max() <= features**-0.5  # PyTorch's initialization
         else:
             np.testing.assert_array_equal(value, expected[path])
-    assert_equal(model, convert.from_torch(source, "timm-xception"))
+    assert_equal(model, weights.from_torch(source, "timm-xception"))
 
 
 def refused(tensors: dict[str, np.ndarray], layout: str = "dolos-patches") -> str:
     with pytest.raises(WeightsError) as raised:
-        convert.from_torch(tensors, layout)
+        weights.from_torch(tensors, layout)
     return one_line(raised)
 
 
@@ -285,7 +294,7 @@ def test_tensors_of_other_kinds_are_named():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_another_layout_is_told(name):
     tensors = {k: np.zeros(shape, np.float32) for k, shape in LAYOUTS[name].items()}
-    assert convert.detect(tensors) == PUBLISHED[name]
+    assert weights.detect(tensors) == PUBLISHED[name]
     for layout in NETWORKS.keys() - {PUBLISHED[name]}:
         assert refused(tensors, layout) == (
             f"these tensors are in layout {PUBLISHED[name]}, not {layout}"
@@ -295,14 +304,14 @@ def test_another_layout_is_told(name):
 def test_unknown_layouts():
     assert refused(narrow_tensors(), "xception").startswith("layout 'xception': choose from dolos-")
     with pytest.raises(WeightsError, match="layout 'xception': choose from"):
-        convert.to_torch(narrow("dolos-patches"), "xception")
+        weights.to_torch(narrow("dolos-patches"), "xception")
     with pytest.raises(WeightsError, match="Patches is not of layout ffd-attention but of dolos-p"):
-        convert.to_torch(narrow("dolos-patches"), "ffd-attention")
+        weights.to_torch(narrow("dolos-patches"), "ffd-attention")
     trunk = nnx.eval_shape(lambda: Trunk(1, rngs=nnx.Rngs(0)))
     with pytest.raises(WeightsError, match=r"Trunk is not of layout ffd-attention$"):
-        convert.to_torch(trunk, "ffd-attention")
+        weights.to_torch(trunk, "ffd-attention")
     with pytest.raises(TypeError, match="no PyTorch layout is known for Trunk"):
-        convert.torch_names(trunk)
+        weights.torch_names(trunk)
 
 
 # ----- The same as PyTorch ------------------------------------------------------------------------
@@ -352,7 +361,7 @@ def test_three_training_steps_are_pytorchs(torch):
     config = configuration.base()
     config.method, config.supervision, config.model.width = "patches", "full", NARROW
     method = methods.from_config(config)
-    model = convert.from_torch(narrow_tensors(), "dolos-patches")
+    model = weights.from_torch(narrow_tensors(), "dolos-patches")
     model.train()
     state = runs.initial_state(model, config.train)
     step = training.make_train_step(method, model, runs.make_optimizer(config.train), seed=0)
@@ -373,7 +382,7 @@ def test_three_training_steps_are_pytorchs(torch):
         assert float(metrics["loss"][0]) == pytest.approx(loss.item(), rel=1e-4)
     nnx.update(model, state["params"], state["stats"])
     theirs = {k: v.numpy() for k, v in network.state_dict().items()}
-    trained = values(convert.from_torch(theirs, "dolos-patches"))
+    trained = values(weights.from_torch(theirs, "dolos-patches"))
     far = []
     for path, value in values(model).items():
         if path[-1] in ("mean", "var"):
@@ -398,19 +407,19 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 
 def test_safetensors(tmp_path):
     path = epath.Path(tmp_path / "new" / "weights.safetensors")
-    convert.write(narrow_tensors(), path)
-    same(convert.read(path), narrow_tensors())
+    weights.write(narrow_tensors(), path)
+    same(weights.read(path), narrow_tensors())
     assert [p.name for p in path.parent.iterdir()] == ["weights.safetensors"]
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".tar"])
 def test_pytorch_files(torch, tmp_path, suffix):
     path = epath.Path(tmp_path / f"weights{suffix}")
-    convert.write(narrow_tensors(), path)
+    weights.write(narrow_tensors(), path)
     content = torch.load(path, weights_only=True)
     content = content["net"] if suffix == ".tar" else content
     same({k: v.numpy() for k, v in content.items()}, narrow_tensors())
-    same(convert.read(path), narrow_tensors())
+    same(weights.read(path), narrow_tensors())
 
 
 @pytest.mark.parametrize("wrapper", ["net", "state_dict", "model"])
@@ -420,7 +429,7 @@ def test_wrapped_pytorch_files(torch, tmp_path, wrapper, new_format):
     state_dict = {k: torch.from_numpy(v) for k, v in narrow_tensors().items()}
     content = {wrapper: state_dict, "epoch": 3}
     torch.save(content, path, _use_new_zipfile_serialization=new_format)
-    same(convert.read(path), narrow_tensors())
+    same(weights.read(path), narrow_tensors())
 
 
 def test_half_precision_files(torch, tmp_path):
@@ -430,14 +439,14 @@ def test_half_precision_files(torch, tmp_path):
         {k: v.astype(jnp.bfloat16) for k, v in narrow_tensors().items() if v.ndim},
         tmp_path / "weights.safetensors",
     )
-    pair = [convert.read(epath.Path(tmp_path / f"weights.{s}")) for s in ("pth", "safetensors")]
-    assert_equal(*(convert.from_torch(tensors, "dolos-patches") for tensors in pair))
+    pair = [weights.read(epath.Path(tmp_path / f"weights.{s}")) for s in ("pth", "safetensors")]
+    assert_equal(*(weights.from_torch(tensors, "dolos-patches") for tensors in pair))
 
 
 def unreadable(path: pathlib.Path, match: str) -> None:
     before = sorted(path.parent.iterdir())
     with pytest.raises(WeightsError, match=match) as raised:
-        convert.read(epath.Path(path))
+        weights.read(epath.Path(path))
     assert str(path) in one_line(raised)
     assert sorted(path.parent.iterdir()) == before
 
@@ -466,7 +475,7 @@ def test_code_in_a_file_is_not_run(torch, tmp_path):
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
 def test_truncated_files(torch, tmp_path, suffix, share):
     whole, path = epath.Path(tmp_path / f"whole{suffix}"), tmp_path / f"part{suffix}"
-    convert.write(narrow_tensors(), whole)
+    weights.write(narrow_tensors(), whole)
     content = whole.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     unreadable(path, "cannot be read|no PyTorch file, or a damaged one|is no PyTorch file")
@@ -498,26 +507,26 @@ def test_without_pytorch(tmp_path, monkeypatch):
     (tmp_path / "weights.pth").write_bytes(b"anything")
     unreadable(tmp_path / "weights.pth", r"pip install 'wsdl-jax\[torch\]', or use \.safetensors")
     with pytest.raises(WeightsError, match=r"new\.tar .*use \.safetensors"):
-        convert.write(narrow_tensors(), epath.Path(tmp_path / "new.tar"))
+        weights.write(narrow_tensors(), epath.Path(tmp_path / "new.tar"))
 
 
 def test_files_that_cannot_be_written(tmp_path, monkeypatch):
     path = epath.Path(tmp_path / "weights.safetensors")
     path.write_text("mine")
     with pytest.raises(WeightsError, match="is there already"):
-        convert.write(narrow_tensors(), path)
+        weights.write(narrow_tensors(), path)
     assert path.read_text() == "mine"
     with pytest.raises(WeightsError, match=r"must end in \.safetensors, \.pth, \.pt or \.tar"):
-        convert.write(narrow_tensors(), epath.Path(tmp_path / "weights.npz"))
+        weights.write(narrow_tensors(), epath.Path(tmp_path / "weights.npz"))
     with pytest.raises(WeightsError, match="cannot be written"):
-        convert.write(narrow_tensors(), path / "below.safetensors")
+        weights.write(narrow_tensors(), path / "below.safetensors")
 
     def full(self, target):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(pathlib.Path, "rename", full)
     with pytest.raises(WeightsError, match=r"other\.safetensors cannot be written: No space"):
-        convert.write(narrow_tensors(), epath.Path(tmp_path / "other.safetensors"))
+        weights.write(narrow_tensors(), epath.Path(tmp_path / "other.safetensors"))
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
@@ -536,7 +545,7 @@ def files(tmp_path) -> dict[str, epath.Path]:
 @pytest.mark.parametrize("layout", NETWORKS)
 def test_a_run_of_a_file(files, layout, tmp_path):
     run = epath.Path(tmp_path / "runs" / "new")
-    convert.make_run(files[layout], layout, run)
+    weights.make_run(files[layout], layout, run)
     assert {path.name for path in run.iterdir()} == {"config.json", "checkpoints"}
     assert [path.name for path in run.parent.iterdir()] == ["new"]
     config, model, step, _ = runs.load(run)
@@ -544,7 +553,7 @@ def test_a_run_of_a_file(files, layout, tmp_path):
     assert (config.setup, step) == ("c" if layout == "dolos-grad-cam-full" else "a", 0)
 
 
-@pytest.mark.parametrize("setup", configuration.SETUPS)
+@pytest.mark.parametrize("setup", methods.SETUPS)
 @pytest.mark.parametrize("layout", NETWORKS)
 def test_a_run_is_tested_as_the_recipe_is(files, layout, setup, tmp_path):
     run = epath.Path(tmp_path / "run")
@@ -553,11 +562,13 @@ def test_a_run_is_tested_as_the_recipe_is(files, layout, setup, tmp_path):
         ("dolos-grad-cam-full", "a"),
         ("dolos-grad-cam-full", "b"),
     }:
-        with pytest.raises(UserError, match=f"setup {setup}: the .* the network of Grad-CAM's"):
-            convert.make_run(files[layout], layout, run, setup)
+        with pytest.raises(
+            UserError, match=f"setup {setup}: networks of layout {layout} are trained in"
+        ):
+            weights.make_run(files[layout], layout, run, setup)
         assert not run.exists()
         return
-    convert.make_run(files[layout], layout, run, setup)
+    weights.make_run(files[layout], layout, run, setup)
     config = runs.load_config(run)
     name = {"dolos-patches": "patches", "ffd-attention": "attention"}.get(layout, "grad_cam")
     recipe = published_config(name, setup)
@@ -576,7 +587,7 @@ def published_config(method: str, setup: str):
 def test_a_run_is_evaluated(files, data_dir, tmp_path):
     """Its scores are those of the network itself on the same images."""
     run = epath.Path(tmp_path / "run")
-    convert.make_run(files["dolos-patches"], "dolos-patches", run)
+    weights.make_run(files["dolos-patches"], "dolos-patches", run)
     stored = evaluate(run, data_dir=str(data_dir))
     config = runs.load_config(run)
     config.data.dir = str(data_dir)
@@ -598,19 +609,19 @@ def test_folders_and_files_that_are_refused(files, tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     source = files["dolos-patches"]
     with pytest.raises(UserError, match=f"{tmp_path} is there already"):
-        convert.make_run(source, "dolos-patches", epath.Path(tmp_path))
+        weights.make_run(source, "dolos-patches", epath.Path(tmp_path))
     with pytest.raises(UserError, match=f"{source} is a file"):
-        convert.make_run(source, "dolos-patches", source)
+        weights.make_run(source, "dolos-patches", source)
     run = epath.Path(tmp_path / "run")
     with pytest.raises(UserError, match=rf"^{source}: these tensors are in layout dolos-patches"):
-        convert.make_run(source, "timm-xception", run)
+        weights.make_run(source, "timm-xception", run)
 
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with pytest.raises(UserError, match=rf"^{run} cannot be written: No space left on device"):
-        convert.make_run(source, "dolos-patches", run)
+        weights.make_run(source, "dolos-patches", run)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -619,7 +630,7 @@ def test_a_head_for_other_classes_makes_no_run(tmp_path):
     path = epath.Path(tmp_path / "imagenet.safetensors")
     save_file(tensors, path)
     with pytest.raises(WeightsError, match=r"not for two classes.*--config\.init\.path") as raised:
-        convert.make_run(path, "timm-xception", epath.Path(tmp_path / "run"))
+        weights.make_run(path, "timm-xception", epath.Path(tmp_path / "run"))
     assert str(path) in one_line(raised)
     assert [p.name for p in tmp_path.iterdir()] == ["imagenet.safetensors"]
 
@@ -654,7 +665,7 @@ TRANSFERS = {
 def test_what_is_shared_is_taken(files, case):
     layout, network, depth = case
     model = fresh(network, **({} if depth is None else {"depth": depth}))
-    new = convert.start(model, files[layout], layout=None)
+    new = weights.start(model, files[layout], layout=None)
     assert new == TRANSFERS[case]
     source = values(narrow(layout))
     for path, value in values(model).items():
@@ -666,9 +677,9 @@ def test_what_is_shared_is_taken(files, case):
 
 def test_a_run_is_a_start(files, tmp_path):
     run = epath.Path(tmp_path / "run")
-    convert.make_run(files["ffd-attention"], "ffd-attention", run)
+    weights.make_run(files["ffd-attention"], "ffd-attention", run)
     model = fresh(Attention)
-    assert convert.start(model, run, layout=None) == []
+    assert weights.start(model, run, layout=None) == []
     assert_equal(model, narrow("ffd-attention"))
 
 
@@ -677,7 +688,7 @@ def test_a_dropped_head_stays_as_it_was(tmp_path):
     save_file(tensors, tmp_path / "imagenet.safetensors")
     model = fresh(ImageClassifier)
     path = epath.Path(tmp_path / "imagenet.safetensors")
-    assert convert.start(model, path, "timm-xception") == ["top.linear"]
+    assert weights.start(model, path, "timm-xception") == ["top.linear"]
     assert (model.top.linear.kernel[...] == 7).all()
     np.testing.assert_array_equal(
         model.top.norm4.var[...], narrow("timm-xception").top.norm4.var[...]
@@ -698,12 +709,12 @@ def test_starts_that_do_not_fit(files, tmp_path):
     ]:
         model = fresh(network)
         with pytest.raises(UserError, match=match) as raised:
-            convert.start(model, epath.Path(path), layout)
+            weights.start(model, epath.Path(path), layout)
         assert str(path) in one_line(raised)
         assert all((value == 7).all() for value in values(model).values())
     model = fresh(Patches, width=0.25)
     with pytest.raises(UserError, match=r"of width 0\.\d+, where config\.model\.width = 0\.25"):
-        convert.start(model, files["dolos-patches"], None)
+        weights.start(model, files["dolos-patches"], None)
 
 
 def test_training_starts_from_a_file(files, real_config, tmp_path, caplog):
@@ -756,4 +767,4 @@ def test_there_and_back(files, tmp_path):
     assert f"{run}: attention of {file}, to be evaluated as setup b" in done.stderr
     done = command(run, layout, "--out", str(back))
     assert done.returncode == 0, done.stderr
-    same(convert.read(epath.Path(back)), narrow_tensors("ffd-attention"))
+    same(weights.read(epath.Path(back)), narrow_tensors("ffd-attention"))

@@ -3,36 +3,23 @@
 from wsdl_jax.configuration.fields import (
     CHOICES,
     CIRCUMSTANCES,
-    COMPARED,
-    LAYOUTS,
-    METHODS,
-    OWN,
-    SETUPS,
-    SOURCES,
     base,
     check_circumstances,
     differences,
     essence,
     for_devices,
     leaves,
-    load,
     profiled_steps,
-    save,
-    set_data,
     validate,
-    variant,
 )
+from wsdl_jax.configuration.start import set_data, start, variant
+from wsdl_jax.configuration.stored import FORMAT, load, save
 from wsdl_jax.runtime.errors import ConfigError
 
 __all__ = [
     "CHOICES",
     "CIRCUMSTANCES",
-    "COMPARED",
-    "LAYOUTS",
-    "METHODS",
-    "OWN",
-    "SETUPS",
-    "SOURCES",
+    "FORMAT",
     "ConfigError",
     "base",
     "check_circumstances",
@@ -44,6 +31,7 @@ __all__ = [
     "profiled_steps",
     "save",
     "set_data",
+    "start",
     "validate",
     "variant",
 ]

@@ -1,24 +1,20 @@
 """The fields of a config, with units and defaults; what cannot be run is refused here, by name.
 
-A config file in configs/ starts from `base()`, sets what its method and its variant need, and
-returns it locked, so that a misspelt override fails.
+A config file in configs/ starts from `start` or `base`, sets what its method and its variant need,
+and returns it locked, so that a misspelt override fails.
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from wsdl_jax import methods
 from wsdl_jax.runtime.errors import ConfigError
 
-METHODS = ("patches", "grad_cam", "attention")
-SETUPS = ("a", "b", "c")
-LAYOUTS = ("dolos-patches", "ffd-attention", "timm-xception", "dolos-grad-cam-full")
 CHOICES: dict[str, tuple[str, ...]] = {
-    "method": METHODS,
-    "setup": SETUPS,
+    "setup": methods.SETUPS,
     "supervision": ("weak", "full"),
     "data.resize": ("bilinear", "lanczos"),
     "data.mask_resize": ("nearest", "bilinear"),
@@ -29,38 +25,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.scaling": ("none", "linear"),
     "parallel.backend": ("shard_map", "pmap"),
 }
-# Where and how fast the data is read: a run may be continued with other values.
-CIRCUMSTANCES = ("data.dir", "data.manual_dir", "data.workers", "data.cache", "profile")
-
-# Fake subsets of each source: those of fully generated images, and those with masks. All masked
-# subsets of Dolos are tested on CelebA-HQ, the only part with test images.
-_GENERATORS: dict[str, dict[str, tuple[str, ...]]] = {
-    "portraits": {
-        "full": ("ddpm", "regrain", "upsample"),
-        "partial": (
-            *("ddpm_repaint", "latent_ddpm", "telea", "navier_stokes"),
-            *("regrain", "upsample"),
-        ),
-    },
-    "celebahq": {
-        "full": ("p2",),
-        "partial": ("repaint_p2", "repaint_p2_9k", "ldm", "lama", "pluralistic"),
-    },
-    "ffhq": {"full": ("p2",), "partial": ("repaint_p2",)},
-}
-SOURCES = tuple(_GENERATORS)
-OWN = "image_folder/"  # and the name of a dataset of one's own: a source, too
-# Generators whose sets have one size: what is compared across generators, one left out.
-COMPARED = {
-    "portraits": _GENERATORS["portraits"]["partial"],
-    "celebahq": ("repaint_p2_9k", "ldm", "lama", "pluralistic"),
-}
+# Where and how fast data is read, and names: a run may be continued with other values.
+CIRCUMSTANCES = (
+    *("data.dir", "data.manual_dir", "data.workers", "data.cache", "profile"),
+    "variant",  # what it changes is in other fields
+)
 
 
 def base() -> ml_collections.ConfigDict:
-    """Every field with its default. Fields without a sensible default are placeholders."""
+    """Returns every field with its default; fields without a sensible one are placeholders."""
     config = ml_collections.ConfigDict()
-    config.method = config_dict.placeholder(str)  # "patches", "grad_cam" or "attention"
+    config.method = config_dict.placeholder(str)  # of `methods.names()`, or MODULE:NAME
+    # Keys and values of the variant, beside setup and data, that are not the default.
+    config.variant = ""
     config.setup = "a"  # a: fully generated fakes, b: partial fakes, c: partial fakes with masks
     config.supervision = "weak"  # "weak": image labels, "full": masks
     config.seed = 0
@@ -89,7 +66,7 @@ def base() -> ml_collections.ConfigDict:
     config.init = init = ml_collections.ConfigDict()
     init.scheme = "torch"  # of the random weights, see wsdl_jax.models.initialization
     init.path = config_dict.placeholder(str)  # pretrained: a PyTorch file, or a run directory
-    # Layout of the file that the recipe starts from, see wsdl_jax.convert; None: no file, or any.
+    # Layout of the file that the recipe starts from, see wsdl_jax.weights; None: no file, or any.
     init.layout = config_dict.placeholder(str)
 
     config.loss = loss = ml_collections.ConfigDict()
@@ -118,98 +95,8 @@ def base() -> ml_collections.ConfigDict:
     return config
 
 
-def variant(arg: str | None) -> dict[str, Any]:
-    """Reads a config file's argument, "setup=b,source=celebahq", into arguments of `set_data`.
-
-    Raises ConfigError for another key or value, listing what is valid.
-    """
-    generators = {g for kinds in _GENERATORS.values() for valid in kinds.values() for g in valid}
-    compared = {g for names in COMPARED.values() for g in names}
-    choices = {
-        "setup": SETUPS,
-        "source": SOURCES,
-        "generator": tuple(sorted(generators)),
-        "leave_out": tuple(sorted(compared)),
-    }
-    values: dict[str, Any] = {"setup": "a", "source": "portraits"}
-    for part in filter(None, (arg or "").split(",")):
-        key, _, value = part.partition("=")
-        own = key == "source" and value.startswith(OWN)
-        if not own and value not in choices.get(key, ()):
-            choices["source"] += (f"{OWN}NAME",)
-            forms = "; ".join(f"{k}={'|'.join(v)}" for k, v in choices.items())
-            raise ConfigError(f"config variant {part!r} is not one of {forms}")
-        values[key] = value
-    return values
-
-
-def set_data(
-    config: ml_collections.ConfigDict,
-    *,
-    setup: str,
-    source: str,
-    generator: str | None = None,
-    leave_out: str | None = None,
-) -> None:
-    """Sets what is trained and tested on, by the paper's three setups.
-
-    Without a generator the paper's choice is taken: setup a trains on P2's fully generated images,
-    b and c on its inpainting, and all are tested on CelebA-HQ inpainted by RePaint-P2. With one, a
-    run is trained and tested on that generator's images. `leave_out` trains on the union of all
-    generators but one and tests on that one. A dataset of one's own, source=image_folder/NAME, has
-    one set of fakes, on which every setup trains and is tested. Raises ConfigError where a source
-    has no such images.
-    """
-    if leave_out is not None:
-        compared = COMPARED.get(source, ())
-        if setup == "a" or generator is not None or leave_out not in compared:
-            raise ConfigError(
-                f"leave_out={leave_out} (setup={setup}, source={source}): goes with setup=b|c and "
-                "without generator=; generators are compared in "
-                + "; ".join(f"source={s}: {', '.join(names)}" for s, names in COMPARED.items())
-            )
-        set_data(config, setup=setup, source=source, generator=leave_out)
-        prefix = config.data.test_fake.removesuffix(leave_out)
-        config.data.fake = tuple(prefix + name for name in compared if name != leave_out)
-        return
-    own = source.startswith(OWN)
-    kind = "full" if setup == "a" else "partial"
-    valid = () if own else _GENERATORS[source][kind]
-    if own and generator is not None:
-        raise ConfigError(
-            f"generator={generator} (source={source}): a dataset of one's own has no generators to"
-            " choose from"
-        )
-    if generator is not None and generator not in valid:
-        raise ConfigError(
-            f"generator={generator} has no {'fully generated' if setup == 'a' else 'masked'} "
-            f"images in source={source} (setup={setup}): choose from {', '.join(valid)}"
-        )
-    config.setup = setup
-    config.supervision = "full" if setup == "c" else "weak"
-    if source == "portraits":
-        generator = generator or valid[0]
-        tested = generator if generator in _GENERATORS[source]["partial"] else "ddpm_repaint"
-        real, test_real, test_fake = "portraits/real", "portraits/real", f"portraits/{tested}"
-        fake = f"portraits/{generator}_full" if setup == "a" else test_fake
-    elif own:
-        real = test_real = f"{source}_real"
-        fake = test_fake = f"{source}_fake"
-    else:
-        # Tests take the trained generator's images where they exist.
-        tested = generator if generator in _GENERATORS["celebahq"]["partial"] else "repaint_p2"
-        real, test_real = f"dolos/{source}_real", "dolos/celebahq_real"
-        test_fake = f"dolos/celebahq_{tested}"
-        if generator is None:
-            generator = "repaint_p2_9k" if (setup, source) == ("b", "celebahq") else valid[0]
-        fake = f"dolos/{source}_{generator}"
-    config.data.real = () if setup == "c" else (real,)
-    config.data.fake = (fake,)
-    config.data.test_real, config.data.test_fake = test_real, test_fake
-
-
 def for_devices(config: ml_collections.ConfigDict, devices: int) -> ml_collections.ConfigDict:
-    """The config with `train.batch` and `train.learning_rate` as they are on so many devices.
+    """Returns the config with batch and learning rate as they are on so many devices.
 
     They change only where `train.per_device_batch` is set: the batch is that times the devices, and
     under linear scaling (Goyal et al., 2017) the learning rate grows in proportion.
@@ -225,7 +112,7 @@ def for_devices(config: ml_collections.ConfigDict, devices: int) -> ml_collectio
 
 
 def profiled_steps(config: ml_collections.ConfigDict) -> range:
-    """The steps that are traced, counted from 1.
+    """Returns the steps that are traced, counted from 1.
 
     Raises ConfigError for what is not START:STOP, and for a STOP beyond the config's last step.
     """
@@ -263,8 +150,9 @@ def check_circumstances(config: ml_collections.ConfigDict) -> None:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, in one line, for a config that cannot be run."""
+    methods.get(config.method)  # an unknown method is refused first
     for path, valid in CHOICES.items():
-        value = _get(config, path)
+        value = field(config, path)
         if value not in valid:
             raise ConfigError(f"config.{path} = {value!r}: choose from {', '.join(valid)}")
     positive = ("train.batch", "train.epochs", "train.steps_per_epoch", "train.log_every")
@@ -276,19 +164,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "model.width",
         "train.learning_rate",
     ):
-        if not _get(config, path) > 0:
-            raise ConfigError(f"config.{path} = {_get(config, path)}: must be positive")
+        if not field(config, path) > 0:
+            raise ConfigError(f"config.{path} = {field(config, path)}: must be positive")
     not_negative = ("train.clip_norm", "train.per_device_batch", "train.warmup", "data.workers")
     for path in (*not_negative, "loss.mask_weight"):
-        if not _get(config, path) >= 0:
-            raise ConfigError(f"config.{path} = {_get(config, path)}: must not be negative")
+        if not field(config, path) >= 0:
+            raise ConfigError(f"config.{path} = {field(config, path)}: must not be negative")
     if config.train.scaling != "none" and not config.train.per_device_batch:
         raise ConfigError(
             f"config.train.scaling = {config.train.scaling!r}: goes with train.per_device_batch"
         )
-    if config.init.layout is not None and config.init.layout not in LAYOUTS:
+    layouts = methods.layouts()
+    if config.init.layout is not None and config.init.layout not in layouts:
         raise ConfigError(
-            f"config.init.layout = {config.init.layout!r}: choose from {', '.join(LAYOUTS)}"
+            f"config.init.layout = {config.init.layout!r}: choose from {', '.join(layouts)}"
         )
     if config.data.image_size < 64:
         raise ConfigError(
@@ -309,52 +198,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError("config.data.real is empty: weak supervision needs real images")
     if config.supervision == "full" and config.data.real:
         raise ConfigError("config.data.real is set: full supervision trains on masked fakes alone")
-    if config.loss.location != "every" and (config.method, config.supervision) != (
-        "patches",
-        "weak",
-    ):
-        raise ConfigError(
-            f"config.loss.location = {config.loss.location!r}: only for Patches, weakly supervised"
-        )
-
-
-def save(config: ml_collections.ConfigDict) -> str:
-    """The config as JSON, for a run directory."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def load(
-    text: str,
-    base: Callable[[], ml_collections.ConfigDict] = base,
-    validate: Callable[[ml_collections.ConfigDict], None] = validate,
-) -> ml_collections.ConfigDict:
-    """The config that `save` wrote. Raises ConfigError for anything else.
-
-    base, validate: of configs of another kind than this module's.
-    """
-    config = base()
-    try:
-        stored = json.loads(text)
-        if not isinstance(stored, dict):
-            raise ValueError("not a JSON object")
-        for path, value in leaves(stored):
-            if value is None and _get(config, path) is not None:
-                raise TypeError(f"{path} is null")
-            _set(config, path, tuple(value) if isinstance(value, list) else value)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ConfigError(f"not a config of this version: {error}") from error
-    validate(config)
-    return config
+    methods.check(config)
 
 
 def essence(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
-    """Every field that changes what a run computes, with its value, by name."""
+    """Returns every field that changes what a run computes, with its value, by name."""
     fields = leaves(config.to_dict())
     return sorted((path, value) for path, value in fields if path not in CIRCUMSTANCES)
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
-    """Lines "field: old → new" for every field that changes what a run computes."""
+    """Returns lines "field: old → new" for every field that changes what a run computes."""
     before, after = dict(essence(old)), dict(essence(new))
     return [
         f"{path}: {before.get(path)} → {after.get(path)}"
@@ -364,7 +218,7 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, value) of every field, paths with dots."""
+    """Yields path and value of every field of a tree of dicts; paths have dots."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -372,16 +226,8 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def _get(config: ml_collections.ConfigDict, path: str) -> Any:
+def field(config: ml_collections.ConfigDict, path: str) -> Any:
+    """Returns the value of a field by its path, such as "train.batch"."""
     for key in path.split("."):
         config = config[key]
     return config
-
-
-def _set(config: ml_collections.ConfigDict, path: str, value: Any) -> None:
-    *parents, key = path.split(".")
-    for parent in parents:
-        config = config[parent]
-    if key not in config:
-        raise KeyError(path)
-    config[key] = value

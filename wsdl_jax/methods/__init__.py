@@ -1,23 +1,47 @@
 """The methods: how each learns to localize, in one registry."""
 
-from wsdl_jax.methods.registry import (
+from wsdl_jax.methods.method import (
+    SETUPS,
     Batch,
+    Definition,
     Localization,
     Method,
+    from_image_logits,
+    from_map_logits,
+    from_maps,
+    map_loss,
+    network_arguments,
+    network_input,
+)
+from wsdl_jax.methods.registry import (
     blank,
     build,
+    check,
     from_config,
+    get,
+    layouts,
     map_size,
-    network_input,
+    names,
 )
 
 __all__ = [
+    "SETUPS",
     "Batch",
+    "Definition",
     "Localization",
     "Method",
     "blank",
     "build",
+    "check",
     "from_config",
+    "from_image_logits",
+    "from_map_logits",
+    "from_maps",
+    "get",
+    "layouts",
+    "map_loss",
     "map_size",
+    "names",
+    "network_arguments",
     "network_input",
 ]

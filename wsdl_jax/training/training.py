@@ -17,7 +17,7 @@ from etils import epath
 from flax import nnx
 
 from wsdl_data import provenance
-from wsdl_jax import configuration, convert, inputs, methods, runs
+from wsdl_jax import configuration, inputs, methods, runs, weights
 from wsdl_jax.models.layers import seed_dropout
 from wsdl_jax.runs import State
 from wsdl_jax.runs.checkpoints import Checkpoints
@@ -135,7 +135,7 @@ def start_network(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
     """
     init = config.init
     if init.path:
-        new = convert.start(model, epath.Path(init.path), init.layout)
+        new = weights.start(model, epath.Path(init.path), init.layout)
         log.info(
             "weights start from %s%s",
             init.path,

@@ -1,0 +1,80 @@
+"""From a config file's method and variant to a config with its data, to be filled by a recipe."""
+
+from typing import Any
+
+import ml_collections
+
+from wsdl_data import catalogue
+from wsdl_jax import methods
+from wsdl_jax.configuration.fields import base
+from wsdl_jax.runtime import variants
+from wsdl_jax.runtime.variants import Variant
+
+_SETUP = Variant("setup", methods.SETUPS, "a")
+
+
+def start(
+    method: str, arg: str | None, *further: Variant
+) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+    """Returns the config that a config file begins with, and the value of each of its variants.
+
+    The config has the method, the data of the variant, and the name of what is not the default
+    of it, which the default run directory is named by.
+
+    Args:
+      method: a name of `methods.names()`, or MODULE:NAME.
+      arg: what is behind the colon of the config file.
+      further: variants that the config file takes beside those of every method and source.
+
+    Raises:
+      ConfigError: a variant that does not exist, listing what is valid, or data that a source does
+        not have.
+    """
+    data = (_SETUP, *catalogue.variants())
+    declared = (*methods.get(method).variants, *further)
+    values = variants.parse(arg, (*data, *declared))
+    config = base()
+    config.method = method
+    set_data(config, **{variant.key: values[variant.key] for variant in data})
+    other = [v for v in declared if values[v.key] != v.default]
+    config.variant = ",".join(f"{v.key}={values[v.key]}" for v in other)
+    return config, values
+
+
+def variant(arg: str | None) -> dict[str, Any]:
+    """Reads the variant of a config that takes none but setup and data, "setup=b,source=celebahq".
+
+    Returns arguments of `set_data`, those that are given or have defaults. Raises ConfigError for
+    another key or value, listing what is valid.
+    """
+    values = variants.parse(arg, (_SETUP, *catalogue.variants()))
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def set_data(
+    config: ml_collections.ConfigDict,
+    *,
+    setup: str,
+    source: str,
+    generator: str | None = None,
+    leave_out: str | None = None,
+) -> None:
+    """Sets what is trained and tested on, by the paper's three setups.
+
+    Args:
+      config: to be set.
+      setup: "a": fully generated fakes; "b": fakes with a generated part; both with image labels.
+        "c": those of "b", with masks.
+      source: a name of the catalogue, or image_folder/NAME.
+      generator: whose images are trained and tested on; by default the paper's choice.
+      leave_out: the generator that is tested on, while the union of the others is trained on.
+
+    Raises:
+      ConfigError: the source has no such images.
+    """
+    subsets = catalogue.source(source).subsets(setup, generator, leave_out)
+    config.setup = setup
+    config.supervision = "full" if setup == "c" else "weak"
+    config.data.real = () if setup == "c" else subsets.real
+    config.data.fake = subsets.fake
+    config.data.test_real, config.data.test_fake = subsets.test_real, subsets.test_fake

@@ -1,0 +1,133 @@
+"""What a method is: how it is used in training and prediction, and what is registered of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from wsdl_jax.methods.explanation import FAKE
+from wsdl_jax.models.torch_names import Layout
+from wsdl_jax.runtime.variants import Variant
+
+Batch = dict[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+SETUPS = ("a", "b", "c")
+
+
+class Localization(NamedTuple):
+    """What a method says of B images.
+
+    Attributes:
+      scores: higher = more likely fake; a probability or a logit, by method.
+      probabilities: of being fake, the score as such or the softmax of the image logits.
+      maps: probability of having been manipulated, in [0, 1].
+    """
+
+    scores: Float[Array, " b"]
+    probabilities: Float[Array, " b"]
+    maps: Float[Array, "b h w"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of learning to localize, for one config.
+
+    The training loop, the evaluation and the prediction know a method by `loss` and `localize`
+    alone.
+
+    Attributes:
+      network: builds the network in training mode from its axis name (for BatchNorm over devices;
+        None: one device) and random streams.
+      loss: (network, batch) → scalar loss and its parts. A batch has `image` [B, H, W, 3] float32
+        in [-1, 1], see `network_input`; `label` [B]; under full supervision `mask` [B, h, w], 1 =
+        manipulated; and optionally `weight` [B], 0 for padding.
+      localize: (network, images) → Localization, for a network in evaluation mode.
+    """
+
+    network: Callable[[str | None, nnx.Rngs], nnx.Module]
+    loss: Callable[[Any, Batch], tuple[Float[Array, ""], Metrics]]
+    localize: Callable[[Any, Float[Array, "b h w 3"]], Localization]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What is registered of a method: everything that depends on which method it is.
+
+    Attributes:
+      bind: makes the method of a valid config.
+      setups: those of "a", "b" and "c" that the method can be trained in.
+      fields: config fields that this method reads, and not every method, such as "loss.location".
+      check: raises ConfigError for a config that the method cannot run; called after the checks
+        that all methods have in common.
+      layouts: the published PyTorch layouts of its networks.
+      variants: what a config file of the method takes behind its colon, beside setup and data.
+      starts_from: the layout of the published weights from which its published recipe starts;
+        None where that starts from random ones.
+    """
+
+    bind: Callable[[ml_collections.ConfigDict], Method]
+    setups: tuple[str, ...] = SETUPS
+    fields: tuple[str, ...] = ()
+    check: Callable[[ml_collections.ConfigDict], None] | None = None
+    layouts: tuple[Layout, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    starts_from: str | None = None
+
+
+def network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the arguments that every network on Xception takes from a config."""
+    model = config.model
+    return {"width": model.width, "remat": model.remat, "dtype": jnp.dtype(model.dtype)}
+
+
+def network_input(
+    images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+) -> Float[Array, "b h w 3"]:
+    """Converts pixels 0 … 255, as pipelines send them to a device, to float32 in [-1, 1].
+
+    Images that are floating-point already stay as they are.
+    """
+    if images.dtype != jnp.uint8:
+        return images
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+# ----- How a map and a score are read from what networks give -------------------------------------
+
+
+def from_maps(maps: Float[Array, "b h w"]) -> Localization:
+    """Returns maps of probabilities with their means as scores and as probabilities."""
+    scores = maps.mean((1, 2))
+    return Localization(scores, scores, maps)
+
+
+def from_map_logits(model: Any, images: Float[Array, "b h w 3"]) -> Localization:
+    """Returns the softmax of a network's map logits as maps, and their means as scores."""
+    return from_maps(jax.nn.softmax(model(images).map_logits)[..., FAKE])
+
+
+def from_image_logits(logits: Float[Array, "b 2"], maps: Float[Array, "b h w"]) -> Localization:
+    """Returns given maps with the logit of "fake" as score and the softmax as probability."""
+    return Localization(logits[:, FAKE], jax.nn.softmax(logits)[:, FAKE], maps)
+
+
+def map_loss(
+    objective: Callable[..., Array], target: str
+) -> Callable[[Any, Batch], tuple[Array, Metrics]]:
+    """Returns the loss of a network by an objective of its map logits.
+
+    Args:
+      objective: of `objectives`: (map logits, targets, weight) → scalar.
+      target: which part of a batch holds the targets, "label" or "mask".
+    """
+
+    def loss(model: Any, batch: Batch) -> tuple[Array, Metrics]:
+        outputs = model(batch["image"])
+        return objective(outputs.map_logits, batch[target], batch.get("weight")), {}
+
+    return loss

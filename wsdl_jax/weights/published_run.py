@@ -1,0 +1,70 @@
+"""Run directories of published weight files, as if the network had been trained here."""
+
+import logging
+import math
+
+import ml_collections
+from etils import epath
+from flax import nnx
+
+from wsdl_jax import configuration, methods, runs
+from wsdl_jax.models.torch_names import Layout
+from wsdl_jax.runtime import storage
+from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.weights.files import read
+from wsdl_jax.weights.tensors import WeightsError, network
+
+log = logging.getLogger("wsdl_jax")
+
+
+def make_run(file: epath.Path, layout: str, run: epath.Path, setup: str | None = None) -> None:
+    """Makes a run directory of a weight file, as if the network had been trained here.
+
+    Its config tests on the paper's data and resizes images as the recipe of `setup` does; the
+    recipe's training fields are not filled in.
+
+    Args:
+      file: see `read`.
+      layout: the name of one of `methods.layouts()`.
+      run: a folder that is empty or not there yet.
+      setup: a, b or c, what the network was trained on; by default the usual one of the layout, c
+        for `dolos-grad-cam-full` and a for the others.
+
+    Raises:
+      UserError: a file that does not fit, or a folder that is not empty. Nothing is written then.
+    """
+    storage.check_folder(run)
+    try:
+        model, new_head = network(read(file), layout)
+    except WeightsError as error:
+        raise WeightsError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
+    if new_head:
+        raise WeightsError(
+            f"{file}: fc is not for two classes, so there is nothing to evaluate yet: start "
+            "training from this file with --config.init.path"
+        )
+    published = methods.layouts()[layout]
+    config = _config(model, published, setup or published.setups[0])
+    with storage.whole_folder(run) as folder:
+        runs.RunDirectory(folder).config.write_text(configuration.save(config))
+        checkpoints = runs.Checkpoints(folder, keep_best=config.train.keep_best)
+        checkpoints.save(0, runs.initial_state(model, config.train), math.inf)  # never validated
+        checkpoints.close()
+    log.info("%s: %s of %s, to be evaluated as setup %s", run, config.method, file, config.setup)
+
+
+def _config(model: nnx.Module, layout: Layout, setup: str) -> ml_collections.ConfigDict:
+    if setup not in layout.setups:
+        raise UserError(
+            f"setup {setup}: networks of layout {layout.name} are trained in setup "
+            f"{' or '.join(layout.setups)}"
+        )
+    config = configuration.base()
+    config.method = next(n for n in methods.names() if layout in methods.get(n).layouts)
+    configuration.set_data(config, setup=setup, source="celebahq")
+    config.data.resize = layout.resize[config.supervision]
+    config.model.width = model.trunk.width
+    if layout.is_cut:
+        config.model.depth = len(model.trunk.blocks)
+    configuration.validate(config)
+    return config
