@@ -45,8 +45,8 @@ class Source:
       usual: the generator of each setup where none is asked for.
       test_real: the subset of real images that is tested on.
       tested: the subsets of fakes that can be tested on, by generator.
-      usually_tested: the generator that is tested on where the one that is trained on is not among
-        them.
+      usually_tested: the generator that is tested on where none is asked for, or one that is not
+        among them.
       compared: generators whose subsets have one size, for comparisons across generators.
       is_small: whether it is made for small networks, which train in minutes on a processor.
     """
@@ -101,9 +101,9 @@ class Source:
                 f"generator={generator} has no {'fully generated' if setup == 'a' else 'masked'} "
                 f"images in source={self.name} (setup={setup}): choose from {', '.join(kind)}"
             )
-        generator = generator or self.usual[setup]
         tested = generator if generator in self.tested else self.usually_tested
-        return Subsets((self.real,), (kind[generator],), self.test_real, self.tested[tested])
+        fake = kind[generator or self.usual[setup]]
+        return Subsets((self.real,), (fake,), self.test_real, self.tested[tested])
 
 
 @dataclasses.dataclass(frozen=True)

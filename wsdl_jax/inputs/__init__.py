@@ -1,18 +1,22 @@
 """Input pipelines: prepared datasets to batches of arrays, one shard per host."""
 
-from wsdl_jax.inputs.pipeline import (
+from wsdl_jax.inputs.batches import (
+    Batch,
+    Reading,
+    eval_batches,
+    squashed,
+    train_batches,
+)
+from wsdl_jax.inputs.examples import (
     FAKE,
     REAL,
-    Batch,
     Examples,
     check_sides,
-    eval_batches,
+    decoded,
     full_image,
     full_mask,
     prepare,
     prepare_subsets,
-    squashed,
-    train_batches,
 )
 
 __all__ = [
@@ -20,7 +24,9 @@ __all__ = [
     "REAL",
     "Batch",
     "Examples",
+    "Reading",
     "check_sides",
+    "decoded",
     "eval_batches",
     "full_image",
     "full_mask",

@@ -1,0 +1,240 @@
+"""Batches of NumPy arrays from records: decoded, resized, flipped, shuffled, one shard per host.
+
+Built on grain's `MapDataset`, indexed by step: any number of hosts and workers reads the same
+global batches, and resuming means starting at step n.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, SupportsIndex
+
+import grain
+import ml_collections
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from wsdl_jax.inputs.examples import Examples, decoded
+from wsdl_jax.runtime.errors import ConfigError
+from wsdl_jax.runtime.processes import end_with_parent
+
+Batch = dict[str, np.ndarray]
+# (decoded image [h, w, 3] uint8, its place among the examples) → image
+Perturb = Callable[[UInt8[np.ndarray, "h w 3"], int], UInt8[np.ndarray, "h w 3"]]
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How images are read.
+
+    Attributes:
+      image_size: pixels a side to which images are squashed.
+      resize: Pillow's filter for images of another size, "bilinear" or "lanczos".
+      mask_size: locations a side of the mask targets; None where none are read.
+      mask_resize: Pillow's filter for the targets, "nearest" or "bilinear".
+      flip: whether training images, and their masks with them, are flipped horizontally with
+        probability 0.5.
+      workers: processes that read and decode; 0: threads of this process.
+      cache: whether training images are kept in memory once they are decoded, by each process that
+        reads: image_size² × 3 bytes each.
+    """
+
+    image_size: int
+    resize: str
+    mask_size: int | None = None
+    mask_resize: str = "nearest"
+    flip: bool = False
+    workers: int = 0
+    cache: bool = False
+
+    @classmethod
+    def of(cls, data: ml_collections.ConfigDict, mask_size: int | None = None) -> "Reading":
+        """Returns how a config reads images.
+
+        Args:
+          data: that part of the config, of a detector or a forger.
+          mask_size: locations a side of the mask targets; None where none are read.
+        """
+        fields = ("image_size", "resize", "flip", "workers", "cache")
+        return cls(
+            **{name: data[name] for name in fields},
+            mask_size=mask_size,
+            mask_resize=data.get("mask_resize", cls.mask_resize),
+        )
+
+
+def squashed(image: Image.Image, size: int, resize: str) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Returns the pixels of an RGB image that is squashed to size × size.
+
+    resize: Pillow's filter, by its name in config.data.resize; for an image of another size.
+    """
+    return np.asarray(_resized(image, size, _FILTERS[resize]))
+
+
+class _Decoded:
+    """Examples as pixels at the network's size, in a dict, with their labels and targets."""
+
+    def __init__(self, examples: Examples, reading: Reading, *, cache: bool):
+        """cache: whether what was decoded once is kept, by each process that reads."""
+        self._examples, self._reading = examples, reading
+        self._kept: dict[int, dict[str, Any]] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        index = int(index)
+        if self._kept is None:
+            return self.read(index)
+        if index not in self._kept:
+            self._kept[index] = self.read(index)
+        return self._kept[index]
+
+    def read(self, index: int, perturb: Perturb | None = None) -> dict[str, Any]:
+        """Returns an example; its image is perturbed before it is resized."""
+        record = self._examples[index]
+        image = decoded(record, "image").convert("RGB")
+        if perturb is not None:
+            image = Image.fromarray(perturb(np.asarray(image), index))
+        example = {
+            "image": squashed(image, self._reading.image_size, self._reading.resize),
+            "label": np.int32(record["label"]),
+        }
+        if self._reading.mask_size is not None:
+            example["mask"] = self._target(record, self._reading.mask_size)
+        return example
+
+    def _target(self, record: dict[str, Any], size: int) -> np.ndarray:
+        # As published: the mask file (white = untouched) is resized, and dark is manipulated.
+        untouched = Image.fromarray(255 - np.asarray(decoded(record, "mask")))
+        resized = np.asarray(_resized(untouched, size, _FILTERS[self._reading.mask_resize]))
+        return (resized < 127.5).astype(np.int32)
+
+
+class _Flip(grain.transforms.RandomMap):
+    """Flips half of the images horizontally, and their masks with them."""
+
+    def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        if rng.random() >= 0.5:
+            return example
+        images = {name: example[name][:, ::-1] for name in ("image", "mask") if name in example}
+        return {**example, **images}
+
+
+def _resized(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    return image if image.size == (size, size) else image.resize((size, size), resample)
+
+
+def train_batches(
+    examples: Examples,
+    reading: Reading,
+    *,
+    batch: int,
+    seed: int,
+    start_step: int = 0,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Yields endless training batches from a step on: this host's rows of each.
+
+    Examples are pooled and reshuffled in every pass; a pass drops what does not fill a batch.
+    Batches have `image` [b, S, S, 3] uint8, `label` [b] int32 and, if targets are read, `mask`
+    [b, m, m] int32 (1 = manipulated), where b = batch / processes.
+
+    Args:
+      examples: of the training split.
+      reading: how images are read.
+      batch: images a step, over all hosts; a multiple of their number.
+      seed: of order and flips.
+      start_step: the first batch's number, from 0.
+      process: this host.
+      processes: how many hosts there are.
+
+    Raises:
+      ConfigError: there are fewer examples than a batch takes.
+    """
+    whole = len(examples) // batch * batch
+    if not whole:
+        raise ConfigError(f"train.batch = {batch}, but there are {len(examples)} training images")
+    source = _Decoded(examples, reading, cache=reading.cache)
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle()
+    if reading.flip:  # before the slice, or hosts would draw the same randomness
+        dataset = dataset.random_map(_Flip())
+    dataset = dataset[:whole][process::processes].batch(batch // processes, drop_remainder=True)
+    return _iterate(dataset.repeat()[start_step:], reading.workers)
+
+
+def eval_batches(
+    examples: Examples,
+    reading: Reading,
+    *,
+    batch: int,
+    places: Sequence[int] | None = None,
+    perturb: Perturb | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Yields every example once, in order: this host's rows of each batch.
+
+    Batches are those of `train_batches`, without randomness, and with `index` [b] int32, the place
+    in `examples`, and `weight` [b] float32. The last batch is filled up with copies of the last
+    example of weight 0, so that all batches, on all hosts, have one shape.
+
+    Args:
+      examples: of one split.
+      reading: how images are read.
+      batch: images at once, over all hosts; a multiple of their number.
+      places: those of the examples that are wanted; all by default.
+      perturb: changes an image before it is resized.
+      process: this host.
+      processes: how many hosts there are.
+    """
+    places = range(len(examples)) if places is None else places
+    padded = -(-len(places) // batch) * batch
+    load = _Load(_Decoded(examples, reading, cache=False), places, perturb)
+    dataset = grain.MapDataset.range(padded)[process::processes].map(load)
+    return _iterate(dataset.batch(batch // processes), reading.workers)
+
+
+class _Load(grain.transforms.Map):
+    """Loads the example at the n-th of some places; past their end, the last with weight 0."""
+
+    def __init__(self, source: _Decoded, places: Sequence[int], perturb: Perturb | None):
+        self._source, self._places, self._perturb = source, places, perturb
+        self._last = len(places) - 1
+
+    def map(self, number: int) -> dict[str, Any]:
+        index = self._places[min(number, self._last)]
+        weight = np.float32(number <= self._last)
+        example = self._source.read(index, self._perturb)
+        return {**example, "index": np.int32(index), "weight": weight}
+
+
+def _iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
+    if workers:
+        processes = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+        read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        iterable = dataset.to_iter_dataset(read)
+        iterator = iter(iterable.mp_prefetch(processes, worker_init_fn=_worker_started))
+    else:
+        iterator = iter(
+            dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
+        )
+    try:
+        yield from iterator
+    finally:
+        iterator.close()  # ends the workers and frees the memory that is shared with them
+
+
+def _worker_started(worker: int, count: int) -> None:
+    # SIGTERM and Ctrl-C go to the whole process group; the main process decides what to do, and
+    # its workers must live until it has.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()

@@ -1,0 +1,170 @@
+"""Records of prepared subsets, still encoded, and how one of them becomes pixels."""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
+
+import ml_collections
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+from PIL import Image
+
+from wsdl_data import build, provenance
+from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.storage import is_remote
+
+REAL, FAKE = 0, 1
+
+
+class Examples:
+    """The records of one split of several subsets, one after the other, still encoded.
+
+    A record has `image` and, where the subset has masks, `mask` (bytes of an image file),
+    `label` (0 = real, 1 = fake) and `key` (the name of its source).
+
+    Attributes:
+      have_masks: whether all subsets have masks.
+      provenance: what each subset was made of, by its name, see wsdl_data.provenance.
+    """
+
+    def __init__(self, names: Sequence[str], split: str, data_dir: str | None):
+        """Raises ConfigError for a subset that is unknown, not prepared, or lacks the split."""
+        self._arguments = (tuple(names), split, data_dir)
+        self._sources, self._folders = [], []
+        self.have_masks = True
+        self.provenance: dict[str, dict[str, Any]] = {}
+        for name in names:
+            builder = _builder(name, data_dir)
+            if not build.is_prepared(builder):
+                if builder.data_path.exists():
+                    raise ConfigError(
+                        f"{name}: {builder.data_dir} is {build.faults(builder)}; delete this folder"
+                        f" and run {build.command(builder)}"
+                    )
+                raise ConfigError(
+                    f"{name} is not prepared in {builder.data_dir}: run {build.command(builder)}"
+                )
+            try:
+                self.provenance[name] = provenance.of(builder)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from error
+            if split not in builder.info.splits:
+                raise ConfigError(
+                    f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}"
+                )
+            decoders = {
+                feature: tfds.decode.SkipDecoding()
+                for feature in ("image", "mask")
+                if feature in builder.info.features
+            }
+            self._sources.append(builder.as_data_source(split, decoders=decoders))
+            self._folders.append(builder.data_dir)
+            self.have_masks &= "mask" in decoders
+        self._ends = np.cumsum([len(source) for source in self._sources])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes open the files anew: TFDS refuses to unpickle a builder whose config is
+        # equal, but not identical, to one of its own.
+        return Examples, self._arguments
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Raises UserError naming the folder of a file that is damaged."""
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        start = self._ends[which - 1] if which else 0
+        try:
+            return self._sources[which][int(index) - int(start)]
+        except RuntimeError as error:  # of array_record: truncated, or a checksum is wrong
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self._folders[which]} is damaged ({reason}); delete this folder and build again"
+            ) from error
+
+
+def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    root = data_dir or tfds.core.constants.DATA_DIR
+    if is_remote(root):
+        raise ConfigError(
+            f"{root} is not on a disk, which ArrayRecord files are read from: copy the prepared "
+            "datasets to one, or mount them"
+        )
+    try:
+        return build.make_builder(name, data_dir)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def prepare(config: ml_collections.ConfigDict, also: Sequence[str] = ()) -> None:
+    """Builds every subset that the config trains or tests on and that is not there yet.
+
+    also: names of further subsets to build.
+
+    Raises ConfigError for an unknown subset and wsdl_data.build.BuildError where one cannot be
+    built.
+    """
+    data = config.data
+    names = (*data.real, *data.fake, data.test_real, data.test_fake, *also)
+    prepare_subsets(names, data.dir, data.manual_dir)
+
+
+def prepare_subsets(names: Iterable[str], data_dir: str | None, manual_dir: str | None) -> None:
+    """Builds the subsets of these names that are not there yet. Raises as `prepare` does."""
+    # Unknown names fail before any work.
+    builders = [_builder(name, data_dir) for name in dict.fromkeys(names)]
+    for builder in builders:
+        if not build.is_prepared(builder):
+            build.prepare(builder, manual_dir=manual_dir)
+
+
+def check_sides(
+    *,
+    real: Sequence[str],
+    fake: Sequence[str],
+    data_dir: str | None,
+    splits: Sequence[str],
+) -> None:
+    """Raises ConfigError where what is called real holds fakes, or what is called fake reals.
+
+    Args:
+      real, fake: names of prepared subsets; of a subset all images are of one side.
+      data_dir: the prepared datasets.
+      splits: that each of them must have.
+    """
+    for side, names, label in (("real", real, REAL), ("fake", fake, FAKE)):
+        for name in dict.fromkeys(names):
+            for split in splits:
+                examples = Examples((name,), split, data_dir)
+                if not len(examples):
+                    raise ConfigError(f"{name} has no images in its split {split!r}")
+                if examples[0]["label"] != label:
+                    other = "fake" if side == "real" else "real"
+                    raise ConfigError(f"{name} holds {other} images, where {side} ones are needed")
+
+
+def decoded(record: dict[str, Any], feature: str) -> Image.Image:
+    """Returns an image of a record of `Examples`, as it is stored.
+
+    feature: "image" or "mask".
+
+    Raises UserError, naming the record, for one that cannot be decoded.
+    """
+    try:
+        image = Image.open(io.BytesIO(record[feature]))
+        image.load()
+    except (OSError, SyntaxError) as error:
+        key = record["key"].decode(errors="replace")
+        raise UserError(f"the {feature} of {key} cannot be read: {error}") from error
+    return image
+
+
+def full_mask(record: dict[str, Any]) -> UInt8[np.ndarray, "h w"]:
+    """Returns the mask of a record of `Examples` at its own size: 0 untouched, 1 manipulated."""
+    return (np.asarray(decoded(record, "mask")) > 0).astype(np.uint8)
+
+
+def full_image(record: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the RGB image of a record of `Examples` at its own size."""
+    return np.asarray(decoded(record, "image").convert("RGB"))
