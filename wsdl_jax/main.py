@@ -10,7 +10,6 @@ flags or config, 130 and 143 stopped by SIGINT (Ctrl-C) and SIGTERM with everyth
 
 import logging
 import re
-import sys
 
 import jax
 import ml_collections
@@ -20,7 +19,6 @@ from etils import epath
 from wsdl_jax import configuration, inputs, methods, runs, weights
 from wsdl_jax.evaluate import evaluate
 from wsdl_jax.runtime import command, hosts, shipped_files
-from wsdl_jax.runtime.interruption import Interrupted
 from wsdl_jax.training import train
 
 log = logging.getLogger("wsdl_jax")
@@ -42,8 +40,6 @@ def main(_: list[str]) -> None:
     configuration.validate(_CONFIG.value)
     configuration.check_circumstances(_CONFIG.value)
     hosts.start_by_flags()
-    if not hosts.is_first():
-        log.setLevel(logging.WARNING)
     config = configuration.for_devices(_CONFIG.value, jax.device_count())
     run = epath.Path(_WORKDIR.value or default_workdir(config))
     # What cannot work fails before the minutes that a dataset can take.
@@ -60,11 +56,7 @@ def main(_: list[str]) -> None:
         data_dir=config.data.dir,
         splits=("test",),
     )
-    try:
-        train(config, run)
-    except Interrupted as stop:
-        log.info("%s: %s; the same command continues it", run, stop)
-        sys.exit(128 + stop.signal_number)
+    train(config, run)
     for fake in (None, *_ALSO_ON.value):
         evaluate(run, fake=fake)
 

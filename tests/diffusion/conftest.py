@@ -77,11 +77,11 @@ def trained_forgers(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, epath.Path]:
     """Part → the run directory of a finished training. To be read only."""
-    from wsdl_jax.diffusion import train
+    from wsdl_jax.diffusion import training
 
     root = epath.Path(tmp_path_factory.mktemp("forgers"))
     overrides = {"latent": {"autoencoder.path": str(root / "autoencoder")}}
     with compiled_quickly():
         for part in ("autoencoder", "pixel", "latent"):
-            train.train(small_config(part, **overrides.get(part, {})), root / part)
+            training.train(small_config(part, **overrides.get(part, {})), root / part)
     return {part: root / part for part in ("autoencoder", "pixel", "latent")}

@@ -12,7 +12,7 @@ from etils import epath
 from flax import nnx
 
 from wsdl_jax import inputs, methods
-from wsdl_jax.diffusion import forger, train
+from wsdl_jax.diffusion import forger, training
 from wsdl_jax.runs import run_log
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime.errors import ConfigError, UserError
@@ -45,7 +45,7 @@ def test_a_run_learns_and_says_so(part, trained_forgers):
 
 def test_training_lowers_the_loss(small_config, tmp_path):
     overrides = {"train.steps_per_epoch": 40, "train.epochs": 1, "train.learning_rate": 3e-3}
-    train.train(small_config("autoencoder", **overrides), epath.Path(tmp_path) / "run")
+    training.train(small_config("autoencoder", **overrides), epath.Path(tmp_path) / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
@@ -65,10 +65,10 @@ def test_an_interrupted_run_ends_as_one_that_nobody_disturbed(
     with monkeypatch.context() as patch:
         patch.setattr(run_log.RunLog, "scalars", interrupting)
         with pytest.raises(Interrupted, match=r"stopped at step [12]"):
-            train.train(config, run)
-    train.train(config, run)
+            training.train(config, run)
+    training.train(config, run)
     assert_same(restored(run), restored(trained_forgers["pixel"]))
-    train.train(config, run)  # nothing is left to do
+    training.train(config, run)  # nothing is left to do
 
 
 def test_a_run_that_is_killed_before_its_first_checkpoint_begins_again(
@@ -84,23 +84,23 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_begins_again(
 
             patch.setattr(Checkpoints, moment, killed)
             with pytest.raises(SystemExit):
-                train.train(config, run)
+                training.train(config, run)
         assert (run / "config.json").exists() and (run / "data.json").exists()
-    train.train(config, run)
+    training.train(config, run)
     assert (run / "checkpoints/2").exists()
 
 
 def test_a_run_is_not_continued_under_another_config(small_config, trained_forgers):
     config = small_config("pixel", **{"process.p2_gamma": 0.5})
     with pytest.raises(UserError, match=r"process\.p2_gamma: 1\.0 → 0\.5"):
-        train.train(config, trained_forgers["pixel"])
+        training.train(config, trained_forgers["pixel"])
 
 
 def test_average_of_the_weights_is_the_recursion():
     def objective(params, frozen, images, keys):
         return jnp.broadcast_to((params["w"] - 1) ** 2, (len(images),))
 
-    step = train.make_train_step(objective, optax.sgd(0.1), seed=0, ema=0.6)
+    step = training.make_train_step(objective, optax.sgd(0.1), seed=0, ema=0.6)
     parallel = Parallel("shard_map")
     weight = jnp.zeros(())
     optimizer = optax.sgd(0.1).init({"w": weight})
@@ -124,9 +124,9 @@ def test_average_of_the_weights_is_the_recursion():
 def test_eight_devices_train_as_one(backend, small_config):
     """An image's noise is that of its place in the batch, wherever it is computed."""
     config = small_config("pixel")
-    objective, optimizer = train.make_objective(config), optax.sgd(0.1)
-    step = train.make_train_step(objective, optimizer, seed=0, ema=0.9)
-    loss_step = train.make_loss_step(objective, seed=0)
+    objective, optimizer = training.make_objective(config), optax.sgd(0.1)
+    step = training.make_train_step(objective, optimizer, seed=0, ema=0.9)
+    loss_step = training.make_loss_step(objective, seed=0)
     images = np.random.default_rng(0).uniform(-1, 1, (16, 32, 32, 3)).astype(np.float32)
     batch = {"image": images, "index": np.arange(16, dtype=np.int32)}
     batch["weight"] = np.r_[np.ones(13), np.zeros(3)].astype(np.float32)
@@ -166,10 +166,10 @@ def test_latent_training_wants_a_fitting_autoencoder(small_config, trained_forge
     for part, (overrides, message) in wrong.items():
         overrides = overrides | {"autoencoder.path": str(trained_forgers[part])}
         with pytest.raises(UserError, match=message):
-            train.train(small_config("latent", **overrides), epath.Path(tmp_path) / "run")
+            training.train(small_config("latent", **overrides), epath.Path(tmp_path) / "run")
     config = small_config("latent", **{"autoencoder.path": str(tmp_path / "nowhere")})
     with pytest.raises(UserError, match=r"no forger .*/nowhere"):
-        train.train(config, epath.Path(tmp_path) / "run")
+        training.train(config, epath.Path(tmp_path) / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -148,7 +148,7 @@ def test_places_are_those_in_the_batch_of_all_hosts(hosts: int):
 
 def test_a_place_that_is_told_is_taken(monkeypatch: pytest.MonkeyPatch):
     told = []
-    monkeypatch.setattr(training, "seed_dropout", lambda network, keys: told.append(keys))
+    monkeypatch.setattr(step_module, "seed_dropout", lambda network, keys: told.append(keys))
     config = configuration.base()
     config.method = "patches"
     config.data.image_size, config.model.width, config.model.depth = 64, 0.05, 1
@@ -290,9 +290,9 @@ def test_nan_stops_with_step_and_last_good_checkpoint(
 def test_a_bad_gradient_stops_as_a_bad_loss(trained: epath.Path, name: str, bad: float):
     checkpoints = Checkpoints(trained, keep_best=5)
     good = {"loss": 1.0, "gradient_norm": 2.0}
-    training._check_finite([good, good], 11, checkpoints)
+    loop._check_finite([good, good], 11, checkpoints)
     with pytest.raises(UserError, match=rf"the {name.replace('_', ' ')} is {bad} at step 13;"):
-        training._check_finite([good, good, {**good, name: bad}], 11, checkpoints)
+        loop._check_finite([good, good, {**good, name: bad}], 11, checkpoints)
     checkpoints.close()
 
 
@@ -606,10 +606,10 @@ def asked(
 
 def test_a_signal_in_the_last_validation_is_heard(shrunk, tmp_path: Path):
     run = tmp_path / "run"
-    code, err = asked(shrunk, run, ("wsdl_jax.training.training", "validate", 2))
+    code, err = asked(shrunk, run, ("wsdl_jax.training.loop", "validate", 2))
     assert code == 143 and "stopped at step 4; the same command continues it" in err, err
     assert saved(run) == {2, 4} and not (run / "results.json").exists()
-    code, err = asked(shrunk, run, ("wsdl_jax.training.training", "validate", -1))
+    code, err = asked(shrunk, run, ("wsdl_jax.training.loop", "validate", -1))
     assert code == 0 and (run / "results.json").exists(), err
 
 
@@ -624,7 +624,7 @@ def test_signals_while_it_saves_do_not_lose_the_save(shrunk, tmp_path: Path):
 def test_a_run_that_stops_while_it_is_traced_goes_on(shrunk, tmp_path: Path):
     run = tmp_path / "run"
     for number, code in ((2, 143), (-1, 0)):
-        where = ("wsdl_jax.training.training", "_check_finite", number)
+        where = ("wsdl_jax.training.loop", "_check_finite", number)
         found, err = asked(shrunk, run, where, profile="2:5")
         assert found == code, err
         assert "Traceback" not in err

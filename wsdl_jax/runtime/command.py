@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 
 from wsdl_jax.runtime import settings
 from wsdl_jax.runtime.errors import ConfigError, UserError, reason
-from wsdl_jax.runtime.interruption import is_heard
+from wsdl_jax.runtime.interruption import Interrupted, is_heard
 from wsdl_jax.runtime.processes import end_with_parent
 
 PARENT = "WSDL_JAX_PARENT"  # variable: process without which this one is not to go on
@@ -86,6 +86,9 @@ def run(main: Callable[[list[str]], None], operands: Sequence[str] = ()) -> None
             end_with_parent(int(parent))
         try:
             main(argv)
+        except Interrupted as stop:
+            logging.getLogger("wsdl_jax").info("%s; the same command continues it", stop)
+            sys.exit(128 + stop.signal_number)
         except UserError as error:
             _fail(error, USAGE if isinstance(error, ConfigError) else FAILED)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:

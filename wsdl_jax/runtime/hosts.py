@@ -6,6 +6,7 @@ With one host everything here returns at once.
 import glob
 import importlib.util
 import itertools
+import logging
 import os
 import signal
 import threading
@@ -33,9 +34,14 @@ def define_flags() -> None:
 
 
 def start_by_flags() -> None:
-    """Joins this process to the others as `start` does, by the flags of `define_flags`."""
+    """Joins this process to the others as `start` does, by the flags of `define_flags`.
+
+    Of several hosts the first alone logs what it does; the others log warnings.
+    """
     values = flags.FLAGS
     start(values.coordinator, values.processes, values.process)
+    if not is_first():
+        logging.getLogger("wsdl_jax").setLevel(logging.WARNING)
 
 
 def start(coordinator: str | None, count: int | None, index: int | None) -> None:

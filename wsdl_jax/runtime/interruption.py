@@ -13,8 +13,8 @@ _NOW = b"\x00"  # in the pipe: no signal's number
 class Interrupted(Exception):  # noqa: N818 (it is no error)
     """The run was asked to stop; it has saved its state and can be continued."""
 
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped at step {step}")
+    def __init__(self, signal_number: int, run: str | os.PathLike[str], step: int):
+        super().__init__(f"{os.fspath(run)}: stopped at step {step}")
         self.signal_number = signal_number
 
 

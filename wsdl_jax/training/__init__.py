@@ -1,19 +1,31 @@
-"""Training: the set-up of a run, the step of a device, and the loop."""
+"""Training: what a run starts from, the step of a device, and the loop."""
 
-from wsdl_jax.training.training import (
-    loop,
-    make_loss_step,
-    make_train_step,
+from wsdl_jax.training.detector import (
     start_network,
     train,
+)
+from wsdl_jax.training.loop import (
+    loop,
     validate,
     with_places,
 )
+from wsdl_jax.training.setup import (
+    Setup,
+    check,
+    newest_state,
+)
+from wsdl_jax.training.step import (
+    make_loss_step,
+    make_train_step,
+)
 
 __all__ = [
+    "Setup",
+    "check",
     "loop",
     "make_loss_step",
     "make_train_step",
+    "newest_state",
     "start_network",
     "train",
     "validate",

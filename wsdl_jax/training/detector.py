@@ -1,0 +1,110 @@
+"""Training a detector: from a config to the best checkpoints of a run directory."""
+
+import logging
+from collections.abc import Callable
+
+import jax
+import ml_collections
+from etils import epath
+from flax import nnx
+
+from wsdl_jax import inputs, methods, runs, weights
+from wsdl_jax.runtime.errors import ConfigError
+from wsdl_jax.runtime.parallel import AXIS
+from wsdl_jax.training.loop import loop
+from wsdl_jax.training.setup import Setup, check, newest_state
+from wsdl_jax.training.step import make_loss_step, make_train_step
+
+log = logging.getLogger("wsdl_jax")
+
+
+def start_network(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
+    """Takes the config's pretrained weights, if it has any, into a network; the log says which.
+
+    Raises UserError for weights that do not fit.
+    """
+    init = config.init
+    if init.path:
+        new = weights.start(model, epath.Path(init.path), init.layout)
+        log.info(
+            "weights start from %s%s",
+            init.path,
+            f", those of {', '.join(new)} from scheme {init.scheme!r}" if new else "",
+        )
+    elif init.layout:
+        log.warning(
+            "the recipe starts from published weights (%s): config.init.path is not given, so all "
+            "weights start from scheme %r",
+            init.layout,
+            init.scheme,
+        )
+    else:
+        log.info("weights start from scheme %r", init.scheme)
+
+
+def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
+    """Trains a config in a run directory, from where that run has stopped.
+
+    On SIGINT and SIGTERM the current step is finished and saved, and Interrupted is raised.
+
+    Args:
+      config: a valid one, of a detector.
+      run: the run directory.
+
+    Raises:
+      UserError: the directory is of another config, or another process writes to it; the data is
+        not what the run began with, or of the wrong side; the batch does not divide over the
+        devices; full supervision without masks; a loss or gradient that is not finite.
+      Interrupted: the process was asked to stop.
+    """
+    data = config.data
+    setup = check(
+        config, run, real=data.real, fake=data.fake, microbatches=config.train.microbatches
+    )
+    if config.supervision == "full" and not setup.training.have_masks:
+        raise ConfigError(f"{', '.join(data.fake)} has no masks: setup c learns from them")
+    with runs.written(run, config, setup.training.provenance) as check_lock:
+        _train(config, run, setup, check_lock)
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    run: epath.Path,
+    setup: Setup,
+    check_lock: Callable[[], None],
+) -> None:
+    method = methods.from_config(config)
+    model = methods.build(config, AXIS)
+    mask_size = methods.map_size(config) if config.supervision == "full" else None
+    blank = runs.initial_state(model, config.train)
+    parameters = sum(x.size for x in jax.tree.leaves(blank["params"]))
+    log.info(
+        "%s, %s supervision: %s parameters, on %d × %s, %d images a step",
+        config.method,
+        config.supervision,
+        f"{parameters:,}",
+        setup.parallel.mesh.size,
+        jax.devices()[0].device_kind,
+        config.train.batch,
+    )
+    checkpoints = runs.Checkpoints(run, keep_best=config.train.keep_best)
+    state = newest_state(run, checkpoints, blank)
+    if state is None:
+        start_network(model, config)
+        state = runs.initial_state(model, config.train)
+    else:
+        total = config.train.epochs * config.train.steps_per_epoch
+        log.info("%s: continuing at step %d of %d", run, int(state["step"]), total)
+    optimizer = runs.make_optimizer(config.train)
+    microbatches = config.train.microbatches
+    loop(
+        config,
+        run,
+        setup,
+        inputs.Reading.of(config.data, mask_size),
+        state=state,
+        train_step=make_train_step(method, model, optimizer, config.seed, microbatches),
+        loss_step=make_loss_step(method, model),
+        checkpoints=checkpoints,
+        check_lock=check_lock,
+    )
