@@ -158,7 +158,8 @@ def evaluated(trained: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> 
     nnx.update(model, *jax.tree.map(jnp.asarray, (state["params"], state["stats"])))
     model.eval()
     fakes = inputs.Examples((config.data.test_fake,), "test", config.data.dir)
-    batches = inputs.eval_batches(fakes, config, mask_size=None)
+    reading = inputs.Reading.of(config.data)
+    batches = inputs.eval_batches(fakes, reading, batch=config.eval.batch)
     images = [methods.network_input(jnp.asarray(batch["image"])) for batch in batches]
     logits = np.concatenate([model(x).map_logits for x in images])
     middle = np.median(logits[: len(fakes), ..., 1] - logits[: len(fakes), ..., 0])

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from PIL import Image
 
 from wsdl_jax import configuration, inputs
+from wsdl_jax.inputs import batches
 from wsdl_jax.runtime import command
 from wsdl_jax.runtime.parallel import Parallel
 
@@ -48,7 +49,7 @@ def main(_: list[str]) -> None:
     decoded = [inputs.full_image(record) for record in records]
     pictures = [Image.fromarray(pixels) for pixels in decoded]
     height, width = decoded[0].shape[:2]
-    whole = inputs._Decoded(examples, data, mask_size=None)
+    whole = batches._Decoded(examples, inputs.Reading.of(data), cache=False)
     stages: dict[str, Callable[[int], object]] = {
         "read the record": examples.__getitem__,
         f"decode {width}×{height}": lambda index: inputs.full_image(records[index]),
@@ -67,11 +68,15 @@ def main(_: list[str]) -> None:
     steps = max(len(examples) // config.train.batch, 8)
     for cache in (False, True):
         data.cache = cache
-        with contextlib.closing(inputs.train_batches(config, mask_size=None)) as batches:
-            for _ in itertools.islice(batches, steps):  # threads and workers start; caches fill
+        with contextlib.closing(
+            inputs.train_batches(
+                examples, inputs.Reading.of(data), batch=config.train.batch, seed=config.seed
+            )
+        ) as read:
+            for _ in itertools.islice(read, steps):  # threads and workers start; caches fill
                 pass
             wall, cores = time.monotonic(), time.process_time()
-            for batch in itertools.islice(batches, steps):
+            for batch in itertools.islice(read, steps):
                 jax.block_until_ready(parallel.shard(batch))
             wall, cores = time.monotonic() - wall, time.process_time() - cores
         # The processor time of worker processes is not in this process's.

@@ -111,9 +111,10 @@ def test_average_of_the_weights_is_the_recursion():
         "optimizer": optimizer,
     }
     mapped, state = parallel.map(step), parallel.replicate(state)
+    batch = {"image": np.zeros((8, 4, 4, 3), "f"), "place": np.arange(8, dtype=np.int32)}
     w = average = 0.0
     for number in range(12):
-        (state, _), _ = mapped(state, parallel.shard({"image": np.zeros((8, 4, 4, 3), "f")}))
+        (state, _), _ = mapped(state, parallel.shard(batch))
         w -= 0.1 * 2 * (w - 1)
         decay = min(0.6, (1 + number) / (10 + number))
         average = decay * average + (1 - decay) * w
@@ -128,7 +129,8 @@ def test_eight_devices_train_as_one(backend, small_config):
     step = training.make_train_step(objective, optimizer, seed=0, ema=0.9)
     loss_step = training.make_loss_step(objective, seed=0)
     images = np.random.default_rng(0).uniform(-1, 1, (16, 32, 32, 3)).astype(np.float32)
-    batch = {"image": images, "index": np.arange(16, dtype=np.int32)}
+    numbers = np.arange(16, dtype=np.int32)
+    batch = {"image": images, "index": numbers, "place": numbers}
     batch["weight"] = np.r_[np.ones(13), np.zeros(3)].astype(np.float32)
     found = []
     for parallel in (Parallel(backend), Parallel("shard_map", jax.devices()[:1])):

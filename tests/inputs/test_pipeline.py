@@ -3,6 +3,7 @@
 import itertools
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from wsdl_data.build import BuildError
 from wsdl_jax import configuration, inputs
+from wsdl_jax.inputs import batches as batches_module
 from wsdl_jax.inputs.perturbations import Perturbation
 from wsdl_jax.runtime.errors import ConfigError, UserError
 
@@ -51,16 +53,32 @@ def in_order(
     config: ml_collections.ConfigDict, split: str, *names: str, mask_size: int | None = None
 ) -> dict[str, np.ndarray]:
     """Every example of a split once, without its padding."""
-    batches = list(
-        inputs.eval_batches(examples(config, split, *names), config, mask_size=mask_size)
-    )
+    batches = list(evaluated(examples(config, split, *names), config, mask_size=mask_size))
     rows = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
     return {name: values[rows["weight"] > 0] for name, values in rows.items()}
 
 
+def evaluated(
+    source: inputs.Examples,
+    config: ml_collections.ConfigDict,
+    mask_size: int | None = None,
+    **kwargs: Any,
+) -> Iterator[inputs.Batch]:
+    reading = inputs.Reading.of(config.data, mask_size)
+    return inputs.eval_batches(source, reading, batch=config.eval.batch, **kwargs)
+
+
+def trained_on(
+    config: ml_collections.ConfigDict, mask_size: int | None = None, **kwargs: Any
+) -> Iterator[inputs.Batch]:
+    source = examples(config, "train", *config.data.real, *config.data.fake)
+    reading = inputs.Reading.of(config.data, mask_size)
+    kwargs = {"batch": config.train.batch, "seed": config.seed, **kwargs}
+    return inputs.train_batches(source, reading, **kwargs)
+
+
 def take(count: int, config: ml_collections.ConfigDict, **kwargs: Any) -> list[inputs.Batch]:
-    kwargs = {"mask_size": None, **kwargs}
-    return list(itertools.islice(inputs.train_batches(config, **kwargs), count))
+    return list(itertools.islice(trained_on(config, **kwargs), count))
 
 
 def identify(images: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -175,13 +193,13 @@ def test_what_is_cached_is_not_decoded_again(masked, monkeypatch):
     passes = 3 * TRAIN // 8
     plain = take(passes, masked, mask_size=16)
     opened: list[str] = []
-    read = inputs._open
+    read = batches_module.decoded
 
     def counted(record: dict[str, Any], feature: str) -> Image.Image:
         opened.append(feature)
         return read(record, feature)
 
-    monkeypatch.setattr(inputs, "_open", counted)
+    monkeypatch.setattr(batches_module, "decoded", counted)
     masked.data.cache = True
     for one, other in zip(take(passes, masked, mask_size=16), plain, strict=True):
         for name, values in other.items():
@@ -220,7 +238,7 @@ def test_worker_processes_read_the_same_batches(masked):
     alone = take(5, masked, mask_size=16, start_step=1)
     alone_in_order = in_order(masked, "test", MASKED)
     masked.data.workers = 2
-    batches = inputs.train_batches(masked, mask_size=16, start_step=1)
+    batches = trained_on(masked, mask_size=16, start_step=1)
     for batch in alone:
         from_worker = next(batches)
         for name, values in batch.items():
@@ -236,10 +254,7 @@ def test_evaluation_takes_every_example_once(config, hosts, batch):
     config.eval.batch = batch
     source = examples(config, "test", REAL, MASKED)
     assert len(source) == 19
-    parts = [
-        list(inputs.eval_batches(source, config, mask_size=None, process=p, processes=hosts))
-        for p in range(hosts)
-    ]
+    parts = [list(evaluated(source, config, process=p, processes=hosts)) for p in range(hosts)]
     counts = {len(part) for part in parts}
     assert counts == {-(-19 // batch)}
     rows = [b for part in parts for b in part]
@@ -262,7 +277,7 @@ def test_some_examples_of_a_split(config):
     config.eval.batch = 4
     source = examples(config, "test", MASKED)
     places = [9, 2, 3, 10, 8, 2]
-    first, second = inputs.eval_batches(source, config, mask_size=5, places=places)
+    first, second = evaluated(source, config, mask_size=5, places=places)
     index = np.concatenate([first["index"], second["index"]])
     assert index.tolist() == [*places, 2, 2]
     assert [*first["weight"], *second["weight"]] == [1] * 6 + [0] * 2
@@ -279,7 +294,7 @@ def test_images_are_perturbed_at_their_own_size(config, dolos_folder: Path, work
     config.eval.batch = 8
     perturbation = Perturbation("noise", 12.0)  # which goes by the image's place
     source = examples(config, "test", REAL, MASKED)
-    batches = list(inputs.eval_batches(source, config, mask_size=None, perturb=perturbation))
+    batches = list(evaluated(source, config, perturb=perturbation))
     got = np.concatenate([b["image"] for b in batches])[:19]
     folders = ("celebahq/real/test", "celebahq/fake/repaint-p2/images/test")
     files = [path for folder in folders for path in sorted((dolos_folder / folder).iterdir())]

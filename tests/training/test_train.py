@@ -28,6 +28,8 @@ from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime import locks
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.parallel import AXIS
+from wsdl_jax.training import loop
+from wsdl_jax.training import step as step_module
 
 GetConfig = Callable[..., ml_collections.ConfigDict]
 SMALL = {"model.depth": 1}  # of Patches, on top of the shrunk config
@@ -233,8 +235,7 @@ def test_validation_loss_is_the_mean_over_the_split(trained: epath.Path):
     # Padded batches of 8 against one call with the 18 images.
     source = inputs.Examples((*config.data.real, *config.data.fake), "valid", config.data.dir)
     assert len(source) == 18
-    config.eval.batch = 18
-    (batch,) = inputs.eval_batches(source, config, mask_size=None)
+    (batch,) = inputs.eval_batches(source, inputs.Reading.of(config.data), batch=18)
     images = methods.network_input(jnp.asarray(batch["image"]))
     logits = np.asarray(model(images).map_logits, np.float64)
     logits -= logits.max(-1, keepdims=True)
@@ -248,9 +249,9 @@ def poisoned(at: int):
     """`train_batches` whose batch of step `at` (from 1) has an image of no known weight."""
     clean = inputs.train_batches
 
-    def batches(config, *, start_step, **kwargs):
+    def batches(examples, reading, *, start_step, **kwargs):
         for step, batch in enumerate(
-            clean(config, start_step=start_step, **kwargs), start=start_step + 1
+            clean(examples, reading, start_step=start_step, **kwargs), start=start_step + 1
         ):
             weight = np.ones(len(batch["label"]), np.float32)
             if step == at:

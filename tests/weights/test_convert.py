@@ -595,7 +595,8 @@ def test_a_run_is_evaluated(files, data_dir, tmp_path):
     scores = {}
     for side, name in (("real", config.data.test_real), ("fake", config.data.test_fake)):
         source = inputs.Examples((name,), "test", config.data.dir)
-        (batch,) = inputs.eval_batches(source, config, mask_size=None)
+        reading = inputs.Reading.of(config.data)
+        (batch,) = inputs.eval_batches(source, reading, batch=config.eval.batch)
         images = methods.network_input(jnp.asarray(batch["image"]))
         scores[side] = np.asarray(localize(narrow("dolos-patches"), images).scores)
         scores[side] = scores[side][batch["weight"] > 0]
