@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from test_main import FORKS, PYTHON, REPOSITORY
 
 from wsdl_jax import pod_check
+from wsdl_jax.pods import check, cost, report, topology
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.parallel import Parallel
 
@@ -66,14 +67,14 @@ def number(text: str) -> float:
 )
 def test_unknown_slices_are_refused_with_what_is_valid(name):
     with pytest.raises(ConfigError, match=f"--topology {name}: choose v5e or v6e .*16x16.* v5p"):
-        pod_check.make_devices(name)
+        topology.make_devices(name)
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     with pytest.raises(UserError, match=r"pip install 'wsdl-jax\[tpu\]'"):
-        pod_check.make_devices("v5e:2x2")
+        topology.make_devices("v5e:2x2")
 
 
 @pytest.mark.parametrize(
@@ -96,12 +97,12 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
     ],
 )
 def test_refusals_are_read(message, needed, chip):
-    said = pod_check.refusal(message)
+    said = cost.refusal(message)
     if needed:
         assert (said.needed, said.chip) == pytest.approx((needed, chip))
-        text = pod_check.report(said, said.chip)
+        text = report.cost_table(said, said.chip)
         assert text.startswith("memory per chip ") and text.endswith("does not fit")
-        assert not pod_check.fits(said, said.chip)
+        assert not report.fits(said, said.chip)
     else:
         assert said is None
 
@@ -114,7 +115,7 @@ def test_collectives_are_counted_by_their_results():
   %g = f32[8]{0} get-tuple-element(%all-reduce.20), index=0
   ROOT %z = bf16[4,2]{1,0} all-gather(%d), metadata={op_name="jit(step)/all-reduce(x)"}
 """
-    assert pod_check.collectives(program) == (3, 4 * 8 + (4 * 72 + 2 * 16 + 4 + 4) + 2 * 8)
+    assert cost.collectives(program) == (3, 4 * 8 + (4 * 72 + 2 * 16 + 4 + 4) + 2 * 8)
 
 
 @given(st.integers(0, 5000), st.integers(1, 500))
@@ -125,7 +126,7 @@ def test_largest_is_within_an_eighth(limit, start):
         tried.append(number)
         return number <= limit
 
-    found = pod_check.largest(fits, start)
+    found = check.largest_that_fits(fits, start)
     assert min(tried) >= 1 and len(set(tried)) == len(tried)
     assert found == 0 if limit == 0 else found <= limit and found in tried
     # The number that does not fit next was tried too.
@@ -163,10 +164,10 @@ def test_a_run_does_not_know_of_the_check():
 import jax, json, os, pkgutil, sys
 before = dict(os.environ)
 import wsdl_jax.main
-assert "wsdl_jax.pod_check" not in sys.modules
+assert not [name for name in sys.modules if name.startswith("wsdl_jax.pod")]
 for module in pkgutil.walk_packages(wsdl_jax.__path__, "wsdl_jax."):
     __import__(module.name)
-assert "wsdl_jax.pod_check" in sys.modules
+assert {"wsdl_jax.pod_check", "wsdl_jax.pods.topology"} <= set(sys.modules)
 print(json.dumps(sorted(k for k, v in os.environ.items() if before.get(k) != v)))
 """
     done = subprocess.run(
@@ -359,15 +360,15 @@ def test_the_program_has_the_operators_of_a_tpu(libtpu):
     """Lowered for the slice: native convolutions and pooling, not the forms that a CPU gets."""
     code = f"""
 import runpy
-from wsdl_jax import pod_check
+from wsdl_jax.pods import cost, topology
 from wsdl_jax.runtime.parallel import Parallel
 config = runpy.run_path("{REPOSITORY}/configs/patches.py")["get_config"]("source=celebahq")
-parallel = Parallel("shard_map", pod_check.make_devices("v5e:2x2"))
-print(pod_check.lower(config, "train", 2, parallel).as_text())
+parallel = Parallel("shard_map", topology.make_devices("v5e:2x2"))
+print(cost.lower(config, "train", 2, parallel).as_text())
 """
     done = subprocess.run(
         [*PYTHON, "-c", code],
-        env=environment(**pod_check.ENVIRONMENT, TPU_LOG_DIR="disabled"),
+        env=environment(**topology.ENVIRONMENT, TPU_LOG_DIR="disabled"),
         capture_output=True,
         text=True,
         check=True,

@@ -1,1 +1,1 @@
-"""A step compiled for a pod that is not here: its cost, and a report of it."""
+"""A step compiled for a pod that is not here: its cost, the largest batch, a report."""
