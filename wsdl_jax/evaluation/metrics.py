@@ -3,6 +3,7 @@
 Figures are fractions here; reports multiply by 100. The positive class is fake, or manipulated.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,8 +12,36 @@ from PIL import Image
 
 THRESHOLD = 0.5  # a location is called manipulated strictly above it
 DRAWS = 5  # subsamples of the larger side, for detection AP
-THRESHOLDS = np.arange(1, 20) / 20  # IoU is known at each of these, `THRESHOLD` among them
-LOCALIZATION = ("iou_lg", "iou_sm", "pbca_lg", "pbca_sm", "f1", "pixel_auc", "pixel_ap")
+THRESHOLDS = np.arange(1, 20) / 20  # IoU is measured at each of these, `THRESHOLD` among them
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalizationFigures:
+    """How well one localization map agrees with the true mask; fractions.
+
+    In figures named `_lg` the map is brought to the mask's size, in those named `_sm` the mask to
+    the map's. The other figures are at the mask's size, too.
+
+    Attributes:
+      iou_lg: intersection over union of the thresholded map and the mask.
+      iou_sm: the same at the map's size.
+      pbca_lg: the share of pixels that the thresholded map classifies correctly.
+      pbca_sm: the same at the map's size.
+      f1: F1 of the thresholded map's pixels.
+      pixel_auc: ROC AUC of the map's values; NaN for a mask of one class.
+      pixel_ap: average precision of the map's values; NaN for a mask of one class.
+    """
+
+    iou_lg: float
+    iou_sm: float
+    pbca_lg: float
+    pbca_sm: float
+    f1: float
+    pixel_auc: float
+    pixel_ap: float
+
+
+LOCALIZATION = tuple(field.name for field in dataclasses.fields(LocalizationFigures))
 
 
 def resize_map(
@@ -21,9 +50,14 @@ def resize_map(
     width: int,
     box: tuple[float, float, float, float] | None = None,
 ) -> Float[np.ndarray, "{height} {width}"]:
-    """A map at another size, by Pillow's bicubic filter on float32 pixels.
+    """Returns a map at another size, by Pillow's bicubic filter on float32 pixels.
 
-    box: the part of the map that is wanted at that size: left, top, right, bottom, in its pixels.
+    Args:
+      localization_map: the map.
+      height: the new height in pixels.
+      width: the new width in pixels.
+      box: left, top, right and bottom, in the map's pixels, of the part that is brought to that
+        size; the whole map by default.
     """
     localization_map = localization_map.astype(np.float32, copy=False)
     if localization_map.min() == localization_map.max():  # the filter's weights add up to 1
@@ -35,34 +69,34 @@ def resize_map(
 def resize_mask(
     mask: Integer[np.ndarray, "h w"], height: int, width: int
 ) -> Integer[np.ndarray, "{height} {width}"]:
-    """A mask of zeros and ones at another size, by Pillow's nearest neighbour."""
+    """Returns a mask of zeros and ones at another size, by Pillow's nearest neighbour."""
     image = Image.fromarray(mask.astype(np.uint8))
     return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
 
 
 def iou(predicted: Bool[np.ndarray, "h w"], true: Bool[np.ndarray, "h w"]) -> float:
-    """Intersection over union; 1 where the union is empty."""
+    """Returns the intersection over union of two masks; 1 where the union is empty."""
     union = np.count_nonzero(predicted | true)
     return float(np.count_nonzero(predicted & true) / union) if union else 1.0
 
 
 def f1(predicted: Bool[np.ndarray, "h w"], true: Bool[np.ndarray, "h w"]) -> float:
-    """2·TP / (2·TP + FP + FN); 1 where nothing is predicted and nothing is true."""
+    """Returns F1, 2·TP / (2·TP + FP + FN); 1 where nothing is predicted and nothing is true."""
     total = np.count_nonzero(predicted) + np.count_nonzero(true)
     return float(2 * np.count_nonzero(predicted & true) / total) if total else 1.0
 
 
 def pbca(predicted: Bool[np.ndarray, "h w"], true: Bool[np.ndarray, "h w"]) -> float:
-    """Pixel-wise binary classification accuracy: the share of pixels classified right."""
+    """Returns the pixel-wise binary classification accuracy: the share of correct pixels."""
     return float(np.count_nonzero(predicted == true) / true.size)
 
 
 def ranking(scores: Float[np.ndarray, " n"], true: Bool[np.ndarray, " n"]) -> tuple[float, float]:
-    """ROC AUC and average precision of scores (finite), by scikit-learn's definitions.
+    """Returns ROC AUC and average precision of finite scores, by scikit-learn's definitions.
 
     AUC: the share of pairs of a positive and a negative in which the positive has the higher
     score, ties counting half. Average precision: the mean over positives of the precision among
-    all scores that are not below the positive's own. Both are NaN where there is but one class.
+    all scores that are not below the positive's own. Both are NaN where there is only one class.
 
     Sorting each class by itself is several times faster than ordering both by `argsort`.
     """
@@ -85,34 +119,29 @@ def ranking(scores: Float[np.ndarray, " n"], true: Bool[np.ndarray, " n"]) -> tu
 
 def localization(
     localization_map: Float[np.ndarray, "h w"], mask: Integer[np.ndarray, "H W"]
-) -> dict[str, float]:
-    """`LOCALIZATION`: figures of one map (finite) against the full-size mask (1 = manipulated).
-
-    `_lg`: the map is brought to the mask's size; `_sm`: the mask to the map's. `f1`, `pixel_auc`
-    and `pixel_ap` are at the mask's size too; the last two, of the map's values, are NaN for a mask
-    of one class.
-    """
+) -> LocalizationFigures:
+    """Compares one finite map with the full-size mask, in which 1 means manipulated."""
     values = resize_map(localization_map, *mask.shape)
     large = values > THRESHOLD
     small = localization_map > THRESHOLD
     small_mask = resize_mask(mask, *localization_map.shape) > 0
     full_mask = mask > 0
     pixel_auc, pixel_ap = ranking(values.ravel(), full_mask.ravel())
-    return {
-        "iou_lg": iou(large, full_mask),
-        "iou_sm": iou(small, small_mask),
-        "pbca_lg": pbca(large, full_mask),
-        "pbca_sm": pbca(small, small_mask),
-        "f1": f1(large, full_mask),
-        "pixel_auc": pixel_auc,
-        "pixel_ap": pixel_ap,
-    }
+    return LocalizationFigures(
+        iou_lg=iou(large, full_mask),
+        iou_sm=iou(small, small_mask),
+        pbca_lg=pbca(large, full_mask),
+        pbca_sm=pbca(small, small_mask),
+        f1=f1(large, full_mask),
+        pixel_auc=pixel_auc,
+        pixel_ap=pixel_ap,
+    )
 
 
 def iou_by_threshold(
     localization_map: Float[np.ndarray, "h w"], mask: Integer[np.ndarray, "H W"]
 ) -> Float[np.ndarray, " t"]:
-    """`iou_lg` of a map (finite) with each of `THRESHOLDS` in the place of `THRESHOLD`."""
+    """Returns `iou_lg` of a finite map at each of `THRESHOLDS` in the place of `THRESHOLD`."""
     values, true = resize_map(localization_map, *mask.shape).ravel(), mask.ravel() > 0
     passed = np.searchsorted(THRESHOLDS, values)  # how many thresholds a pixel is strictly above
     # Pixels above threshold t are those that have passed more than t of them.
@@ -128,29 +157,31 @@ class Means:
     """Means over images of figures that come one image at a time.
 
     Attributes:
-      names: of the figures.
-      sums: of the figures, and in the second row how many images they are of. Sums over parts of
-        a test set add up to those over all of it.
+      names: the names of the figures.
+      totals: the sum of each figure over the images that have it.
+      counts: how many images have each figure.
     """
 
     def __init__(self, names: Sequence[str]):
         self.names = tuple(names)
-        self.sums: Float[np.ndarray, "2 k"] = np.zeros((2, len(self.names)))
+        self.totals: Float[np.ndarray, " k"] = np.zeros(len(self.names))
+        self.counts: Integer[np.ndarray, " k"] = np.zeros(len(self.names), int)
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Counts an image in, except for figures that are NaN: those it does not have."""
+        """Counts an image in, except for figures that are NaN, which it does not have."""
         values = np.array([figures[name] for name in self.names])
-        self.sums += np.where(np.isnan(values), 0, [values, np.ones(len(values))])
+        self.totals += np.where(np.isnan(values), 0, values)
+        self.counts += ~np.isnan(values)
 
     def means(self) -> dict[str, float]:
-        """NaN for a figure that no image has."""
-        sums, counts = self.sums
-        means = np.divide(sums, counts, where=counts > 0, out=np.full(len(sums), np.nan))
+        """Returns the mean of each figure; NaN for one that no image has."""
+        unknown = np.full(len(self.names), np.nan)
+        means = np.divide(self.totals, self.counts, where=self.counts > 0, out=unknown)
         return dict(zip(self.names, means.tolist(), strict=True))
 
     def count(self, name: str) -> int:
-        """How many images have a figure."""
-        return int(self.sums[1, self.names.index(name)])
+        """Returns how many images have a figure."""
+        return int(self.counts[self.names.index(name)])
 
 
 def detection(
@@ -160,15 +191,27 @@ def detection(
     real_probabilities: Float[np.ndarray, " n"],
     fake_probabilities: Float[np.ndarray, " m"],
 ) -> dict[str, float]:
-    """How well scores (higher = more likely fake) and probabilities of being fake tell the sides.
+    """Measures how well scores and probabilities of being fake separate fake from real images.
 
     For `ap`, average precision of the scores, real and fake images count alike: the larger side is
     subsampled to the size of the smaller one, five times with fixed seeds; `ap` is the mean and
-    `ap_2sd` two standard deviations over the draws. `auc`, of the ROC curve of the scores, and
-    `balanced_accuracy`, the mean of the shares of either side that are on the right side of
-    probability 0.5, take all images. Raises ValueError for an empty side or a NaN score.
+    `ap_2sd` two standard deviations over the draws. `auc`, the area under the ROC curve of the
+    scores, and `balanced_accuracy`, the mean over both sides of the share of images on the correct
+    side of probability 0.5, take all images.
+
+    Args:
+      real_scores: scores of the real images; higher means more likely fake.
+      fake_scores: scores of the fake images.
+      real_probabilities: probabilities that the real images are fake.
+      fake_probabilities: probabilities that the fake images are fake.
+
+    Returns:
+      `ap`, `ap_2sd`, `auc` and `balanced_accuracy`, as fractions.
+
+    Raises:
+      ValueError: an empty side or a NaN score.
     """
-    # Here, since it takes two seconds, which a command that starts to train need not wait for.
+    # Imported here, since it takes two seconds, which a command that starts to train is spared.
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     if not len(real_scores) or not len(fake_scores):

@@ -1,9 +1,13 @@
-"""Reads what an evaluation has written, and what others may have touched since."""
+"""Where the results of evaluations are, and how they are read back and checked.
+
+Users may have changed the files since they were written.
+"""
 
 import math
 from collections.abc import Iterable
 from typing import Any
 
+import ml_collections
 from etils import epath
 
 from wsdl_jax.evaluation import metrics
@@ -16,10 +20,23 @@ _NUMBERS = (*metrics.LOCALIZATION, "manipulated_share", *DETECTION)  # or null
 _VERDICT = ("threshold", "real_above", "fake_above")  # likewise
 
 
-def read(path: epath.Path) -> dict[str, Any]:
-    """Returns the results of an evaluation, or of one on perturbed images.
+def results_folder(
+    run: epath.Path, config: ml_collections.ConfigDict, *, fake: str, real: str
+) -> epath.Path:
+    """Returns the folder with the results of a run on a fake and a real subset.
 
-    Raises UserError for a file that is damaged, or that another version has written.
+    It is the run directory itself for the subsets of its config, else one in `evaluations/`.
+    """
+    if (fake, real) == (config.data.test_fake, config.data.test_real):
+        return run
+    return run / "evaluations" / "+".join(name.replace("/", "-") for name in (fake, real))
+
+
+def read(path: epath.Path) -> dict[str, Any]:
+    """Returns the content of results.json, or of a file robustness-KIND.json.
+
+    Raises:
+      UserError: a file that is damaged, or that another version has written.
     """
     content = storage.read_json(path)
     try:
@@ -47,14 +64,18 @@ def read(path: epath.Path) -> dict[str, Any]:
 
 
 def network(results: dict[str, Any]) -> tuple[int, int | None]:
-    """Returns step and checksum of the checkpoint that was evaluated."""
+    """Returns the step and the checksum of the checkpoint that was evaluated."""
     return results["checkpoint"], results["weights"]
 
 
 def check_same_data(read: Iterable[tuple[epath.Path, dict[str, Any]]]) -> None:
-    """Raises UserError where results of a subset of one name are not all of the same images.
+    """Checks that all results of a subset of one name are of the same images.
 
-    read: run directories, with results that stand in one table.
+    Args:
+      read: pairs of a run directory and results of its, which are to stand in one table.
+
+    Raises:
+      UserError: two runs were evaluated on different images.
     """
     known: dict[str, tuple[str, epath.Path]] = {}
     for run, results in read:

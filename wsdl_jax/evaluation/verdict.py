@@ -1,9 +1,10 @@
-"""From scores to a verdict: what real images score, and the threshold that follows from it.
+"""From scores to a verdict: the scores of real images, and the threshold that follows from them.
 
-A method's score ranks images; where "fake" begins is another question. The probability 0.5 is no
-answer for methods whose score is not calibrated: by the mean of a map, for one, an image with a
-small manipulated part stays under one half. So the share of real images that may be called fake is
-chosen, and the threshold is the score that real images of the validation split exceed that often.
+A method's score ranks images; it does not say above which score an image is fake. The probability
+0.5 is no such threshold for methods whose score is not calibrated: where the score is the mean of a
+map, for example, an image with a small manipulated part stays below one half. So the share of real
+images that may be called fake is chosen, and the threshold is the score that this share of the real
+images of the validation split exceeds.
 """
 
 import json
@@ -21,11 +22,17 @@ _FILE = "real_scores.json"  # in a run directory
 
 
 def threshold(real_scores: Sequence[float], false_positive_rate: float) -> float:
-    """The score above which (strictly) an image is called fake.
+    """Returns the score strictly above which an image is called fake.
 
-    It is the least one of `real_scores` that at most the given share of them exceeds.
+    Args:
+      real_scores: scores of real images.
+      false_positive_rate: the share of real images that may be called fake, in [0, 1).
 
-    Raises ValueError for a share outside [0, 1) or no scores.
+    Returns:
+      The lowest of `real_scores` that at most the given share of them exceeds.
+
+    Raises:
+      ValueError: a share outside [0, 1) or no scores.
     """
     if not 0 <= false_positive_rate < 1:
         raise ValueError(f"false-positive rate {false_positive_rate}, not in [0, 1)")
@@ -42,13 +49,13 @@ def save(
     data: Mapping[str, str],
     scores: Sequence[float],
 ) -> None:
-    """Keeps in a run directory what the real images of its validation split score.
+    """Keeps the scores of the real images of the validation split in a run directory.
 
     Args:
       run: the run directory.
       network: step and checksum of the checkpoint whose network gave the scores.
       data: hashes of the real subsets by their names, see wsdl_data.provenance.
-      scores: of their validation images.
+      scores: the scores of their validation images.
     """
     step, checksum = network
     facts = {"checkpoint": step, "weights": checksum, "real": dict(data), "split": "valid"}
@@ -58,14 +65,15 @@ def save(
 def load(
     run: epath.Path, network: tuple[int, int | None], data: Mapping[str, str] | None = None
 ) -> list[float] | None:
-    """What `save` has kept; None if there is nothing, or of another network or other data.
+    """Returns the scores that `save` has kept; None if there are none of this network and data.
 
     Args:
       run: the run directory.
       network: step and checksum of the checkpoint that is asked for.
-      data: hashes of the real subsets; None where they are not at hand: then they may be any.
+      data: hashes of the real subsets; None accepts scores of any, where the data is not at hand.
 
-    Raises UserError for a file that cannot be read.
+    Raises:
+      UserError: a file that cannot be read.
     """
     path = run / _FILE
     if not path.exists():

@@ -1,0 +1,174 @@
+"""What is measured of one test image, as a record, and how records travel between hosts."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from wsdl_jax import inputs
+from wsdl_jax.evaluation import metrics
+from wsdl_jax.evaluation.metrics import LocalizationFigures
+from wsdl_jax.runtime import hosts
+
+TRIVIAL = ("all real", "all fake", "random")  # maps that know nothing of the image
+PADDING = -1  # in the place of an index
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What takes most of the time to measure, and does not depend on a perturbation of the image.
+
+    Attributes:
+      iou_by_threshold: `iou_lg` of the map at each of `metrics.THRESHOLDS`.
+      trivial: the figures of each of the `TRIVIAL` maps, in that order.
+    """
+
+    iou_by_threshold: tuple[float, ...]
+    trivial: tuple[LocalizationFigures, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class MapMeasures:
+    """What is measured of a localization map against the true mask.
+
+    Attributes:
+      figures: how well the two agree.
+      manipulated_share: the share of manipulated pixels in the mask.
+      comparison: what the figures are compared with; None where that was left out.
+    """
+
+    figures: LocalizationFigures
+    manipulated_share: float
+    comparison: Comparison | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageMeasures:
+    """What is measured of one test image.
+
+    Attributes:
+      index: the image's index in its source; `PADDING` for what fills up a batch.
+      score: the method's score; NaN for padding, and where the map is not finite.
+      probability: the probability of being fake; NaN where the score is.
+      localization: what is measured of the map; None for images without a mask.
+    """
+
+    index: int
+    score: float = math.nan
+    probability: float = math.nan
+    localization: MapMeasures | None = None
+
+    def is_finite(self) -> bool:
+        """Returns whether score and probability are finite, and so the map."""
+        return math.isfinite(self.score) and math.isfinite(self.probability)
+
+
+def measure(
+    index: int,
+    score: float,
+    probability: float,
+    localization_map: Float[np.ndarray, "h w"],
+    mask: Integer[np.ndarray, "H W"] | None,
+    *,
+    compared: bool,
+) -> ImageMeasures:
+    """Measures what a network finds in one image.
+
+    Args:
+      index: the image's index in its source, which also seeds its random map.
+      score: the image's score.
+      probability: the probability that it is fake.
+      localization_map: a finite map.
+      mask: the true mask at its full size, 1 = manipulated; None where there is none.
+      compared: whether to measure the `Comparison`, too.
+    """
+    localization = None
+    if mask is not None:
+        comparison = None
+        if compared:
+            comparison = Comparison(
+                tuple(metrics.iou_by_threshold(localization_map, mask).tolist()),
+                tuple(
+                    metrics.localization(trivial, mask)
+                    for trivial in _trivial_maps(localization_map.shape, index)
+                ),
+            )
+        figures = metrics.localization(localization_map, mask)
+        localization = MapMeasures(figures, float(mask.mean()), comparison)
+    return ImageMeasures(index, float(score), float(probability), localization)
+
+
+def _trivial_maps(
+    shape: tuple[int, ...], index: int
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """Returns the maps of `TRIVIAL`, which a learned one has to beat."""
+    return (
+        np.broadcast_to(np.float32(0), shape),
+        np.broadcast_to(np.float32(1), shape),
+        np.random.default_rng(index).random(shape, np.float32),
+    )
+
+
+# ----- Between hosts ------------------------------------------------------------------------------
+
+_FIGURES, _THRESHOLDS = len(metrics.LOCALIZATION), len(metrics.THRESHOLDS)
+# Of vectors: index, score, probability, whether there are measures of the map and whether there is
+# a comparison; the figures and the share; IoU by threshold; the figures of the trivial maps.
+_LENGTHS = (5, _FIGURES + 1, _THRESHOLDS, len(TRIVIAL) * _FIGURES)
+
+
+def encode(measures: ImageMeasures) -> Float[np.ndarray, " k"]:
+    """Returns a record as a float64 vector, whose length is the same for all records.
+
+    `decode` gives back the same record to the bit. An index must be below 2^53.
+    """
+    localization = measures.localization
+    comparison = None if localization is None else localization.comparison
+    head, of_map, by_threshold, trivial = (np.full(length, np.nan) for length in _LENGTHS)
+    head[:] = (
+        *(measures.index, measures.score, measures.probability),
+        *(localization is not None, comparison is not None),
+    )
+    if localization is not None:
+        of_map[:] = (*dataclasses.astuple(localization.figures), localization.manipulated_share)
+    if comparison is not None:
+        by_threshold[:] = comparison.iou_by_threshold
+        trivial[:] = np.ravel([dataclasses.astuple(figures) for figures in comparison.trivial])
+    return np.concatenate([head, of_map, by_threshold, trivial])
+
+
+def decode(vector: Float[np.ndarray, " k"]) -> ImageMeasures:
+    """Returns the record that `encode` has made a vector of."""
+    parts = np.split(vector, np.cumsum(_LENGTHS)[:-1])
+    head, of_map, by_threshold, trivial = (part.tolist() for part in parts)
+    index, score, probability, has_localization, has_comparison = head
+    localization = comparison = None
+    if has_comparison:
+        rows = np.reshape(trivial, (len(TRIVIAL), _FIGURES)).tolist()
+        comparison = Comparison(
+            tuple(by_threshold), tuple(LocalizationFigures(*row) for row in rows)
+        )
+    if has_localization:
+        *figures, manipulated_share = of_map
+        localization = MapMeasures(LocalizationFigures(*figures), manipulated_share, comparison)
+    return ImageMeasures(int(index), score, probability, localization)
+
+
+def of_all_hosts(measured: Sequence[ImageMeasures]) -> list[ImageMeasures]:
+    """Returns the records of a batch from all hosts, in order of their indices, without padding.
+
+    Args:
+      measured: this host's records, padding included: as many as every other host has. All hosts
+        have to call together.
+    """
+    vectors = hosts.gather(np.stack([encode(measures) for measures in measured]))
+    everywhere = [decode(vector) for of_host in vectors for vector in of_host]
+    images = [measures for measures in everywhere if measures.index != PADDING]
+    return sorted(images, key=lambda measures: measures.index)
+
+
+def image_indices(batch: inputs.Batch) -> list[int]:
+    """Returns the index of each image of a batch in its source, `PADDING` for padding."""
+    return np.where(batch["weight"] > 0, batch["index"], PADDING).tolist()

@@ -1,0 +1,30 @@
+"""A trained network that localizes on all devices."""
+
+from flax import nnx
+
+from wsdl_jax import methods
+from wsdl_jax.runs import State
+from wsdl_jax.runtime.parallel import Parallel, Step
+
+
+def make_localize_step(method: methods.Method, model: nnx.Module) -> Step:
+    """Returns the step of one device: (state, its images) → (None, their Localization).
+
+    Args:
+      method: the method that reads maps and scores from the network.
+      model: the network; its parameters and statistics are taken from the step's state.
+    """
+    graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+
+    def step(state: State, batch: methods.Batch):
+        network = nnx.merge(graphdef, state["params"], state["stats"], rest)
+        network.eval()
+        return None, method.localize(network, methods.network_input(batch["image"]))
+
+    return step
+
+
+def on_devices(method: methods.Method, model: nnx.Module, parallel: Parallel) -> tuple[Step, State]:
+    """Returns `make_localize_step` mapped over all devices, and the network's state on each."""
+    state = {"params": nnx.state(model, nnx.Param), "stats": nnx.state(model, nnx.BatchStat)}
+    return parallel.map(make_localize_step(method, model)), parallel.replicate(state)
