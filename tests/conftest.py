@@ -147,7 +147,7 @@ def evaluated(trained: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> 
     import numpy as np
     from flax import nnx
 
-    from wsdl_jax import evaluate, inputs, methods, runs
+    from wsdl_jax import evaluation, inputs, methods, runs
     from wsdl_jax.runs.checkpoints import Checkpoints
 
     run = epath.Path(shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "run"))
@@ -167,5 +167,5 @@ def evaluated(trained: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> 
     bias.set_value(bias.get_value() - jnp.asarray([0, middle], jnp.float32))
     checkpoints.save(5, jax.device_get(state), valid_loss=0.0)
     checkpoints.close()
-    evaluate.evaluate(run)
+    evaluation.evaluate(run)
     return run

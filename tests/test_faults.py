@@ -19,7 +19,7 @@ import pytest
 from etils import epath
 
 from wsdl_jax import methods, runs
-from wsdl_jax.evaluate import evaluate
+from wsdl_jax.evaluation import evaluate
 from wsdl_jax.runs.checkpoints import Checkpoints
 
 REPOSITORY = Path(__file__).parent.parent

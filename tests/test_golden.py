@@ -164,7 +164,7 @@ def test_localization_figures(size):
     masks = golden.full_masks().astype(np.uint8)
     figures = [metrics.localization(m, t) for m, t in zip(golden.maps(6, size), masks, strict=True)]
     names = ["iou_lg", "iou_sm", "pbca_lg", "pbca_sm"]
-    actual = np.array([[figure[name] for name in names] for figure in figures])
+    actual = np.array([[getattr(figure, name) for name in names] for figure in figures])
     np.testing.assert_allclose(actual, OUTPUTS[f"evaluation/{size}"], rtol=TOLERANCE)
 
 

@@ -123,7 +123,7 @@ def make_ours(work: Work) -> Callable[[], None]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from wsdl_jax import convert, evaluate, methods, runs, training
+    from wsdl_jax import convert, evaluation, methods, runs, training
     from wsdl_jax.models.layers import BatchNorm
     from wsdl_jax.prediction.images import read
     from wsdl_jax.prediction.localizer import Localizer
@@ -141,7 +141,7 @@ def make_ours(work: Work) -> Callable[[], None]:
     np.savez(f"{work.folder}/weights.npz", **convert.to_torch(model, LAYOUTS[work.network]))
 
     model.eval()
-    localize, state = evaluate.on_devices(method, model, devices)
+    localize, state = evaluation.on_devices(method, model, devices)
     checked = devices.shard({"image": work.images(2 * devices.mesh.size)})
     found = devices.gather(localize(state, checked)[1])
     np.savez(f"{work.folder}/outputs.npz", scores=found.scores, maps=found.maps)

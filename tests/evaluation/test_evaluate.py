@@ -24,7 +24,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 
 from wsdl_data import provenance
 from wsdl_jax import configuration, inputs, methods, runs
-from wsdl_jax.evaluate import evaluate, robustness
+from wsdl_jax.evaluation import evaluate, robustness
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime import locks
 from wsdl_jax.runtime.errors import UserError

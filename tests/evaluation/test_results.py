@@ -11,9 +11,13 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdl_jax.evaluate import robustness
-from wsdl_jax.evaluation import results
+from wsdl_jax.evaluation import results, robustness
 from wsdl_jax.runtime.errors import UserError
+
+READERS = {
+    "results.json": results.read,
+    "robustness-gamma.json": results.read_robustness,
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,24 +25,24 @@ def written(evaluated: epath.Path, tmp_path_factory) -> dict[str, str]:
     """What evaluations have written, by the names of their files."""
     run = epath.Path(shutil.copytree(evaluated, tmp_path_factory.mktemp("written") / "run"))
     robustness(run, "gamma", [1.5])
-    return {n: (run / n).read_text() for n in ("results.json", "robustness-gamma.json")}
+    return {name: (run / name).read_text() for name in READERS}
 
 
 def test_what_was_written_is_read(written, tmp_path: Path):
     for name, text in written.items():
         (tmp_path / name).write_text(text)
-        found = results.read(epath.Path(tmp_path / name))
+        found = READERS[name](epath.Path(tmp_path / name))
         assert found == json.loads(text)
         assert results.network(found) == (found["checkpoint"], found["weights"])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"text"', "[" * 100_000])
 def test_what_is_no_object_is_told(text: str, tmp_path: Path):
-    for name in ("results.json", "robustness-jpeg.json"):
+    for name, read in READERS.items():
         path = epath.Path(tmp_path / name)
         path.write_text(text)
         with pytest.raises(UserError, match=rf"^{path} (cannot be read|is damaged|has no)") as told:
-            results.read(path)
+            read(path)
         assert "\n" not in str(told.value)
 
 
@@ -69,7 +73,7 @@ def test_one_changed_value_is_read_or_told(written, tmp_path_factory, data):
     path = epath.Path(tmp_path_factory.mktemp("odd") / name)
     path.write_text(json.dumps(changed))
     try:
-        found = results.read(path)
+        found = READERS[name](path)
     except UserError as error:
         told = str(error)
         assert "\n" not in told and str(path) in told

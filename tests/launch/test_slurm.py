@@ -21,8 +21,9 @@ import pytest
 from etils import epath
 from test_hosts import CONFIG, REPOSITORY, finish, free_port, lines, start
 
-from wsdl_jax import methods, runs, sweep
+from wsdl_jax import methods, runs
 from wsdl_jax.runs.checkpoints import Checkpoints
+from wsdl_jax.sweeps import plan
 
 pytestmark = pytest.mark.slurm
 
@@ -349,7 +350,7 @@ def test_a_sweep(cluster, program, tmp_path):
     assert said == ""
     submitted = json.loads((tmp_path / "w" / "submitted.json").read_text())
     assert set(submitted) == {f"portraits-128px/{setup}/seed-0" for setup in "abc"}
-    planned = sweep.read(
+    planned = plan.read(
         "configs/sweeps/cross_dataset.py", epath.Path(tmp_path) / "w", ["train.epochs=1"]
     )
     for run in planned:

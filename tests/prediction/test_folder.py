@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from made_images import damaged, files_in, noise, smooth, table
 from PIL import Image, ImageFile
 
-from wsdl_jax.evaluate import evaluate
+from wsdl_jax.evaluation import evaluate
 from wsdl_jax.prediction import folder
 from wsdl_jax.prediction.localizer import MODES, Localizer
 from wsdl_jax.runtime.errors import UserError

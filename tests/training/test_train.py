@@ -23,7 +23,7 @@ from PIL import Image
 
 from wsdl_data import build, provenance
 from wsdl_jax import configuration, inputs, methods, runs, training
-from wsdl_jax.evaluate import evaluate
+from wsdl_jax.evaluation import evaluate
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime import locks
 from wsdl_jax.runtime.errors import ConfigError, UserError

@@ -2,7 +2,6 @@
 
 from wsdl_jax.evaluation.measures import TRIVIAL
 from wsdl_jax.evaluation.network import make_localize_step, on_devices
-from wsdl_jax.evaluation.results import results_folder
 from wsdl_jax.evaluation.scoring import evaluate, robustness
 from wsdl_jax.evaluation.tested_run import TestedRun, load, localized
 
@@ -14,6 +13,5 @@ __all__ = [
     "localized",
     "make_localize_step",
     "on_devices",
-    "results_folder",
     "robustness",
 ]

@@ -1,54 +1,59 @@
-"""Where the results of evaluations are, and how they are read back and checked.
+"""Reads the results of evaluations back and checks them.
 
 Users may have changed the files since they were written.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import ml_collections
 from etils import epath
 
 from wsdl_jax.evaluation import metrics
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 
-FILE = "results.json"
 DETECTION = ("ap", "ap_2sd", "auc", "balanced_accuracy")
 _NUMBERS = (*metrics.LOCALIZATION, "manipulated_share", *DETECTION)  # or null
 _VERDICT = ("threshold", "real_above", "fake_above")  # likewise
 
 
-def results_folder(
-    run: epath.Path, config: ml_collections.ConfigDict, *, fake: str, real: str
-) -> epath.Path:
-    """Returns the folder with the results of a run on a fake and a real subset.
-
-    It is the run directory itself for the subsets of its config, else one in `evaluations/`.
-    """
-    if (fake, real) == (config.data.test_fake, config.data.test_real):
-        return run
-    return run / "evaluations" / "+".join(name.replace("/", "-") for name in (fake, real))
-
-
 def read(path: epath.Path) -> dict[str, Any]:
-    """Returns the content of results.json, or of a file robustness-KIND.json.
+    """Returns the content of the results of an evaluation.
 
     Raises:
       UserError: a file that is damaged, or that another version has written.
     """
+
+    def check(content: Any) -> None:
+        _check_figures(content)
+        _check_details(content)
+
+    return _read(path, check)
+
+
+def read_robustness(path: epath.Path) -> dict[str, Any]:
+    """Returns the content of the results of an evaluation on perturbed images.
+
+    Raises:
+      UserError: a file that is damaged, or that another version has written.
+    """
+
+    def check(content: Any) -> None:
+        for figures in (content["clean"], *content["points"]):
+            _check_figures(figures)
+        _check(all(_is_number(point["strength"]) for point in content["points"]), "points")
+        for name in ("perturbation", "unit"):
+            _check(isinstance(content[name], str), name)
+
+    return _read(path, check)
+
+
+def _read(path: epath.Path, check: Callable[[Any], None]) -> dict[str, Any]:
+    """Returns the content of a file of results that `check` does not raise an error for."""
     content = storage.read_json(path)
     try:
-        robust = path.name != FILE
-        for figures in (content["clean"], *content["points"]) if robust else (content,):
-            _check_figures(figures)
-        if robust:
-            _check(all(_is_number(point["strength"]) for point in content["points"]), "points")
-            for name in ("perturbation", "unit"):
-                _check(isinstance(content[name], str), name)
-        else:
-            _check_own(content)
+        check(content)
         for side in ("fake", "real"):
             _check(isinstance(content[f"test_{side}"], str), f"test_{side}")
             _check(_is_count(content[f"{side}_images"]), f"{side}_images")
@@ -109,7 +114,7 @@ def _check_figures(figures: Any) -> None:
     _check(_is_count(figures["pixel_images"]), "pixel_images")
 
 
-def _check_own(results: Any) -> None:
+def _check_details(results: Any) -> None:
     _check(isinstance(results["predictions"], str), "predictions")
     _check(isinstance(results["iou_by_threshold"], list), "iou_by_threshold")
     for point in results["iou_by_threshold"]:

@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,6 @@ from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.storage import temporary_folder, write_whole
 
 log = logging.getLogger("wsdl_jax")
-RESULTS, PREDICTIONS = "results.json", "predictions.csv"
-TABLE, SHEET = "results.txt", "examples.png"
 _SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
 _FIGURES = (*metrics.LOCALIZATION, "manipulated_share")  # means of a fake side
 _COLUMNS = ("key", "label", "score", "probability", *_FIGURES)  # of predictions.csv
@@ -68,20 +65,21 @@ def evaluate(
     test = load(run, fake=fake, real=real, data_dir=data_dir)
     threshold = _threshold(run, test)
     with temporary_folder() as folder:
-        figures, maps = _score(test, threshold, folder / PREDICTIONS)
+        made = runs.ResultsFolder(epath.Path(folder))
+        figures, maps = _score(test, threshold, made.predictions)
         results = {**figures, **_subject(test)}
         table = summary.text_table(
             results, title=f"{test.config.method}, setup {test.config.setup}"
         )
 
         def put() -> None:
-            sheet.save(_examples(test.sides, maps), epath.Path(folder) / SHEET)
-            (folder / TABLE).write_text(table, encoding="utf-8")
-            results["predictions"] = provenance.digest_of_file(folder / PREDICTIONS)
-            _put(run, test, folder, results)
+            sheet.save(_examples(test.sides, maps), made.examples)
+            made.text.write_text(table, encoding="utf-8")
+            results["predictions"] = provenance.digest_of_file(made.predictions)
+            _put(run, test, made, results)
 
         hosts.first(put)
-    log.info("%s\nwritten to %s", table, test.out)
+    log.info("%s\nwritten to %s", table, test.out.path)
     return results
 
 
@@ -118,9 +116,9 @@ def robustness(
     test = load(run, fake=fake, real=real, data_dir=data_dir)
     threshold = _threshold(run, test)
     with temporary_folder() as folder:
-        points = []
+        table, points = runs.ResultsFolder(epath.Path(folder)).predictions, []
         for perturbation in (None, *series):
-            figures, _ = _score(test, threshold, folder / PREDICTIONS, perturbation)
+            figures, _ = _score(test, threshold, table, perturbation)
             del figures["trivial"], figures["iou_by_threshold"]
             strength = "clean" if perturbation is None else f"{perturbation.strength:g}"
             iou = summary.figure(figures["iou_lg"])
@@ -136,7 +134,7 @@ def robustness(
             ],
             **_subject(test),
         }
-        path = test.out / f"robustness-{kind}.json"
+        path = test.out.robustness(kind)
 
         def put() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,16 +145,19 @@ def robustness(
     return results
 
 
-def _put(run: epath.Path, test: TestedRun, folder: Path, results: dict[str, Any]) -> None:
+def _put(
+    run: epath.Path, test: TestedRun, made: runs.ResultsFolder, results: dict[str, Any]
+) -> None:
     """Puts the files of an evaluation in their place, `results.json` last: it vouches for them."""
-    test.out.mkdir(parents=True, exist_ok=True)
-    if test.out == run:
+    out = test.out.path
+    out.mkdir(parents=True, exist_ok=True)
+    if out == run:
         sides = (examples.provenance for examples in test.sides.values())
         runs.keep_data(run, {name: kept for side in sides for name, kept in side.items()})
-    with locks.locked(test.out, locks.RESULTS, wait=True):
-        for path in sorted(folder.iterdir()):
-            write_whole(test.out / path.name, path.read_bytes())
-        write_whole(test.out / RESULTS, json.dumps(results, indent=2) + "\n")
+    with locks.locked(out, locks.RESULTS, wait=True):
+        for path in sorted(made.path.iterdir()):
+            write_whole(out / path.name, path.read_bytes())
+        write_whole(test.out.results, json.dumps(results, indent=2) + "\n")
 
 
 def _subject(test: TestedRun) -> dict[str, Any]:
@@ -246,7 +247,10 @@ class _MapMeans:
 
 
 def _score(
-    test: TestedRun, threshold: float | None, path: Path, perturbation: Perturbation | None = None
+    test: TestedRun,
+    threshold: float | None,
+    path: epath.Path,
+    perturbation: Perturbation | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[int, Float[np.ndarray, "h w"]]]]:
     """Scores all images of both sides and writes predictions.csv, image by image.
 

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from wsdl_data import provenance
 from wsdl_jax import configuration, inputs, methods, runs
 from wsdl_jax.evaluation.network import on_devices
-from wsdl_jax.evaluation.results import results_folder
 from wsdl_jax.inputs.perturbations import Perturbation
 from wsdl_jax.runs import State
 from wsdl_jax.runtime import hosts
@@ -32,8 +31,8 @@ class TestedRun:
       parallel: the devices.
       checkpoint: the step of the checkpoint that the network is from.
       weights: the checksum of that checkpoint; None where it was saved without one.
-      out: the folder where results belong: the run directory or, for other subsets than the
-        config's, `evaluations/FAKE+REAL/` in it.
+      out: the files where results belong: those of the run directory or, for other subsets than
+        the config's, of a folder in it.
     """
 
     __test__ = False  # pytest takes what is called Test… for a test
@@ -46,7 +45,7 @@ class TestedRun:
     parallel: Parallel
     checkpoint: int
     weights: int | None
-    out: epath.Path
+    out: runs.ResultsFolder
 
 
 def load(
@@ -87,7 +86,7 @@ def load(
     _, model, checkpoint, weights = runs.load(run, AXIS)
     hosts.agree(checkpoint=(checkpoint, weights))
     step, state = on_devices(methods.from_config(config), model, parallel)
-    out = results_folder(run, config, **names)
+    out = runs.RunDirectory(run).evaluation(config, **names)
     return TestedRun(config, names, sides, step, state, parallel, checkpoint, weights, out)
 
 

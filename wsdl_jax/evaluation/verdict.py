@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
+from wsdl_jax.runs import RunDirectory
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.storage import read_json, write_whole
 
 FALSE_POSITIVE_RATE = 0.05  # of real images, by default
-_FILE = "real_scores.json"  # in a run directory
 
 
 def threshold(real_scores: Sequence[float], false_positive_rate: float) -> float:
@@ -59,7 +59,9 @@ def save(
     """
     step, checksum = network
     facts = {"checkpoint": step, "weights": checksum, "real": dict(data), "split": "valid"}
-    write_whole(run / _FILE, json.dumps({**facts, "scores": sorted(scores)}) + "\n")
+    write_whole(
+        RunDirectory(run).real_scores, json.dumps({**facts, "scores": sorted(scores)}) + "\n"
+    )
 
 
 def load(
@@ -75,7 +77,7 @@ def load(
     Raises:
       UserError: a file that cannot be read.
     """
-    path = run / _FILE
+    path = RunDirectory(run).real_scores
     if not path.exists():
         return None
     try:

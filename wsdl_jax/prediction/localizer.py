@@ -16,8 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from wsdl_jax import methods, runs
-from wsdl_jax.evaluate import on_devices
-from wsdl_jax.evaluation import metrics, verdict
+from wsdl_jax.evaluation import metrics, on_devices, verdict
 from wsdl_jax.inputs import squashed
 from wsdl_jax.prediction.images import to_rgb
 from wsdl_jax.runtime.errors import UserError

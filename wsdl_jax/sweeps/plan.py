@@ -1,0 +1,126 @@
+"""Reads a sweep file: the list of its runs.
+
+What a sweep file has is described in wsdl_jax/sweep.py, which users call.
+"""
+
+import re
+import runpy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from wsdl_jax import configuration
+from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.sweeps.run import Run
+
+_NAME = re.compile(r"\w[\w.+=-]*/\w[\w.+=-]*")
+
+
+def variant(arg: str | None, **choices: tuple[str, ...] | None) -> dict[str, Any]:
+    """Reads a sweep file's argument, such as "source=celebahq,seeds=3".
+
+    Args:
+      arg: the text behind the file's colon; None or empty where there is none.
+      **choices: for each key its valid values, of which the first is the default; None for a key
+        that takes any text, and is None by default.
+
+    Returns:
+      A value for every key, and for `seeds`, the number of seeds, which is 1 by default.
+
+    Raises:
+      ConfigError: another key or value.
+    """
+    values: dict[str, Any] = {key: valid and valid[0] for key, valid in choices.items()}
+    values["seeds"] = 1
+    for part in filter(None, (arg or "").split(",")):
+        key, _, value = part.partition("=")
+        if key == "seeds" and value.isdecimal() and int(value):
+            values["seeds"] = int(value)
+        elif key in choices and value in (choices[key] or {value} - {""}):
+            values[key] = value
+        else:
+            forms = [f"{k}={'|'.join(v) if v else '…'}" for k, v in choices.items()]
+            raise ConfigError(
+                f"sweep variant {part!r} is not one of {'; '.join([*forms, 'seeds=1|2|…'])}"
+            )
+    return values
+
+
+def read(sweep: str, workdir: epath.Path, overrides: Sequence[str] = ()) -> list[Run]:
+    """Reads the runs of a sweep, in its order.
+
+    Args:
+      sweep: FILE or FILE:VARIANT.
+      workdir: the directory of the sweep.
+      overrides: "field=value" for the configs of all runs; they go before those of the sweep.
+
+    Raises:
+      ConfigError: no such file or variant, or a run that wsdl_jax.main would refuse.
+    """
+    file, _, arg = sweep.partition(":")
+    if not epath.Path(file).is_file():
+        raise ConfigError(f"no sweep file {file}")
+    try:
+        items = [(*item, ()) if len(item) == 3 else item for item in _get_sweep(file)(arg or None)]
+    except ConfigError:
+        raise
+    except Exception as error:  # of the user's own code
+        raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
+    if not items:
+        raise ConfigError(f"{sweep} has no runs")
+    planned: list[Run] = []
+    folders: dict[Any, epath.Path] = {}  # of the runs that are the same but for their names
+    for name, config_file, fields, also_on in items:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{file}: the name {name!r} is not GROUP/SETTING")
+        arguments = [
+            f"--config={config_file}",
+            *(f"--config.{field}={value}" for field, value in fields.items()),
+            *(f"--config.{override}" for override in overrides),
+        ]
+        config = _resolve(name, arguments)
+        others = (subset for subset in also_on if subset != config.data.test_fake)
+        also_on = tuple(dict.fromkeys(others))
+        if also_on:
+            arguments.append(f"--also_on={','.join(also_on)}")
+        essence = (*configuration.essence(config), also_on)
+        folder = folders.setdefault(essence, workdir / name / f"seed-{config.seed}")
+        if any((run.name, run.config.seed) == (name, config.seed) for run in planned):
+            raise ConfigError(f"{file}: {name} is there twice with seed {config.seed}")
+        planned.append(Run(name, config, tuple(arguments), also_on, folder))
+    return planned
+
+
+def _get_sweep(file: str) -> Callable[[str | None], Iterable[tuple]]:
+    """Returns the function `get_sweep` of a sweep file."""
+    try:
+        return runpy.run_path(file)["get_sweep"]
+    except KeyError as error:
+        raise ConfigError(f"{file} has no function get_sweep") from error
+
+
+def _resolve(name: str, arguments: Sequence[str]) -> ml_collections.ConfigDict:
+    """Returns the config that wsdl_jax.main makes of its arguments."""
+    argv = [name, *arguments]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    file = arguments[0].removeprefix("--config=").partition(":")[0]
+    if not epath.Path(file).is_file():
+        raise ConfigError(f"{name}: no config file {file} (paths are the repository's)")
+    try:
+        values(argv)
+        configuration.validate(values.config)
+        configuration.check_circumstances(values.config)
+    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ConfigError(f"{name}: {text}") from error
+    return values.config
+
+
+def missing(planned: Sequence[Run]) -> list[Run]:
+    """Returns the runs that are not done, each once."""
+    return list({run.folder: run for run in planned if not run.is_done()}.values())
