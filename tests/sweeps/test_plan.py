@@ -7,7 +7,7 @@ from planned_runs import WORKDIR, read
 
 from wsdl_jax import configuration
 from wsdl_jax.runtime.errors import ConfigError
-from wsdl_jax.sweeps import plan
+from wsdl_jax.sweeps import collected, plan, runners
 from wsdl_jax.sweeps.run import Run
 
 SWEEPS = Path(__file__).parent.parent.parent / "configs" / "sweeps"
@@ -137,7 +137,7 @@ def test_refused(name, overrides, parts):
         ("def get_sweep(arg):\n    return [1 / 0]", ["ZeroDivisionError"]),
         ("def get_sweep(arg):\n    yield 'a', 'configs/patches.py', {}", ["'a'", "GROUP/SETTING"]),
         ("def get_sweep(arg):\n    yield '../a', 'configs/patches.py', {}", ["GROUP/SETTING"]),
-        ("def get_sweep(arg):\n    yield 'a/b', 'configs/none.py', {}", ["configs/none.py"]),
+        ("def get_sweep(arg):\n    yield 'a/b', 'configs/none.py', {}", ["a/b", "configs/none.py"]),
         ("def get_sweep(arg):\n    return [('a/b', 'configs/patches.py', {})] * 2", ["twice"]),
         ("def get_sweep(arg):\n    yield 'a/b', 'configs/patches.py:setup=z', {}", ["setup=z"]),
         ("def get_sweep(arg):\n    yield 'a/b'", ["mine.py"]),
@@ -150,3 +150,14 @@ def test_a_sweep_file_that_is_wrong(tmp_path, body, parts):
         plan.read(str(path), WORKDIR)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_from_another_directory_the_shipped_sweeps_are_the_same(tmp_path, monkeypatch):
+    here = read("cross_generator.py:source=celebahq")
+    figures = collected.published("configs/sweeps/cross_generator.py")
+    monkeypatch.chdir(tmp_path)
+    elsewhere = read("cross_generator.py:source=celebahq")
+    assert [run.arguments for run in elsewhere] == [run.arguments for run in here]
+    assert collected.published("configs/sweeps/cross_generator.py") == figures
+    script = runners.slurm_command(elsewhere[0], [])[3]
+    assert Path(script).is_file() and script.endswith("/launch/slurm.sbatch")

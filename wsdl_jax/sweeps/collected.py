@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from wsdl_jax.evaluation.results import check_same_data
+from wsdl_jax.runtime import shipped_files
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.sweeps import tables
 from wsdl_jax.sweeps.directory import SweepDirectory, read_by_run
@@ -59,7 +60,7 @@ def findings(planned: Sequence[Run]) -> list[Finding]:
 
 def published(sweep: str) -> list[Published]:
     """Returns the figures in `published.csv` beside a sweep file; none where it is not there."""
-    path = epath.Path(sweep.partition(":")[0]).parent / "published.csv"
+    path = epath.Path(shipped_files.find(sweep.partition(":")[0])).parent / "published.csv"
     if not path.exists():
         return []
     with path.open("r") as file:

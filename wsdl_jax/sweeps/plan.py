@@ -11,9 +11,9 @@ from typing import Any
 import ml_collections
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from wsdl_jax import configuration
+from wsdl_jax.runtime import shipped_files
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.sweeps.run import Run
 
@@ -62,10 +62,11 @@ def read(sweep: str, workdir: epath.Path, overrides: Sequence[str] = ()) -> list
       ConfigError: no such file or variant, or a run that wsdl_jax.main would refuse.
     """
     file, _, arg = sweep.partition(":")
-    if not epath.Path(file).is_file():
+    path = shipped_files.find(file)
+    if not epath.Path(path).is_file():
         raise ConfigError(f"no sweep file {file}")
     try:
-        items = [(*item, ()) if len(item) == 3 else item for item in _get_sweep(file)(arg or None)]
+        items = [(*item, ()) if len(item) == 3 else item for item in _get_sweep(path)(arg or None)]
     except ConfigError:
         raise
     except Exception as error:  # of the user's own code
@@ -107,10 +108,7 @@ def _resolve(name: str, arguments: Sequence[str]) -> ml_collections.ConfigDict:
     """Returns the config that wsdl_jax.main makes of its arguments."""
     argv = [name, *arguments]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    file = arguments[0].removeprefix("--config=").partition(":")[0]
-    if not epath.Path(file).is_file():
-        raise ConfigError(f"{name}: no config file {file} (paths are the repository's)")
+    shipped_files.define_config(values, argv)
     try:
         values(argv)
         configuration.validate(values.config)

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from wsdl_jax.runtime import command, locks
+from wsdl_jax.runtime import command, locks, shipped_files
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.interruption import is_heard
 from wsdl_jax.sweeps.directory import SweepDirectory, read_by_run, write_by_run
@@ -162,7 +162,7 @@ def slurm_command(run: Run, options: Sequence[str]) -> list[str]:
     """
     return [
         *("sbatch", "--parsable", f"--job-name=wsdl-{run.label.replace('/', '-')}"),
-        *(*options, "launch/slurm.sbatch"),
+        *(*options, shipped_files.find("launch/slurm.sbatch")),
         *(*run.arguments, f"--workdir={run.folder}"),
     ]
 
@@ -187,7 +187,8 @@ def skypilot_command(run: Run, options: Sequence[str]) -> list[str]:
         if re.search(r"[\s*?\[]", word):
             raise UserError(f"{run.label}: {word!r} cannot be passed on by launch/skypilot.yaml")
     return [
-        *("sky", "jobs", "launch", "launch/skypilot.yaml", "--yes", "--detach-run"),
+        *("sky", "jobs", "launch", shipped_files.find("launch/skypilot.yaml")),
+        *("--yes", "--detach-run"),
         *("--name", "wsdl-" + re.sub(r"[^a-z0-9]+", "-", run.label.lower())),
         *("--env", f"BUCKET={bucket[1]}", "--env", f"RUN={bucket[2]}"),
         *("--env", f"ARGUMENTS={' '.join(run.arguments)}", *options),
