@@ -17,7 +17,7 @@ from absl import flags
 from etils import epath
 
 from wsdl_jax import configuration, inputs, methods, runs, weights
-from wsdl_jax.evaluate import evaluate
+from wsdl_jax.evaluation import evaluate
 from wsdl_jax.runtime import command, hosts, shipped_files
 from wsdl_jax.training import train
 

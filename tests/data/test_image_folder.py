@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 
 from wsdl_data import build
 from wsdl_data.image_folder import listing
-from wsdl_jax.evaluate import robustness
+from wsdl_jax.evaluation import robustness
 from wsdl_jax.reporting.page import report
 
 REPOSITORY = Path(__file__).parents[2]

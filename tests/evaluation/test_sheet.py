@@ -4,7 +4,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from wsdl_jax.evaluation import pictures, sheet
+from wsdl_jax.evaluation import rendering, sheet
 
 CELL, TITLES = 128, 4
 
@@ -51,7 +51,7 @@ def test_sheet_shows_image_mask_map_and_threshold(tmp_path):
             assert (mask[:56] == 255).all() and not mask[72:].any()
         assert (decision[inner, 8:40] == 255).all() and not decision[inner, 72:-8].any()
         np.testing.assert_allclose(
-            heat[64, [12, 120]].astype(int), pictures.colour(np.array([[0.9, 0.1]]))[0], atol=12
+            heat[64, [12, 120]].astype(int), rendering.colour(np.array([[0.9, 0.1]]))[0], atol=12
         )
 
 

@@ -9,8 +9,8 @@ from etils import epath
 from PIL import Image
 from report_pages import Cards, scored_images, table_rows
 
-from wsdl_jax import evaluate, methods, runs
-from wsdl_jax.evaluation import summary
+from wsdl_jax import evaluation, methods, runs
+from wsdl_jax.evaluation import rendering
 from wsdl_jax.reporting import gallery, page
 from wsdl_jax.reporting.evaluated_runs import ScoredImage
 
@@ -31,7 +31,7 @@ def test_chosen_are_the_best_the_worst_and_others():
 def test_maps_are_the_networks(evaluated, dolos_folder):
     fakes = sorted((dolos_folder / "celebahq/fake/repaint-p2/images/test").iterdir())
     trained = runs.load(evaluated)
-    test = evaluate.load(evaluated)
+    test = evaluation.load(evaluated)
     places = [2, 3, 9]
     found = list(gallery._maps(test, "fake", places))
     assert [place for place, _, _ in found] == places
@@ -80,7 +80,7 @@ def test_pictures(evaluated, dolos_folder, tmp_path, monkeypatch):
     large = Image.fromarray(drawn[4]).resize(source.size, Image.Resampling.BICUBIC)
     values = np.asarray(large).clip(0, 1)
     np.testing.assert_allclose(np.asarray(heat), 255 * values, atol=0.51)  # indices of its palette
-    colours = summary.colour(np.asarray(heat) / 255)
+    colours = rendering.colour(np.asarray(heat) / 255)
     np.testing.assert_array_equal(np.asarray(heat.convert("RGB")), colours)
     opacity = 0.65 * values[..., None]
     expected = (1 - opacity) * np.asarray(source) + opacity * colours

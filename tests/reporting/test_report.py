@@ -20,7 +20,7 @@ from etils import epath
 from report_pages import Cards, table_rows
 from sklearn.metrics import average_precision_score
 
-from wsdl_jax import evaluate, inputs, runs
+from wsdl_jax import evaluation, inputs, runs
 from wsdl_jax.evaluation import metrics
 from wsdl_jax.reporting import gallery
 from wsdl_jax.reporting.evaluated_runs import read
@@ -38,8 +38,8 @@ def pair(evaluated: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     folder = tmp_path_factory.mktemp("report")
     first = epath.Path(shutil.copytree(evaluated, folder / "one" / "run"))
     second = epath.Path(shutil.copytree(evaluated, folder / "two" / "run"))
-    evaluate.robustness(second, "noise", [5, 20])
-    evaluate.evaluate(second, fake="dolos/celebahq_repaint_p2_9k")
+    evaluation.robustness(second, "noise", [5, 20])
+    evaluation.evaluate(second, fake="dolos/celebahq_repaint_p2_9k")
     return [first, second]
 
 

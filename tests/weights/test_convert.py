@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
 from wsdl_jax import configuration, inputs, methods, runs, training, weights
-from wsdl_jax.evaluate import evaluate
+from wsdl_jax.evaluation import evaluate
 from wsdl_jax.models.attention import Attention
 from wsdl_jax.models.fcn import FCN
 from wsdl_jax.models.patches import Patches

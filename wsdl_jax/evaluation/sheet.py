@@ -7,7 +7,7 @@ from etils import epath
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from wsdl_jax.evaluation import metrics, pictures
+from wsdl_jax.evaluation import metrics, rendering
 
 _CELL, _MARGIN, _LABEL = 128, 6, 70  # pixels
 
@@ -43,7 +43,7 @@ def save(examples: list[Example], path: epath.Path) -> None:
         panels = (
             example.image,
             _black_and_white(mask),
-            pictures.colour(large.clip(0, 1)),
+            rendering.colour(large.clip(0, 1)),
             _black_and_white(large > metrics.THRESHOLD),
         )
         for row, panel in enumerate(panels):

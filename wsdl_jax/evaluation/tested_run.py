@@ -111,8 +111,8 @@ def localized(
     """
     batches = inputs.eval_batches(
         source,
-        test.config,
-        mask_size=None,
+        inputs.Reading.of(test.config.data),
+        batch=test.config.eval.batch,
         places=places,
         perturb=perturbation,
         process=jax.process_index(),

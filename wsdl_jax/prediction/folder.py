@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from wsdl_jax import runs
-from wsdl_jax.evaluation import pictures, verdict
+from wsdl_jax.evaluation import rendering, verdict
 from wsdl_jax.prediction import images, page, table
 from wsdl_jax.prediction.localizer import Localizer, Prediction, View
 from wsdl_jax.prediction.memory import PixelBudget
@@ -181,7 +181,7 @@ def _write(
         values.paste(Image.fromarray((strip * 255).round().astype(np.uint8)), (0, top))
         top += len(strip)
     shown = values if values.size == image.size else values.resize(image.size, Image.Resampling.BOX)
-    overlay = pictures.overlay(image, shown)
+    overlay = rendering.overlay(image, shown)
     raw = {
         "map": prediction.raw,
         "covered": np.array(prediction.covered),

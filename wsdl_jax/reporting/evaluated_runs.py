@@ -93,7 +93,7 @@ def _read_run(path: epath.Path, name: str) -> EvaluatedRun:
     files = [folder.results for folder in folders]
     results = [results_of.read(file) for file in files if file.exists()]
     files = [folder.robustness(kind) for folder in folders for kind in perturbations.KINDS]
-    robustness = [results_of.read(file) for file in files if file.exists()]
+    robustness = [results_of.read_robustness(file) for file in files if file.exists()]
     for other in (*results, *robustness):
         if results_of.network(other) != results_of.network(results[0]):
             subsets = f"--fake {other['test_fake']} --real {other['test_real']}"

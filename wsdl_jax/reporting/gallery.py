@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from wsdl_jax import evaluate, inputs
-from wsdl_jax.evaluation import metrics, summary
+from wsdl_jax import evaluation, inputs
+from wsdl_jax.evaluation import metrics, rendering
 from wsdl_jax.evaluation import results as results_of
 from wsdl_jax.reporting.evaluated_runs import EvaluatedRun, ScoredImage
 from wsdl_jax.runtime.errors import UserError
@@ -105,7 +105,7 @@ def gallery(
             wanted.setdefault((side, run.results[0][f"test_{side}"]), set()).update(places)
     cards: dict[tuple[str, str, int], Card] = {}
     for number, run in enumerate(all_runs):
-        test = evaluate.load(run.path, data_dir=data_dir)
+        test = evaluation.load(run.path, data_dir=data_dir)
         if (test.checkpoint, test.weights) != results_of.network(run.results[0]):
             raise UserError(
                 f"{run.path} was evaluated at step {run.results[0]['checkpoint']}, and is best at "
@@ -135,10 +135,10 @@ def gallery(
 
 
 def _maps(
-    test: evaluate.Test, side: str, places: list[int]
+    test: evaluation.TestedRun, side: str, places: list[int]
 ) -> Iterator[tuple[int, float, Float[np.ndarray, "h w"]]]:
     """Yields place, score and localization map of some images of a side, in order."""
-    batches = evaluate.localized(test, test.sides[side], f"maps, {side}", places=places)
+    batches = evaluation.localized(test, test.sides[side], f"maps, {side}", places=places)
     with contextlib.closing(batches):
         for batch, localized in batches:
             for row in np.flatnonzero(batch["weight"]):
@@ -180,6 +180,6 @@ def _shown(
         large = metrics.resize_map(values, height, width).clip(0, 1)
         grey = Image.fromarray((255 * large).round().astype(np.uint8))
         stem = f"{Path(image_name).stem}.{number}"
-        summary.heat(grey).save(folder / f"{stem}.png", optimize=True)
-        summary.overlay(image, grey).save(folder / f"{stem}.jpg", quality=90, subsampling=0)
+        rendering.heat(grey).save(folder / f"{stem}.png", optimize=True)
+        rendering.overlay(image, grey).save(folder / f"{stem}.jpg", quality=90, subsampling=0)
     return Shown(number, f"{stem}.png", f"{stem}.jpg", row.score, row.iou)

@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 from etils import epath
 
-from wsdl_jax.evaluation import summary
+from wsdl_jax.evaluation import rendering
 from wsdl_jax.reporting import plots
 from wsdl_jax.reporting.curves import curves
 from wsdl_jax.reporting.evaluated_runs import EvaluatedRun, read
@@ -59,7 +59,7 @@ def _render(all_runs: Sequence[EvaluatedRun], cards: Sequence[Card]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    scale = summary.colour(np.linspace(0, 1, 9)[None])[0].tolist()
+    scale = rendering.colour(np.linspace(0, 1, 9)[None])[0].tolist()
     return environment.from_string(source).render(
         runs=all_runs,
         tables=tables(all_runs),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from wsdl_jax import configuration, evaluate
+from wsdl_jax import configuration, evaluation
 from wsdl_jax.evaluation import metrics, summary
 from wsdl_jax.reporting.evaluated_runs import EvaluatedRun
 
@@ -64,7 +64,7 @@ def tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
             Row(all_runs[number].name, number, _cells(results, of_runs))
             for number, results in entries
         ]
-        for name in evaluate.TRIVIAL:
+        for name in evaluation.TRIVIAL:
             cells = [
                 Cell(_range([results["trivial"][name][figure] for results in of_runs]))
                 for figure in metrics.LOCALIZATION

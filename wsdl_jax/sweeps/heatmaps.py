@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from wsdl_jax.evaluation import pictures
+from wsdl_jax.evaluation import rendering
 from wsdl_jax.sweeps.findings import COMPARED, SHOWN, Matrix, cell_text
 
 _CELL, _MARGIN, _FONT = 64, 12, 13  # pixels
@@ -41,7 +41,7 @@ def save(matrices: Sequence[Matrix], path: Path) -> None:
                 if math.isnan(value):
                     draw.rectangle(box, fill=(225, 225, 225))
                     continue
-                shade = tuple(pictures.colour(np.array([[value / 100]]))[0, 0].tolist())
+                shade = tuple(rendering.colour(np.array([[value / 100]]))[0, 0].tolist())
                 draw.rectangle(box, fill=shade)
                 dark = np.dot(shade, (0.299, 0.587, 0.114)) < 140
                 text = cell_text(value, matrix.std[row, column]).replace(" ", "\n", 1)

@@ -1,4 +1,4 @@
-"""Localization maps as pictures: the colour scale, and maps laid over their images."""
+"""Renders localization maps: the colour scale, and maps laid over their images."""
 
 import numpy as np
 from jaxtyping import Float, UInt8

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from wsdl_jax.evaluation import pictures
+from wsdl_jax.evaluation import rendering
 
 
 def luminance(colours: np.ndarray) -> np.ndarray:
@@ -14,12 +14,12 @@ def luminance(colours: np.ndarray) -> np.ndarray:
 
 
 def test_colour_scale_gets_lighter_throughout():
-    scale = pictures.colour(np.linspace(0, 1, 256)[None])[0]
+    scale = rendering.colour(np.linspace(0, 1, 256)[None])[0]
     assert scale.shape == (256, 3) and scale.dtype == np.uint8
     assert (np.diff(luminance(scale)) >= 0).all()
     assert luminance(scale[0]) < 0.01 and luminance(scale[-1]) > 0.9
     # No value beyond the ends: maps are probabilities.
-    np.testing.assert_array_equal(pictures.colour(np.array([[-1.0, 2.0]]))[0], scale[[0, -1]])
+    np.testing.assert_array_equal(rendering.colour(np.array([[-1.0, 2.0]]))[0], scale[[0, -1]])
 
 
 def test_overlay_is_denser_where_the_map_is_high():
@@ -28,11 +28,11 @@ def test_overlay_is_denser_where_the_map_is_high():
     values = rng.integers(0, 256, (5, 7)).astype(np.uint8)
     values[0, :3] = 0, 128, 255
     grey = Image.fromarray(values)
-    scale = pictures.colour(np.linspace(0, 1, 256)[None])[0]
-    np.testing.assert_array_equal(pictures.heat(grey).convert("RGB"), scale[values])
+    scale = rendering.colour(np.linspace(0, 1, 256)[None])[0]
+    np.testing.assert_array_equal(rendering.heat(grey).convert("RGB"), scale[values])
     opacity = 0.65 * values[..., None] / 255
     expected = (1 - opacity) * image + opacity * scale[values]
-    out = np.asarray(pictures.overlay(Image.fromarray(image), grey))
+    out = np.asarray(rendering.overlay(Image.fromarray(image), grey))
     np.testing.assert_allclose(out, expected, atol=1.5)
     np.testing.assert_array_equal(out[0, 0], image[0, 0])
     np.testing.assert_array_equal(np.asarray(grey), values)  # the argument stays as it was
