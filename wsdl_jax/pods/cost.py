@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from wsdl_jax import configuration, methods, runs
-from wsdl_jax.evaluate import make_localize_step
+from wsdl_jax.evaluation import make_localize_step
 from wsdl_jax.pods.units import byte_size
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.parallel import AXIS, Parallel
