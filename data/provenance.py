@@ -10,12 +10,14 @@ import dataclasses
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
+
+from wsdl_jax.runtime import differences as trees
 
 FILE = "metadata.json"  # TFDS's, in the folder of a subset
 _HASH = "sha256"
@@ -116,20 +118,8 @@ def digests(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns "field: old → new" for everything that two provenances differ by."""
-    before, after = dict(_leaves(identity(old))), dict(_leaves(identity(new)))
-    return [
-        f"{path}: {_short(before.get(path))} → {_short(after.get(path))}"
-        for path in sorted(before.keys() | after.keys())
-        if before.get(path) != after.get(path)
-    ]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+    before, after = (dict(trees.leaves(identity(kept))) for kept in (old, new))
+    return trees.differences(before, after, _short)
 
 
 def _short(value: Any) -> str:

@@ -104,7 +104,7 @@ def test_a_fourth_method(place: Path, data_dir: Path, dolos_folder: Path):
         return ended.stderr
 
     # The sweep starts main, which trains, evaluates, and evaluates on the other subset.
-    done("sweep", "colours_sweep.py", "--workdir=swept", f"--config.data.dir={data_dir}")
+    done("sweep", "colours_sweep.py", "--workdir=swept", f"--override=data.dir={data_dir}")
     table = list(csv.DictReader((place / "swept/tables/results.csv").open()))
     assert [row["tested"] for row in table] == [
         "dolos/celebahq_repaint_p2",

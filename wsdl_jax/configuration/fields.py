@@ -4,13 +4,14 @@ A config file in configs/ starts from `start` or `base`, sets what its method an
 and returns it locked, so that a misspelt override fails.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
 from wsdl_jax import methods
+from wsdl_jax.runtime import differences as trees
 from wsdl_jax.runtime.errors import ConfigError
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -25,6 +26,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.scaling": ("none", "linear"),
     "parallel.backend": ("shard_map", "pmap"),
 }
+_POSITIVE = (
+    *("train.batch", "train.epochs", "train.steps_per_epoch", "train.log_every"),
+    *("train.microbatches", "train.keep_best", "eval.batch", "model.width"),
+    "train.learning_rate",
+)
+_NOT_NEGATIVE = (
+    *("train.clip_norm", "train.per_device_batch", "train.warmup", "data.workers"),
+    "loss.mask_weight",
+)
 # Where and how fast data is read, and names: a run may be continued with other values.
 CIRCUMSTANCES = (
     *("data.dir", "data.manual_dir", "data.workers", "data.cache", "profile"),
@@ -148,28 +158,36 @@ def check_circumstances(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError, in one line, for a config that cannot be run."""
-    methods.get(config.method)  # an unknown method is refused first
-    for path, valid in CHOICES.items():
+def check_values(
+    config: ml_collections.ConfigDict,
+    choices: Mapping[str, Sequence[str]],
+    positive: Sequence[str],
+    not_negative: Sequence[str],
+) -> None:
+    """Raises ConfigError for a field whose value is none that it can have.
+
+    Args:
+      config: of a detector or a forger.
+      choices: the valid values of fields, by path.
+      positive: paths of fields that must be above zero.
+      not_negative: paths of fields that must not be below zero.
+    """
+    for path, valid in choices.items():
         value = field(config, path)
         if value not in valid:
             raise ConfigError(f"config.{path} = {value!r}: choose from {', '.join(valid)}")
-    positive = ("train.batch", "train.epochs", "train.steps_per_epoch", "train.log_every")
-    for path in (
-        *positive,
-        "train.microbatches",
-        "train.keep_best",
-        "eval.batch",
-        "model.width",
-        "train.learning_rate",
-    ):
+    for path in positive:
         if not field(config, path) > 0:
             raise ConfigError(f"config.{path} = {field(config, path)}: must be positive")
-    not_negative = ("train.clip_norm", "train.per_device_batch", "train.warmup", "data.workers")
-    for path in (*not_negative, "loss.mask_weight"):
+    for path in not_negative:
         if not field(config, path) >= 0:
             raise ConfigError(f"config.{path} = {field(config, path)}: must not be negative")
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError, in one line, for a config that cannot be run."""
+    methods.get(config.method)  # an unknown method is refused first
+    check_values(config, CHOICES, _POSITIVE, _NOT_NEGATIVE)
     if config.train.scaling != "none" and not config.train.per_device_batch:
         raise ConfigError(
             f"config.train.scaling = {config.train.scaling!r}: goes with train.per_device_batch"
@@ -203,27 +221,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 def essence(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
     """Returns every field that changes what a run computes, with its value, by name."""
-    fields = leaves(config.to_dict())
+    fields = trees.leaves(config.to_dict())
     return sorted((path, value) for path, value in fields if path not in CIRCUMSTANCES)
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
     """Returns lines "field: old → new" for every field that changes what a run computes."""
-    before, after = dict(essence(old)), dict(essence(new))
-    return [
-        f"{path}: {before.get(path)} → {after.get(path)}"
-        for path in sorted(before.keys() | after.keys())
-        if before.get(path) != after.get(path)
-    ]
-
-
-def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields path and value of every field of a tree of dicts; paths have dots."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+    return trees.differences(dict(essence(old)), dict(essence(new)))
 
 
 def field(config: ml_collections.ConfigDict, path: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from wsdl_jax.configuration import fields
-from wsdl_jax.configuration.fields import leaves
+from wsdl_jax.runtime.differences import leaves
 from wsdl_jax.runtime.errors import ConfigError
 
 # 1: without a version, of wsdl-jax 0.1. 2: with one; fields and their meaning are those of 1.

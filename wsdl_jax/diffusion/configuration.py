@@ -27,7 +27,7 @@ _NOT_NEGATIVE = (
 
 
 def base() -> ml_collections.ConfigDict:
-    """Every field with its default."""
+    """Returns every field with its default."""
     config = ml_collections.ConfigDict()
     # What is trained: a U-Net on pixels, an autoencoder, or a U-Net on the latents of one.
     config.part = "pixel"
@@ -83,16 +83,7 @@ def base() -> ml_collections.ConfigDict:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, in one line, for a config that cannot be run."""
-    flat = dict(configuration.leaves(config.to_dict()))
-    for path, valid in CHOICES.items():
-        if flat[path] not in valid:
-            raise ConfigError(f"config.{path} = {flat[path]!r}: choose from {', '.join(valid)}")
-    for path in _POSITIVE:
-        if not flat[path] > 0:
-            raise ConfigError(f"config.{path} = {flat[path]}: must be positive")
-    for path in _NOT_NEGATIVE:
-        if not flat[path] >= 0:
-            raise ConfigError(f"config.{path} = {flat[path]}: must not be negative")
+    configuration.check_values(config, CHOICES, _POSITIVE, _NOT_NEGATIVE)
     if not config.data.real:
         raise ConfigError("config.data.real is empty: it names the subsets to learn")
     if not 0 <= config.train.ema < 1:
@@ -112,7 +103,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def multiple(config: ml_collections.ConfigDict) -> int:
-    """What the size of the images is divided by on the way to the lowest level of the network."""
+    """Returns the number of pixels that the size of images must be a multiple of."""
     if config.part == "autoencoder":
         return 4
     pixels = config.network.patch * 2 ** (len(config.network.widths) - 1)
@@ -120,5 +111,5 @@ def multiple(config: ml_collections.ConfigDict) -> int:
 
 
 def load(text: str) -> ml_collections.ConfigDict:
-    """The config of a run directory's text. Raises ConfigError for anything else."""
+    """Returns the config of a run directory's text. Raises ConfigError for anything else."""
     return configuration.load(text, base, validate)

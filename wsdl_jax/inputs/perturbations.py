@@ -96,12 +96,21 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Perturbation:
-    """One of `KINDS` at one strength: (image, its place in its test split) → image."""
+    """A way in which test images are changed, at one strength.
+
+    Attributes:
+      kind: one of `KINDS`.
+      strength: in the unit of the kind.
+    """
 
     kind: str
     strength: float
 
     def __call__(self, image: Pixels, index: int) -> Pixels:
+        """Returns an image perturbed.
+
+        index: the image's place in its test split, from which its randomness follows.
+        """
         return KINDS[self.kind].apply(image, self.strength, index)
 
 

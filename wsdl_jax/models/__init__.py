@@ -1,0 +1,1 @@
+"""Networks, and the operators that they are made of; they know nothing of losses or data."""

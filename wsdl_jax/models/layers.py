@@ -228,6 +228,7 @@ class Conv(nnx.Module):
         self.stride, self.padding, self.dtype = stride, padding, dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Returns the features convolved, in `dtype`."""
         convolve = dense_3x3(self.stride, self.padding)
         return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
 
@@ -278,6 +279,7 @@ class Pointwise(nnx.Linear):
         self.stride = stride
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Returns a linear map of the features at every `stride`-th location, in `dtype`."""
         x = x[:, :: self.stride, :: self.stride]
         x = pointwise(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
@@ -292,6 +294,7 @@ class SeparableConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        """Returns the features convolved, in `dtype`."""
         x = depthwise_3x3(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return self.pointwise(x)
 
@@ -364,6 +367,7 @@ class BatchNorm(nnx.Module):
         self.use_running_average = False  # what nnx's model.train() and model.eval() set
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns the features normalized; in training mode it moves the running statistics."""
         if self.use_running_average:
             gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
             x32 = x.astype(jnp.float32)

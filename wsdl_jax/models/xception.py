@@ -51,6 +51,7 @@ class Block(nnx.Module):
             self.shortcut = self.shortcut_norm = None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Returns the features behind the block, with its shortcut added."""
         return nnx.remat(Block._layers)(self, x) if self.remat else self._layers(x)
 
     def _layers(self, x: Array) -> Array:
@@ -153,6 +154,7 @@ class Top(nnx.Module):
         self.linear = nnx.Linear(widths[1], 2, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2"]:
+        """Returns the image logits of the features behind the last block."""
         x = nnx.relu(self.norm3(self.conv3(x)))
         x = nnx.relu(self.norm4(self.conv4(x)))
         return self.linear(x.astype(jnp.float32).mean((1, 2)))
