@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from wsdl_jax import inputs
 from wsdl_jax.evaluation import measures, metrics
 from wsdl_jax.evaluation.measures import Comparison, ImageMeasures, MapMeasures
 from wsdl_jax.evaluation.metrics import LocalizationFigures
 from wsdl_jax.runtime import hosts
+from wsdl_jax.runtime.errors import UserError
 
 FIGURES, THRESHOLDS = len(metrics.LOCALIZATION), len(metrics.THRESHOLDS)
 COUNT = 3 + FIGURES + THRESHOLDS + len(measures.TRIVIAL) * FIGURES
@@ -51,20 +53,41 @@ def test_a_record_comes_back_to_the_bit(index, parts):
     assert bits(measures.decode(vector)) == bits(measured)
 
 
+class Keys(inputs.Examples):
+    """Images of which nothing is known but their keys."""
+
+    def __init__(self):
+        pass
+
+    def __getitem__(self, index):
+        return {"key": b"%d.png" % index}
+
+
+def of_three_hosts(records: list[ImageMeasures]) -> list[ImageMeasures]:
+    """What every host knows of six records, of which each of three has measured two."""
+    own = [[*records[i : i + 2], ImageMeasures(-1)] for i in (0, 2, 4)]
+    with pytest.MonkeyPatch.context() as patch:
+        vectors = np.array([list(map(measures.encode, of_host)) for of_host in own])
+        patch.setattr(hosts, "gather", lambda values: vectors)
+        return measures.of_all_hosts(own[0], Keys())
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.permutations([-1, 0, 1, 2, 40, 2**53 - 1]), PARTS)
 def test_records_of_all_hosts_are_in_order_and_without_padding(indices, parts):
-    """Here of three hosts that are one after the other in the array."""
+    parts[0][:2] = 0.25, 0.5
     records = [record(index, parts) for index in indices]
-    hosts_own = [
-        [measures.encode(measured) for measured in (*records[i : i + 2], ImageMeasures(-1))]
-        for i in (0, 2, 4)
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hosts, "gather", lambda own: np.array(hosts_own))
-        found = measures.of_all_hosts([*records[:2], ImageMeasures(-1)])
     images = sorted((r for r in records if r.index >= 0), key=lambda r: r.index)
-    assert list(map(bits, found)) == list(map(bits, images))
+    assert list(map(bits, of_three_hosts(records))) == list(map(bits, images))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_first_image_that_is_not_finite_is_named(value):
+    records = [ImageMeasures(index, 0.5, 0.5) for index in range(6)]
+    records[3] = ImageMeasures(3, 0.5, value)
+    records[2] = ImageMeasures(7, value, 0.5)
+    with pytest.raises(UserError, match=r"not finite, first those of 3\.png$"):
+        of_three_hosts(records)
 
 
 def test_measures_of_an_image():
@@ -91,10 +114,3 @@ def test_measures_of_an_image():
     assert measures.measure(3, 0.25, 0.5, localization_map, None, compared=True) == ImageMeasures(
         3, 0.25, 0.5
     )
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite(value):
-    assert ImageMeasures(0, 0.5, 0.5).is_finite()
-    assert not ImageMeasures(0, value, 0.5).is_finite()
-    assert not ImageMeasures(0, 0.5, value).is_finite()

@@ -11,6 +11,7 @@ from wsdl_jax import inputs
 from wsdl_jax.evaluation import metrics
 from wsdl_jax.evaluation.metrics import LocalizationFigures
 from wsdl_jax.runtime import hosts
+from wsdl_jax.runtime.errors import UserError
 
 TRIVIAL = ("all real", "all fake", "random")  # maps that know nothing of the image
 PADDING = -1  # in the place of an index
@@ -119,16 +120,16 @@ _FIGURES, _THRESHOLDS = len(metrics.LOCALIZATION), len(metrics.THRESHOLDS)
 _LENGTHS = (5, _FIGURES + 1, _THRESHOLDS, len(TRIVIAL) * _FIGURES)
 
 
-def encode(measures: ImageMeasures) -> Float[np.ndarray, " k"]:
+def encode(measured: ImageMeasures) -> Float[np.ndarray, " k"]:
     """Returns a record as a float64 vector, whose length is the same for all records.
 
     `decode` gives back the same record to the bit. An index must be below 2^53.
     """
-    localization = measures.localization
+    localization = measured.localization
     comparison = None if localization is None else localization.comparison
     head, of_map, by_threshold, trivial = (np.full(length, np.nan) for length in _LENGTHS)
     head[:] = (
-        *(measures.index, measures.score, measures.probability),
+        *(measured.index, measured.score, measured.probability),
         *(localization is not None, comparison is not None),
     )
     if localization is not None:
@@ -156,19 +157,34 @@ def decode(vector: Float[np.ndarray, " k"]) -> ImageMeasures:
     return ImageMeasures(int(index), score, probability, localization)
 
 
-def of_all_hosts(measured: Sequence[ImageMeasures]) -> list[ImageMeasures]:
+def of_all_hosts(own: Sequence[ImageMeasures], source: inputs.Examples) -> list[ImageMeasures]:
     """Returns the records of a batch from all hosts, in order of their indices, without padding.
 
+    All hosts have to call together.
+
     Args:
-      measured: this host's records, padding included: as many as every other host has. All hosts
-        have to call together.
+      own: this host's records, padding included: as many as every other host has.
+      source: the images.
+
+    Raises:
+      UserError: an image whose score or map is not finite.
     """
-    vectors = hosts.gather(np.stack([encode(measures) for measures in measured]))
+    vectors = hosts.gather(np.stack([encode(measured) for measured in own]))
     everywhere = [decode(vector) for of_host in vectors for vector in of_host]
-    images = [measures for measures in everywhere if measures.index != PADDING]
-    return sorted(images, key=lambda measures: measures.index)
+    images = [measured for measured in everywhere if measured.index != PADDING]
+    images.sort(key=lambda measured: measured.index)
+    for measured in images:
+        if not measured.is_finite():
+            first = key(source, measured.index)
+            raise UserError(f"scores or maps are not finite, first those of {first}")
+    return images
 
 
 def image_indices(batch: inputs.Batch) -> list[int]:
     """Returns the index of each image of a batch in its source, `PADDING` for padding."""
     return np.where(batch["weight"] > 0, batch["index"], PADDING).tolist()
+
+
+def key(source: inputs.Examples, index: int) -> str:
+    """Returns the key of an image in its source."""
+    return source[index]["key"].decode()

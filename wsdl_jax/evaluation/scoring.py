@@ -1,14 +1,9 @@
 """Scores a trained run on a dataset's test split, and writes predictions and results."""
 
 import contextlib
-import csv
-import dataclasses
-import functools
 import json
 import logging
-import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +12,16 @@ from jaxtyping import Float
 
 from wsdl_data import provenance
 from wsdl_jax import inputs, runs
-from wsdl_jax.evaluation import measures, metrics, sheet, summary, verdict
-from wsdl_jax.evaluation.measures import PADDING, TRIVIAL, ImageMeasures, MapMeasures
+from wsdl_jax.evaluation import measures, sheet, summary, verdict
+from wsdl_jax.evaluation.figures import score
+from wsdl_jax.evaluation.measures import ImageMeasures
 from wsdl_jax.evaluation.tested_run import TestedRun, load, localized
 from wsdl_jax.inputs import perturbations
-from wsdl_jax.inputs.perturbations import Perturbation
 from wsdl_jax.runtime import hosts, locks
-from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.storage import temporary_folder, write_whole
 
 log = logging.getLogger("wsdl_jax")
-_SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
-_FIGURES = (*metrics.LOCALIZATION, "manipulated_share")  # means of a fake side
-_COLUMNS = ("key", "label", "score", "probability", *_FIGURES)  # of predictions.csv
 
 
 def evaluate(
@@ -66,7 +58,7 @@ def evaluate(
     threshold = _threshold(run, test)
     with temporary_folder() as folder:
         made = runs.ResultsFolder(epath.Path(folder))
-        figures, maps = _score(test, threshold, made.predictions)
+        figures, maps = score(test, threshold, made.predictions)
         results = {**figures, **_subject(test)}
         table = summary.text_table(
             results, title=f"{test.config.method}, setup {test.config.setup}"
@@ -118,7 +110,7 @@ def robustness(
     with temporary_folder() as folder:
         table, points = runs.ResultsFolder(epath.Path(folder)).predictions, []
         for perturbation in (None, *series):
-            figures, _ = _score(test, threshold, table, perturbation)
+            figures, _ = score(test, threshold, table, perturbation)
             del figures["trivial"], figures["iou_by_threshold"]
             strength = "clean" if perturbation is None else f"{perturbation.strength:g}"
             iou = summary.figure(figures["iou_lg"])
@@ -176,6 +168,19 @@ def _subject(test: TestedRun) -> dict[str, Any]:
     }
 
 
+def _examples(
+    sides: dict[str, inputs.Examples], maps: dict[str, dict[int, Float[np.ndarray, "h w"]]]
+) -> list[sheet.Example]:
+    """Reads the images of the sheet of examples, which are the keys of `maps`."""
+    examples = []
+    for side, source in sides.items():
+        for index, localization_map in maps[side].items():
+            record = source[index]
+            mask = inputs.full_mask(record) if side == "fake" and "mask" in record else None
+            examples.append(sheet.Example(inputs.full_image(record), mask, localization_map))
+    return examples
+
+
 # ----- The threshold of a verdict -----------------------------------------------------------------
 
 
@@ -215,219 +220,7 @@ def _real_scores(run: epath.Path, test: TestedRun) -> list[float] | None:
         for batch, found in batches:
             columns = measures.image_indices(batch), found.scores, found.probabilities
             rows = zip(*columns, strict=True)
-            own = [ImageMeasures(index, float(s), float(p)) for index, s, p in rows]
-            scores += [measured.score for measured in _of_all_hosts(own, source)]
+            own = [ImageMeasures(index, float(value), float(p)) for index, value, p in rows]
+            scores += [measured.score for measured in measures.of_all_hosts(own, source)]
     hosts.first(lambda: verdict.save(run, network, digests, scores))
     return scores
-
-
-# ----- Images → figures ---------------------------------------------------------------------------
-
-
-class _MapMeans:
-    """Means over images of what is measured of their maps."""
-
-    _thresholds = tuple(f"{threshold:g}" for threshold in metrics.THRESHOLDS)
-
-    def __init__(self):
-        self.figures = metrics.Means(_FIGURES)
-        self.iou_by_threshold = metrics.Means(self._thresholds)
-        self.trivial = {name: metrics.Means(metrics.LOCALIZATION) for name in TRIVIAL}
-
-    def add(self, localization: MapMeasures) -> None:
-        """Counts an image in."""
-        share = {"manipulated_share": localization.manipulated_share}
-        self.figures.add(dataclasses.asdict(localization.figures) | share)
-        comparison = localization.comparison
-        if comparison is not None:
-            points = zip(self._thresholds, comparison.iou_by_threshold, strict=True)
-            self.iou_by_threshold.add(dict(points))
-            for means, figures in zip(self.trivial.values(), comparison.trivial, strict=True):
-                means.add(dataclasses.asdict(figures))
-
-
-def _score(
-    test: TestedRun,
-    threshold: float | None,
-    path: epath.Path,
-    perturbation: Perturbation | None = None,
-) -> tuple[dict[str, Any], dict[str, dict[int, Float[np.ndarray, "h w"]]]]:
-    """Scores all images of both sides and writes predictions.csv, image by image.
-
-    Args:
-      test: the run and its images.
-      threshold: the score above which an image is called fake; None where it is not known.
-      path: the table to be written.
-      perturbation: applied to every image; none by default.
-
-    Returns:
-      The figures, times 100, and by side the maps of the images that are to be shown, by index.
-    """
-    means = _MapMeans()
-    scores: dict[str, list[float]] = {side: [] for side in test.sides}
-    probabilities: dict[str, list[float]] = {side: [] for side in test.sides}
-    maps = {}
-    with path.open("w", encoding="utf-8") as file, ThreadPoolExecutor() as pool:
-        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for side, source in test.sides.items():
-            maps[side] = dict.fromkeys(_shown(source, _SHOWN[side]))
-            for images, keys in _measure_side(test, side, perturbation, pool, maps[side]):
-                for measured in images:
-                    scores[side].append(measured.score)
-                    probabilities[side].append(measured.probability)
-                    if measured.localization is not None:
-                        means.add(measured.localization)
-                    if hosts.is_first():
-                        key = keys.get(measured.index) or _key(source, measured.index)
-                        writer.writerow({"key": key, "label": side, **_numbers(measured)})
-    real_scores, fake_scores = np.array(scores["real"]), np.array(scores["fake"])
-    detection = metrics.detection(
-        real_scores,
-        fake_scores,
-        real_probabilities=np.array(probabilities["real"]),
-        fake_probabilities=np.array(probabilities["fake"]),
-    )
-    at_thresholds = _percent(means.iou_by_threshold.means()).values()
-    figures = {
-        **_percent(means.figures.means()),
-        "pixel_images": means.figures.count("pixel_auc"),
-        **_percent(detection),
-        "threshold": threshold,
-        "real_above": _percent_above(real_scores, threshold),
-        "fake_above": _percent_above(fake_scores, threshold),
-        "iou_by_threshold": [
-            {"threshold": at, "iou_lg": iou}
-            for at, iou in zip(metrics.THRESHOLDS.tolist(), at_thresholds, strict=True)
-        ],
-        "trivial": {name: _percent(trivial.means()) for name, trivial in means.trivial.items()},
-    }
-    return figures, maps
-
-
-def _measure_side(
-    test: TestedRun,
-    side: str,
-    perturbation: Perturbation | None,
-    pool: ThreadPoolExecutor,
-    maps: dict[int, Any],
-) -> Iterator[tuple[list[ImageMeasures], dict[int, str]]]:
-    """Measures every image of a side, in order, in batches, which are the same on all hosts.
-
-    A batch is measured while the network works on the next one.
-
-    Args:
-      test: the run and its images.
-      side: "fake" or "real".
-      perturbation: applied to every image.
-      pool: threads to measure in.
-      maps: has the indices of images as keys; their maps are put there, on all hosts.
-
-    Yields:
-      The measures of a batch, and the keys of those of its images that this host has measured.
-    """
-    source = test.sides[side]
-    measure = functools.partial(
-        _measure,
-        source,
-        side == "fake",
-        # Perturbed images have the masks of the clean ones, and the same trivial figures.
-        perturbation is None,
-    )
-
-    def collect(pending: Iterator[tuple[str, ImageMeasures]]):
-        keyed = list(pending)
-        keys = {measured.index: key for key, measured in keyed}
-        return _of_all_hosts([measured for _, measured in keyed], source), keys
-
-    pending = None
-    batches = localized(test, source, f"evaluating, {side}", perturbation=perturbation)
-    with contextlib.closing(batches):
-        for batch, found in batches:
-            if pending is not None:
-                yield collect(pending)
-            indices = measures.image_indices(batch)
-            pending = pool.map(measure, indices, *found)
-            for row, index in enumerate(indices):
-                if index in maps:  # a copy, or the whole batch would be kept
-                    maps[index] = found.maps[row].copy()
-    if pending is not None:
-        yield collect(pending)
-    shape = found.maps.shape[1:]
-    absent = np.full(shape, -np.inf, np.float32)
-    own = np.stack([absent if value is None else value for value in maps.values()])
-    maps.update(zip(maps, hosts.gather(own).max(0), strict=True))
-
-
-def _measure(
-    source: inputs.Examples,
-    masked: bool,
-    compared: bool,
-    index: int,
-    score: np.float32,
-    probability: np.float32,
-    localization_map: Float[np.ndarray, "h w"],
-) -> tuple[str, ImageMeasures]:
-    """Returns the key and the measures of an image, whose mask counts only where `masked`.
-
-    Padding, and an image whose map is not finite, have no key and no measures.
-    """
-    if index == PADDING or not np.isfinite(localization_map).all():
-        return "", ImageMeasures(index)
-    record = source[index]
-    mask = inputs.full_mask(record) if masked and "mask" in record else None
-    measured = measures.measure(
-        index, float(score), float(probability), localization_map, mask, compared=compared
-    )
-    return record["key"].decode(), measured
-
-
-def _of_all_hosts(own: Sequence[ImageMeasures], source: inputs.Examples) -> list[ImageMeasures]:
-    """Returns `measures.of_all_hosts`. Raises UserError for an image that is not finite."""
-    images = measures.of_all_hosts(own)
-    for measured in images:
-        if not measured.is_finite():
-            first = _key(source, measured.index)
-            raise UserError(f"scores or maps are not finite, first those of {first}")
-    return images
-
-
-def _key(source: inputs.Examples, index: int) -> str:
-    return source[index]["key"].decode()
-
-
-def _numbers(measured: ImageMeasures) -> dict[str, float]:
-    """Returns the numbers that predictions.csv has of an image."""
-    numbers = {"score": measured.score, "probability": measured.probability}
-    localization = measured.localization
-    if localization is not None:
-        numbers |= dataclasses.asdict(localization.figures)
-        numbers["manipulated_share"] = localization.manipulated_share
-    return numbers
-
-
-def _shown(source: inputs.Examples, count: int) -> list[int]:
-    """Returns the indices of images for the sheet of examples, evenly spaced."""
-    return np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
-
-
-def _examples(
-    sides: dict[str, inputs.Examples], maps: dict[str, dict[int, Float[np.ndarray, "h w"]]]
-) -> list[sheet.Example]:
-    """Reads the images of the sheet of examples, which are the keys of `maps`."""
-    examples = []
-    for side, source in sides.items():
-        for index, localization_map in maps[side].items():
-            record = source[index]
-            mask = inputs.full_mask(record) if side == "fake" and "mask" in record else None
-            examples.append(sheet.Example(inputs.full_image(record), mask, localization_map))
-    return examples
-
-
-def _percent(figures: dict[str, float]) -> dict[str, float | None]:
-    """Returns figures times 100; None for one that no image has."""
-    return {name: None if math.isnan(value) else 100 * value for name, value in figures.items()}
-
-
-def _percent_above(scores: Float[np.ndarray, " n"], threshold: float | None) -> float | None:
-    return None if threshold is None else 100 * float(np.mean(scores > threshold))

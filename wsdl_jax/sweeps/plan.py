@@ -56,7 +56,7 @@ def read(sweep: str, workdir: epath.Path, overrides: Sequence[str] = ()) -> list
     Args:
       sweep: FILE or FILE:VARIANT.
       workdir: the directory of the sweep.
-      overrides: "field=value" for the configs of all runs; they go before those of the sweep.
+      overrides: "field=value" for the configs of all runs; they take precedence over the sweep's.
 
     Raises:
       ConfigError: no such file or variant, or a run that wsdl_jax.main would refuse.
