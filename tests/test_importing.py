@@ -5,7 +5,9 @@ import sys
 
 IMPORT_ALL = """
 import logging, pkgutil, signal, sys, warnings
-import absl.flags, absl.logging, grain, jax, orbax.checkpoint, tensorflow_datasets  # have their own
+# These have settings of their own.
+import absl.flags, absl.logging, grain, jax, orbax.checkpoint, tensorflow_datasets
+import scipy.special, sklearn.metrics
 
 def settings():
     loggers = [logging.getLogger(name) for name in (None, "absl", "asyncio", "wsdl_jax")]

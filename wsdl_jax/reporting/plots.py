@@ -1,6 +1,7 @@
-"""Plots as inline SVG, whose colours are the page's: its classes are c0 … c7, dashed, area, grid.
+"""Plots as inline SVG.
 
-A page that shows them gives those classes a stroke or a fill, in light and in dark.
+The page that shows them gives their classes a stroke or a fill, in light and in dark: c0 … c7 for
+colours, dashed, area and grid.
 """
 
 import math
@@ -13,17 +14,17 @@ from markupsafe import Markup
 COLOURS = 8  # c0 … c7, then from the first again
 _WIDTH, _HEIGHT = 360.0, 250.0  # of the drawing, in its own units
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 22.0, 12.0, 44.0  # margins
-_MOST = 600  # points of a line
+_MOST_POINTS = 600  # of a line
 
 
 class Series(NamedTuple):
     """One line, or one histogram, of a plot.
 
     Attributes:
-      name: for the legend and for whoever points at it.
-      x: in rising order; of "bars" the edges, one more than y.
+      name: shown in the legend, and when the mouse points at the drawing.
+      x: values in rising order; for "bars" the edges of the bins, one more than there are values.
       y: values; what is not finite is left out.
-      colour: a number; those of one run have one.
+      colour: a number, of which the page makes a colour; the same for all series of a run.
       style: "line", "dots" (a line with a mark at every point), "dashed" or "bars".
     """
 
@@ -43,9 +44,18 @@ def plot(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
 ) -> Markup:
-    """One plot with axes and a legend. Text from outside is escaped.
+    """Returns a plot with axes and a legend, as a `figure` element. Its texts are escaped.
 
-    Raises ValueError where there is not one finite value to plot.
+    Args:
+      series: what is plotted; drawn in this order.
+      title: of the plot.
+      x_label: of the horizontal axis.
+      y_label: of the vertical axis.
+      x_range: ends of the horizontal axis; by default the data's, widened to ticks.
+      y_range: ends of the vertical axis, likewise. What lies beyond is drawn at the end.
+
+    Raises:
+      ValueError: there is not one finite value to plot.
     """
     drawn = [_finite(one) for one in series]
     drawn = [one for one in drawn if len(one.y)]
@@ -92,20 +102,25 @@ def plot(
 
 
 def _finite(one: Series) -> Series:
-    """Without values that are not finite, and thinned to what can be seen."""
+    """Returns a series without values that are not finite, thinned to what can be seen."""
     x, y = np.asarray(one.x, float), np.asarray(one.y, float)
     if one.style == "bars":
         return one._replace(x=x.tolist(), y=y.tolist())
     kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    if len(kept) > _MOST:
-        kept = kept[np.unique(np.linspace(0, len(kept) - 1, _MOST).astype(int))]
+    if len(kept) > _MOST_POINTS:
+        kept = kept[np.unique(np.linspace(0, len(kept) - 1, _MOST_POINTS).astype(int))]
     return one._replace(x=x[kept].tolist(), y=y[kept].tolist())
 
 
 def _axis(
     values: np.ndarray, limits: tuple[float, float] | None
 ) -> tuple[list[float], float, float]:
-    """Ticks at 1, 2 or 5 times a power of ten, and the ends; the data's, widened to ticks."""
+    """Returns an axis's ticks, at 1, 2 or 5 times a power of ten, and its lower and upper end.
+
+    Args:
+      values: of the data.
+      limits: the ends; by default the data's, widened to ticks.
+    """
     low, high = limits or (float(values.min()), float(values.max()))
     if low == high:
         low, high = low - 0.5, high + 0.5
@@ -121,7 +136,7 @@ def _axis(
 
 
 def _number(value: float) -> str:
-    """Short: 0.25, 1,500, 2e+06."""
+    """Returns a number as short text: 0.25, 1,500, 2e+06."""
     value = round(value, 10)
     if value and not 1e-4 <= abs(value) < 1e6:
         return f"{value:g}"
