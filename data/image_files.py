@@ -1,28 +1,23 @@
-"""Image files as the datasets take them: decoded to the end, checked, encoded, cut into shards."""
+"""Image files as the datasets take them: checked, encoded and cut into shards."""
 
 from __future__ import annotations
 
+import contextlib
 import io
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from etils import epath
-from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
+from wsdl_data import decoding
 from wsdl_jax.runtime import storage
 
 # Input bytes per ArrayRecord file. TFDS keeps a shard's examples until the shard is closed, so this
 # also bounds the memory of a build.
 SHARD_BYTES = 64 << 20
 _NOT_IMAGES = {"thumbs.db", "desktop.ini"}
-# Pillow's 8-bit modes, those of 16-bit grey, and "I", which is 32 bits wide and mostly holds 16.
-_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
-_GREY_16 = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
-
-_PNG_END = b"IEND" + zlib.crc32(b"IEND").to_bytes(4)
 
 _Item = TypeVar("_Item")
 
@@ -37,26 +32,29 @@ def read_rgb(path: Path) -> tuple[bytes, Image.Image]:
 
     Returns:
         An encoded 8-bit RGB image and its pixels: the file's own bytes if it is a PNG or a JPEG of
-        that kind and upright, else a PNG of its pixels as RGB, turned as its EXIF orientation says.
-        Transparency is dropped, and of 16 bits the higher 8 stay.
+        that kind and upright, else a PNG of its pixels as `decoding.to_rgb` converts them.
 
     Raises:
-        ValueError: the file cannot be decoded to its end, or its pixels have more than 16 bits.
+        OSError: the file cannot be read.
+        ValueError: it cannot be decoded to its end, or not converted; the message names it.
     """
-    encoded, image, turned = _decode(path)
+    encoded = path.read_bytes()
+    with _named(path):
+        image = decoding.load(encoded)
+        pixels = decoding.to_rgb(image)
     # The reader decodes to three 8-bit channels only if the file has them: Pillow calls a 16-bit
     # PNG and one with a transparent colour RGB, too. Byte 24 of a PNG is its bit depth.
-    plain = image.format == "JPEG" or (image.format == "PNG" and encoded[24] == 8)
-    if plain and image.mode == "RGB" and "transparency" not in image.info and not turned:
-        return encoded, image
-    pixels = _upright_rgb(path, image)
+    is_plain = image.format == "JPEG" or (image.format == "PNG" and encoded[24] == 8)
+    is_rgb = image.mode == "RGB" and not image.has_transparency_data
+    if is_plain and is_rgb and decoding.is_upright(image):
+        return encoded, pixels
     return png(pixels), pixels
 
 
 def read_pixels(path: Path) -> Image.Image:
-    """The pixels of an image as 8-bit RGB, as of `read_rgb`. Raises ValueError, too."""
-    _, image, _ = _decode(path)
-    return _upright_rgb(path, image)
+    """Returns the pixels of an image as 8-bit RGB. Raises as `read_rgb` does."""
+    with _named(path):
+        return decoding.decode(path)
 
 
 def read_pair(path: Path, mask: Path | None) -> tuple[bytes, Image.Image | None]:
@@ -81,7 +79,7 @@ def read_pair(path: Path, mask: Path | None) -> tuple[bytes, Image.Image | None]
 
 
 def png(image: Image.Image) -> bytes:
-    """The image as a PNG, without what else the file that it came from has said of it."""
+    """Returns the image as a PNG file, with its pixels and its colour profile alone."""
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
@@ -133,36 +131,10 @@ def shards(items: Sequence[_Item], files: Callable[[_Item], Iterable[Path]]) -> 
     return runs
 
 
-def _decode(path: Path) -> tuple[bytes, Image.Image, bool]:
-    """The bytes of an image file, its image decoded to the end, and whether it is to be turned."""
-    # Another library may have switched this on; a truncated image would then pass as grey.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    encoded = path.read_bytes()
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the file's name before the reason for which it is refused."""
     try:
-        # `verify` checks a PNG's checksums, which decoding alone does not, but not that of its last
-        # chunk, without which other readers (OpenCV) refuse the file.
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.verify()
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-        if image.format == "PNG" and _PNG_END not in encoded:
-            raise ValueError("no end of file")
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: {'not an image' if encoded else 'an empty file'}") from None
-    except Exception as error:  # Pillow's decoders raise a dozen types for damaged files.
-        raise ValueError(f"{path}: unreadable or truncated image ({error})") from error
-    return encoded, image, turned
-
-
-def _upright_rgb(path: Path, image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in _GREY_16:
-        values = np.asarray(image)
-        if not 0 <= values.min() <= values.max() < 1 << 16:
-            raise ValueError(f"{path}: grey values beyond 16 bits")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    elif image.mode not in _MODES:
-        raise ValueError(f"{path}: pixels of mode {image.mode}, where 8 or 16 bits are expected")
-    image.info.pop("transparency", None)  # Or it would be written into the copy.
-    return image.convert("RGB")
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -88,10 +88,11 @@ class Builder(tfds.core.ShardBasedBuilder):
     Shard-based for the reason that Dolos is.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "Initial release.",
         "1.1.0": "A hash of the files is kept with what was made of them; the images are the same.",
+        "1.2.0": "What is transparent is laid over white, and floating-point grey is read.",
     }
 
     # Images of the build under way, for its progress bar.

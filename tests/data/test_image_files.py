@@ -82,13 +82,31 @@ def test_other_formats_become_png(suffix: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels(encoded), np.asarray(image.convert("RGB")))
 
 
-def test_what_has_more_than_16_bits_is_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "float.tif")
+def test_grey_of_more_than_16_bits_is_refused_unless_its_range_is_known(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    found = pixels(image_files.read_rgb(tmp_path / "float.tif")[0])
+    assert np.abs(found - 255 * values[..., None]).max() <= 0.5001
+    Image.fromarray(values + 1).save(tmp_path / "float.tif")
     Image.fromarray(np.full((2, 2), 1 << 16, np.int32)).save(tmp_path / "int.tif")
-    with pytest.raises(ValueError, match=r"float\.tif: pixels of mode F"):
+    with pytest.raises(ValueError, match=r"float\.tif: floating-point grey values beyond 0 to 1"):
         image_files.read_rgb(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"int\.tif: grey values beyond 16 bits"):
         image_files.read_rgb(tmp_path / "int.tif")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "gif"])
+def test_what_is_transparent_becomes_white(suffix: str, tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    shown = np.random.default_rng(1).random((9, 7)) < 0.5
+    path = tmp_path / f"a.{suffix}"
+    image = Image.fromarray(np.dstack([colours, shown.astype(np.uint8) * 255]))
+    image.save(path, **({"lossless": True} if suffix == "webp" else {}))
+    encoded, image = image_files.read_rgb(path)
+    np.testing.assert_array_equal(np.asarray(image), pixels(encoded))
+    np.testing.assert_array_equal(pixels(encoded)[~shown], 255)
+    if suffix != "gif":  # which has fewer colours
+        np.testing.assert_array_equal(pixels(encoded)[shown], colours[shown])
 
 
 def test_a_picture_replaces_one_of_the_same_program_alone(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_what_was_killed_between_the_two_subsets_is_finished(place):
     settings = {"masks": "boxes", "generator": BLACK, "size": SIZE, "limit": 4, "data_dir": place}
     made = forge.forge("mine", REALS, **settings)
     before = [record["image"] for record in records("image_folder/mine_fake", "train", place)]
-    shutil.rmtree(f"{place}/image_folder/mine_fake/1.1.0")
+    shutil.rmtree(f"{place}/image_folder/mine_fake/1.2.0")
     with pytest.raises(ConfigError, match="mine_fake is not prepared"):
         records("image_folder/mine_fake", "train", place)
     assert sorted(forge.forge("mine", REALS, **settings)) == sorted(made)
