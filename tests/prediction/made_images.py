@@ -60,8 +60,8 @@ def damaged(folder: Path) -> dict[str, str]:
         reasons[path.name] = "could not create decoder" if suffix == "webp" else "truncated"
     (folder / "bomb.png").write_bytes(bomb(30_000))
     reasons["bomb.png"] = "30000×30000 pixels, taken for a decompression bomb"
-    Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tif")
-    reasons["float.tif"] = "32 bits"
+    Image.fromarray(np.full((4, 4), 255, np.float32)).save(folder / "float.tif")
+    reasons["float.tif"] = "floating-point grey values beyond 0 to 1"
     (folder / "nowhere.png").symlink_to(folder / "gone.png")
     reasons["nowhere.png"] = "not a file"
     os.mkfifo(folder / "fifo.png")

@@ -95,7 +95,7 @@ def test_strips_make_the_map(monkeypatch):
         (np.zeros((4, 5), np.uint8), r"image 1 is uint8 \[4, 5\]"),
         (np.zeros((4, 5, 3), np.float32), r"image 1 is float32 \[4, 5, 3\]"),
         (np.zeros((0, 5, 3), np.uint8), r"image 1 is uint8 \[0, 5, 3\]"),
-        (Image.new("F", (5, 4)), "32 bits"),
+        (Image.new("F", (5, 4), 255), "floating-point grey values beyond 0 to 1"),
     ],
 )
 def test_what_is_no_image_is_refused(localizer, image, message):

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from wsdl_data import decoding
 from wsdl_jax.inputs.examples import Examples, decoded
 from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.processes import end_with_parent
@@ -99,7 +100,7 @@ class _Decoded:
     def read(self, index: int, perturb: Perturb | None = None) -> dict[str, Any]:
         """Returns an example; its image is perturbed before it is resized."""
         record = self._examples[index]
-        image = decoded(record, "image").convert("RGB")
+        image = decoding.to_rgb(decoded(record, "image"))
         if perturb is not None:
             image = Image.fromarray(perturb(np.asarray(image), index))
         example = {

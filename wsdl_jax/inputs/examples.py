@@ -1,6 +1,5 @@
 """Records of prepared subsets, still encoded, and how one of them becomes pixels."""
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
@@ -10,7 +9,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
-from wsdl_data import build, provenance
+from wsdl_data import build, decoding, provenance
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.storage import is_remote
 
@@ -152,12 +151,10 @@ def decoded(record: dict[str, Any], feature: str) -> Image.Image:
     Raises UserError, naming the record, for one that cannot be decoded.
     """
     try:
-        image = Image.open(io.BytesIO(record[feature]))
-        image.load()
-    except (OSError, SyntaxError) as error:
+        return decoding.load(record[feature], checksums=False)  # the record has one of its own
+    except (OSError, ValueError) as error:
         key = record["key"].decode(errors="replace")
         raise UserError(f"the {feature} of {key} cannot be read: {error}") from error
-    return image
 
 
 def full_mask(record: dict[str, Any]) -> UInt8[np.ndarray, "h w"]:
@@ -167,4 +164,4 @@ def full_mask(record: dict[str, Any]) -> UInt8[np.ndarray, "h w"]:
 
 def full_image(record: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the RGB image of a record of `Examples` at its own size."""
-    return np.asarray(decoded(record, "image").convert("RGB"))
+    return np.asarray(decoding.to_rgb(decoded(record, "image")))

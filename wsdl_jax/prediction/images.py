@@ -6,13 +6,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 from etils import epath
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from wsdl_data import decoding
 from wsdl_jax.runtime.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP")
 
 
 def find(patterns: Sequence[str], out: epath.Path) -> dict[str, str]:
@@ -64,66 +64,29 @@ def _files_of(folder: epath.Path, out: epath.Path) -> Iterator[str]:
         yield from (str(parent / name) for name in sorted(files) if not name.startswith("."))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns an image of any mode as 8-bit RGB, turned upright as its EXIF orientation says.
-
-    16 bits are scaled to 8, and what is transparent is laid over white. Raises ValueError for
-    pixels of 32 bits, whose range is not known.
-    """
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would clip; for colours it takes the high byte too
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits, of unknown range")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
-
-
 def read(
     path: epath.Path, max_pixels: int, reserve: Callable[[int], None] | None = None
 ) -> Image.Image:
-    """Reads the image of a file, of several the first, as `to_rgb` makes it.
+    """Reads the image of a file as 8-bit RGB, see `wsdl_data.decoding`; of several the first.
 
     Args:
       path: of the file.
       max_pixels: more are taken for a decompression bomb. Pillow's own limit is to be switched off,
         see `pillow_without_its_limit`.
       reserve: called once the file's header has told the image's size, before it is decoded, with
-        the number of pixels that decoding takes. A transparent image counts four times, as it is
-        laid over white by copies of it with four channels. What the function raises is taken for a
-        fault of the file.
+        the number of pixels that decoding takes.
 
     Raises:
       ValueError: the file is no image of `FORMATS`, is damaged, or has too many pixels. The text is
         the reason, without the file's name.
     """
+    # etils takes a pipe for a file, and opening one would wait for its writer.
+    if not (path.is_file() if "://" in str(path) else os.path.isfile(path)):
+        raise ValueError("not a file")
     try:
-        # etils takes a pipe for a file, and opening one would wait for its writer.
-        if not (path.is_file() if "://" in str(path) else os.path.isfile(path)):
-            raise ValueError("not a file")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise ValueError("empty")
-            file.seek(0)
-            image = Image.open(file, formats=FORMATS)
-            if image.width * image.height > max_pixels:
-                raise ValueError(
-                    f"{image.width}×{image.height} pixels, taken for a decompression bomb: the "
-                    f"limit is {max_pixels / 1e6:.0f} megapixels"
-                )
-            if reserve is not None:
-                reserve(image.width * image.height * (4 if image.has_transparency_data else 1))
-            image.load()
-            return to_rgb(image)
-    except UnidentifiedImageError as error:
-        raise ValueError("not a PNG, JPEG, WebP, TIFF or BMP image") from error
-    # Decoders raise what a damaged file leads them to: OSError, SyntaxError, struct.error, …
-    except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise ValueError(" ".join(str(reason or error or type(error).__name__).split())) from error
+        return decoding.decode(path, max_pixels=max_pixels, formats=FORMATS, before_pixels=reserve)
+    except OSError as error:
+        raise ValueError(error.strerror or " ".join(str(error).split())) from error
 
 
 @contextlib.contextmanager

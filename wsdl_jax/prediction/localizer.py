@@ -15,10 +15,10 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from wsdl_data import decoding
 from wsdl_jax import methods, runs
 from wsdl_jax.evaluation import metrics, on_devices, verdict
 from wsdl_jax.inputs import squashed
-from wsdl_jax.prediction.images import to_rgb
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.parallel import AXIS, Parallel
 
@@ -301,7 +301,7 @@ def _window_starts(covered: float, window: int) -> list[int]:
 
 def _checked(image: np.ndarray | Image.Image, number: int) -> Image.Image:
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return decoding.to_rgb(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
             f"image {number} is {image.dtype} {list(image.shape)}, where uint8 [H, W, 3] is needed"
