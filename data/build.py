@@ -44,9 +44,9 @@ class BuildError(UserError):
 
 
 def builder_class(dataset: str) -> type[tfds.core.DatasetBuilder]:
-    """The TFDS builder of `dataset`. Raises ValueError, with the valid names, for an unknown one.
+    """Imports and returns a dataset's TFDS builder, so that only one in use costs its import.
 
-    It is imported here, since only the dataset in use should cost its import.
+    Raises ValueError, with the valid names, for an unknown one.
     """
     if dataset not in _MODULES:
         raise ValueError(f"no dataset {dataset!r}; choose from {', '.join(_MODULES)}")
@@ -56,7 +56,7 @@ def builder_class(dataset: str) -> type[tfds.core.DatasetBuilder]:
 def make_builder(
     name: str, data_dir: str | None = None, config: tfds.core.BuilderConfig | None = None
 ) -> tfds.core.DatasetBuilder:
-    """The builder of one subset, prepared or not.
+    """Returns the builder of one subset, prepared or not.
 
     Args:
         name: dataset and config, such as "dolos/celebahq_real" or "portraits/real".
@@ -85,12 +85,12 @@ def make_builder(
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    """Whether the subset is on disk with all its files, also if another process has built it."""
+    """Returns whether a subset is on disk with all its files, also if another process built it."""
     return builder.data_path.exists() and not faults(builder)
 
 
 def command(builder: tfds.core.DatasetBuilder) -> str:
-    """What a user types to build a subset."""
+    """Returns the command that a user types to build a subset."""
     name = builder.builder_config_name
     if builder.name == _OWN:
         own = name.rpartition("_")[0]
@@ -162,7 +162,7 @@ def prepare_together(builders: Sequence[tfds.core.DatasetBuilder]) -> None:
 
 
 def _manual_dir(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> str:
-    """The folder of the files downloaded by hand. Raises BuildError if there is none."""
+    """Returns the folder of the files downloaded by hand. Raises BuildError if there is none."""
     folder = Path(manual_dir or builder.data_dir_root / "downloads" / "manual").expanduser()
     if not folder.is_dir():
         raise BuildError(f"no folder {folder}. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
@@ -176,7 +176,7 @@ def _build(builder: tfds.core.DatasetBuilder, name: str, manual_dir: str | None)
 
 
 def faults(builder: tfds.core.DatasetBuilder) -> str:
-    """What is wrong with the folder of a prepared subset; empty if nothing is."""
+    """Returns what is wrong with the folder of a prepared subset; empty if nothing is."""
     with _tfds_silenced():
         if not builder.is_prepared():
             return "damaged (its description is missing)"
@@ -243,6 +243,7 @@ class _Lines(tqdm):
     """Progress as whole lines, for logs and pipes."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Prints the state of the bar as a line."""
         if msg != "":  # Empty: tqdm clears the bar at the end.
             print(self, file=self.fp, flush=True)
 
@@ -276,7 +277,7 @@ def _progress(builder: tfds.core.DatasetBuilder, name: str) -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-    """An exception as one line; its type is named where its message may not speak for itself."""
+    """Returns an exception as one line, with its type where the message may not say enough."""
     text = " ".join(str(error).split())
     if isinstance(error, (ValueError, OSError)) and text:
         return text
@@ -284,17 +285,21 @@ def _line(error: BaseException) -> str:
 
 
 def own_folder(name: str, data_dir: str | None) -> Path:
-    """Where `image_folder/NAME` would be, were it one folder and not one a kind."""
+    """Returns the folder of `image_folder/NAME`, beside which those of its kinds are built."""
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     return root / _OWN / name
 
 
 def own_prepared(name: str, origins: Mapping[str, Origin], data_dir: str | None) -> list[str]:
-    """The subsets of `image_folder/NAME` that are prepared.
+    """Returns the subsets of `image_folder/NAME` that are prepared.
 
-    origins: how its subsets are to be made, by kind, "real" and "fake".
+    Args:
+        name: NAME.
+        origins: how its subsets are to be made, by kind, "real" and "fake".
+        data_dir: as of `make_builder`.
 
-    Raises BuildError for subsets that are there and made otherwise, and for what is no name.
+    Raises:
+        BuildError: a subset is there and made otherwise, or the name is not allowed.
     """
     try:
         builder_class(_OWN).check_name(name)
@@ -328,7 +333,7 @@ def own_builders(
     data_dir: str | None,
     made_by: Origin | None = None,
 ) -> dict[str, tfds.core.DatasetBuilder]:
-    """The builders of a dataset of one's own, `image_folder/NAME`, by the names of its subsets.
+    """Returns the builders of a user's dataset, `image_folder/NAME`, by the names of its subsets.
 
     Args:
         name: NAME.
@@ -360,7 +365,7 @@ def own_builders(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status: 0 ready, 1 a build failed, 130 interrupted."""
+    """Runs the command. Returns its exit status: 0 ready, 1 a build failed, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m wsdl_data.build",
         description=__doc__,
@@ -430,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _own_subsets(data_dir: str | None) -> list[str]:
-    """The prepared subsets of datasets of one's own."""
+    """Returns the prepared subsets of a user's datasets."""
     root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / _OWN
     folders = sorted(root.iterdir()) if root.is_dir() else []
     names = [f"{_OWN}/{folder.name}" for folder in folders if not folder.name.startswith(".")]
@@ -438,7 +443,7 @@ def _own_subsets(data_dir: str | None) -> list[str]:
 
 
 def _expand(names: Sequence[str], configs: Sequence[str]) -> list[str]:
-    """Full names of subsets: a dataset alone stands for `configs`, or if that is empty, for all.
+    """Returns full names of subsets: a dataset alone stands for `configs`, or else for all.
 
     Raises ValueError for what does not exist, so that it is found before anything is built.
     """

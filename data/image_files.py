@@ -23,7 +23,7 @@ _Item = TypeVar("_Item")
 
 
 def is_left_by_a_system(path: Path) -> bool:
-    """Whether a file or folder is hidden or one that file managers leave, and not an image."""
+    """Returns whether a file or folder is hidden or left by a file manager, and so no image."""
     return path.name.startswith(".") or path.name.lower() in _NOT_IMAGES
 
 

@@ -1,4 +1,4 @@
-"""Inpainters that are not trained here. Any function of images and masks is one."""
+"""Inpainters that are not trained here: any function of images and masks is one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +40,7 @@ INPAINTERS: dict[str, Inpainter] = {
 
 
 def from_diffusers(pipeline: Any, *, seed: int = 0, **arguments: Any) -> Inpainter:
-    """An inpainting pipeline of Hugging Face's diffusers as an inpainter.
+    """Makes an inpainter of an inpainting pipeline of Hugging Face's diffusers.
 
     Args:
       pipeline: such as diffusers.AutoPipelineForInpainting.from_pretrained(…), or a folder or a

@@ -42,7 +42,7 @@ class DolosConfig(tfds.core.BuilderConfig):
 
 
 def _subset(name: str, folder: str, *counts: int, masks: bool = False) -> DolosConfig:
-    """The subset in `folder`, with the paper's counts of train, valid and, if it has one, test."""
+    """Returns the subset in `folder`, with the paper's counts of train, valid and maybe test."""
     return DolosConfig(
         name=name,
         images=f"{folder}/images" if masks else folder,
@@ -90,7 +90,7 @@ class Builder(tfds.core.ShardBasedBuilder):
 
     @classmethod
     def config_for(cls, name: str) -> DolosConfig:
-        """The subset called `name`. Raises ValueError, with the valid names, for any other."""
+        """Returns the subset of a name. Raises ValueError, with the valid names, for another."""
         try:
             return cls.builder_configs[name]
         except KeyError:
@@ -190,7 +190,7 @@ class Pair(NamedTuple):
 
 
 def find_root(manual_dir: Path, source: str) -> Path:
-    """The folder that holds `source`: `manual_dir` itself or a folder in it.
+    """Returns the folder that holds `source`: `manual_dir` itself or a folder in it.
 
     Raises:
         FileNotFoundError: neither holds it; the message says what was tried.
@@ -245,7 +245,7 @@ def pair(images: Path, masks: Path | None) -> list[Pair]:
 
 
 def _files(folder: Path, what: str) -> dict[str, Path]:
-    """The files of `folder` by their stems, sorted by name, without those that systems leave."""
+    """Returns the files of `folder` by stem, sorted by name, without those that systems leave."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of {what}")
     files = {}

@@ -48,11 +48,12 @@ class ImageFolderConfig(tfds.core.BuilderConfig):
 
     @property
     def kind(self) -> str:
-        """ "real" or "fake"."""
+        """Returns what its images are, "real" or "fake"."""
         return self.name.rpartition("_")[2]
 
     @property
     def has_masks(self) -> bool:
+        """Returns whether its images are stored with masks."""
         return self.kind == "fake" and self.masks != "none"
 
     def origin(self, contents: Contents) -> Origin:
@@ -100,7 +101,7 @@ class Builder(tfds.core.ShardBasedBuilder):
 
     @classmethod
     def config_for(cls, name: str) -> ImageFolderConfig:
-        """The config to read a subset that has been built. Raises ValueError for an odd name."""
+        """Returns the config to read a subset that is built. Raises ValueError for an odd name."""
         if not re.fullmatch(rf"{_NAME}_({'|'.join(KINDS)})", name):
             raise ValueError(
                 f"image_folder has no config {name!r}: it is a name of your choosing and _real or"
@@ -120,7 +121,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     def configs_of(
         cls, name: str, source: Path, masks: str | None, made_by: Origin | None = None
     ) -> list[ImageFolderConfig]:
-        """What a dataset called `name` is built of: a config for each kind of image in `source`.
+        """Returns what a dataset is built of: a config for each kind of image in its source.
 
         Args:
             name: letters, digits, "-" and "_".
@@ -197,7 +198,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         }
 
     def _examples(self, split: str, shard: Sequence[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The images that are in order; what is wrong with the others goes to `self._faults`."""
+        """Yields the images that are in order; what is wrong with others goes to `self._faults`."""
         read = functools.partial(self._read, split)
         for item, found in zip(shard, threads.map_ahead(read, shard), strict=True):
             if isinstance(found, Exception):

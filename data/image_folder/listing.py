@@ -32,7 +32,7 @@ class Item(NamedTuple):
 
 
 def read(source: Path, *, masks: bool | None) -> dict[str, dict[str, list[Item]]]:
-    """The real and the fake images of a source, by split, in the order of their names.
+    """Lists the real and the fake images of a source, by split, in the order of their names.
 
     Args:
         source: a folder or a JSON file.
@@ -65,7 +65,7 @@ def read(source: Path, *, masks: bool | None) -> dict[str, dict[str, list[Item]]
 
 
 def images_of(folder: Path) -> dict[str, list[Item]]:
-    """The images of a folder that has no kinds, by split.
+    """Lists the images of a folder that does not tell real from fake, by split.
 
     They are split by the folders train/, valid/ and test/ that it has, one or more of them, or else
     by their names.
@@ -86,7 +86,7 @@ def images_of(folder: Path) -> dict[str, list[Item]]:
 
 
 def split_of(path: Path) -> str:
-    """The split of an image, by a hash of its name without folders and ending.
+    """Returns the split of an image, by a hash of its name without folders and ending.
 
     Images of one name, such as a photograph and its forgery, are in one split, here and anywhere.
     """
@@ -112,7 +112,7 @@ def _by_hash(items: Sequence[Item], place: Path, kind: str) -> dict[str, list[It
 
 
 def _places(source: Path) -> dict[str | None, Path]:
-    """Where the images of each split are listed; None stands for a source without splits."""
+    """Returns where the images of each split are listed; None stands for all splits together."""
     if source.is_file():
         return {None: source}
     places = {}
@@ -130,7 +130,7 @@ def _places(source: Path) -> dict[str | None, Path]:
 
 
 def _entry(folder: Path, names: Sequence[str]) -> Path | None:
-    """What one of these names, in any case, has in `folder`. Raises ValueError for two."""
+    """Returns what has one of these names, in any case, in `folder`. Raises ValueError for two."""
     found = [path for path in sorted(folder.iterdir()) if path.name.lower() in names]
     if len(found) > 1:
         raise ValueError(f"{folder}: both {found[0].name} and {found[1].name}; one must go")
@@ -158,7 +158,7 @@ def _of_folder(place: Path, masks: bool | None) -> dict[str, list[Item]]:
 
 
 def files(folder: Path) -> list[Path]:
-    """The files in `folder` and below, relative to it, without those that systems leave.
+    """Lists the files in `folder` and below, relative to it, without those that systems leave.
 
     Raises FileNotFoundError if there are none, and ValueError for folders that do not belong there.
     """
@@ -183,7 +183,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def _paired(items: Sequence[Item], fakes: Path, folder: Path) -> list[Item]:
-    """The items with their masks: files of the same name, but for its ending.
+    """Returns the items with their masks: files of the same name, but for its ending.
 
     Raises ValueError for an image without a mask and a mask without an image.
     """
@@ -211,7 +211,7 @@ def _paired(items: Sequence[Item], fakes: Path, folder: Path) -> list[Item]:
 
 
 def _of_list(path: Path, masks: bool | None) -> dict[str, list[Item]]:
-    """The images of a JSON list of [image, mask or "Negative"]."""
+    """Lists the images of a JSON list of [image, mask or "Negative"]."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -253,5 +253,5 @@ def _more(paths: Sequence[Path]) -> str:
 
 
 def _text(name: Path) -> str:
-    """A path as it is stored: with slashes, and valid Unicode."""
+    """Returns a path as it is stored: with slashes, and valid Unicode."""
     return os.fsencode(name.as_posix()).decode(errors="replace")

@@ -21,12 +21,14 @@ READ = 3.0e-3
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
+    """How a camera takes an image."""
+
     exposure: float  # multiplies the light
     iso: float  # multiplies the noise's standard deviation
 
 
 def draw_settings(rng: np.random.Generator) -> Settings:
-    """Settings drawn from the prior: exposure 0.8..1.25, iso 1..4, both log-uniform."""
+    """Draws settings from the prior: exposure 0.8..1.25, iso 1..4, both log-uniform."""
     return Settings(
         exposure=float(np.exp(rng.uniform(np.log(0.8), np.log(1.25)))),
         iso=float(np.exp(rng.uniform(0.0, np.log(4.0)))),
@@ -36,17 +38,17 @@ def draw_settings(rng: np.random.Generator) -> Settings:
 def noise_std(
     light: Float32[np.ndarray, "*shape"], settings: Settings
 ) -> Float32[np.ndarray, "*shape"]:
-    """Standard deviation of one sensor reading at the linear light 0..1 that falls on it."""
+    """Returns the standard deviation of one sensor reading at linear light in 0..1."""
     return np.float32(settings.iso) * np.sqrt(np.float32(SHOT) * light + np.float32(READ**2))
 
 
 def develop(light: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Linear light as an 8-bit image: clipped to 0..1, gamma curve, rounded."""
+    """Returns linear light as an 8-bit image: clipped to 0..1, gamma curve, rounded."""
     return np.rint(255.0 * np.clip(light, 0.0, 1.0) ** np.float32(1.0 / GAMMA)).astype(np.uint8)
 
 
 def demosaic(mosaic: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w 3"]:
-    """Bilinear demosaicing of an RGGB mosaic (red at even rows and columns); h and w are even.
+    """Demosaics an RGGB mosaic (red at even rows and columns) bilinearly; h and w are even.
 
     A missing colour is the mean of the nearest pixels that measured it. Mirrored borders (without
     repeating the edge) keep the mosaic's phase.
@@ -75,7 +77,7 @@ def demosaic(mosaic: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w 3"]
 def capture(
     scene_light: Float32[np.ndarray, "h w 3"], settings: Settings, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The camera's image of linear scene light; h and w must be even (whole Bayer cells).
+    """Returns the camera's image of linear scene light; h and w are even (whole Bayer cells).
 
     Raises:
       ValueError: if h or w is odd.

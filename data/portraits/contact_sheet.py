@@ -25,13 +25,13 @@ SPECTRUM_IMAGES = 64
 
 
 def _by_model(name: str, split: str) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """The first images of a split that a diffusion model makes."""
+    """Returns the first images of a split that a diffusion model makes."""
     images = itertools.islice(forged.encoded_split(DEFAULT_SEED, split, name), COLUMNS)
     return [np.asarray(Image.open(io.BytesIO(encoded))) for encoded, _ in images]
 
 
 def _partial_rows() -> list[tuple[str, list[UInt8[np.ndarray, "h w 3"]]]]:
-    """Camera images, masks and each generator's partial fakes of the same test scenes."""
+    """Returns camera images, masks and each generator's fakes of the same test scenes."""
     names = (*GENERATORS, *INPAINTERS)
     rows = {"camera image before manipulation": [], "mask": []}
     rows |= {f"{name}: partial fakes of the same": [] for name in names}
@@ -49,7 +49,7 @@ def _partial_rows() -> list[tuple[str, list[UInt8[np.ndarray, "h w 3"]]]]:
 
 
 def _spectrum(make_image: Generator) -> UInt8[np.ndarray, "h w 3"]:
-    """Mean noise spectrum of one way to make images: 20 dB from black to white, zero centred."""
+    """Returns the mean noise spectrum of images: 20 dB from black to white, zero centred."""
     power = np.zeros((DEFAULT_SIZE, DEFAULT_SIZE))
     for index in range(SPECTRUM_IMAGES):
         rng = np.random.default_rng(index)
@@ -81,7 +81,7 @@ def _rows() -> list[tuple[str, list[UInt8[np.ndarray, "h w 3"]]]]:
 
 
 def contact_sheet() -> Image.Image:
-    """All rows with their captions, reduced to 256 colours to keep the file small."""
+    """Draws all rows with their captions, in 256 colours to keep the file small."""
     rows = _rows()
     height = DEFAULT_SIZE + CAPTION
     sheet = Image.new("RGB", (COLUMNS * DEFAULT_SIZE, len(rows) * height), "white")
@@ -98,6 +98,7 @@ def contact_sheet() -> Image.Image:
 
 
 def main() -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

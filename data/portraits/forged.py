@@ -17,7 +17,7 @@ from jaxtyping import Bool, UInt8
 from wsdl_data.portraits import samples
 
 if TYPE_CHECKING:
-    from wsdl_jax.diffusion.forger import Maker
+    from wsdl_jax.diffusion.maker import Maker
 
 FOLDER = Path(__file__).parent  # of the models
 SIZE = 96  # pixels a side: what the models were trained on
@@ -31,7 +31,7 @@ class Model:
     Attributes:
       file: of the forger, beside this one.
       whole: whether it makes whole images, or parts of given ones.
-      steps, jump, times, eta: see wsdl_jax.diffusion.forger.Sampling.
+      steps, jump, times, eta: see wsdl_jax.diffusion.maker.Sampling.
     """
 
     file: str
@@ -50,9 +50,10 @@ MODELS = {
 
 
 def _maker(generator: str, seed: int) -> "Maker":
-    """Raises ValueError where the model is missing or damaged."""
+    """Returns what makes a generator's images. Raises ValueError if its model is not in order."""
     # Only this part of the data needs JAX.
-    from wsdl_jax.diffusion import forger
+    from wsdl_jax.diffusion import trained
+    from wsdl_jax.diffusion.maker import Maker, Sampling
     from wsdl_jax.runtime.errors import UserError
 
     model = MODELS[generator]
@@ -62,12 +63,12 @@ def _maker(generator: str, seed: int) -> "Maker":
             f"{path} is missing: train a forger by configs/diffusion.py, and put it there by"
             f" python -m wsdl_jax.diffusion.forger --run RUN --out {path}"
         )
-    sampling = forger.Sampling(model.steps, model.eta, model.jump, model.times)
+    sampling = Sampling(model.steps, model.eta, model.jump, model.times)
     try:
-        one = forger.load(path)
-        if one.config.data.image_size != SIZE:
-            raise UserError(f"{path} makes images of {one.config.data.image_size} pixels")
-        return forger.Maker(one, sampling, whole=model.whole, batch=_BATCH, seed=seed)
+        forger = trained.load(path)
+        if forger.config.data.image_size != SIZE:
+            raise UserError(f"{path} makes images of {forger.config.data.image_size} pixels")
+        return Maker(forger, sampling, whole=model.whole, batch=_BATCH, seed=seed)
     except UserError as error:
         raise ValueError(str(error)) from error
 
@@ -80,7 +81,7 @@ def _source(
 
 
 def encoded_split(seed: int, split: str, generator: str) -> Iterator[tuple[bytes, bytes | None]]:
-    """All images of a split of one of MODELS, as `samples.encoded_split` gives them.
+    """Yields all images of a split of one of MODELS, as `samples.encoded_split` does.
 
     An image is a function of seed, split and number; its last bits are those of the machine.
 

@@ -28,7 +28,7 @@ UPSAMPLE_OVERLAP = 0.012
 def regrain(
     scene_light: Float32[np.ndarray, "h w 3"], settings: Settings, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """White grain, drawn for every pixel and channel by itself, as a pixel-space sampler leaves.
+    """Adds white grain, drawn for each pixel and channel, as a pixel-space sampler leaves it.
 
     Without a mosaic there is nothing to interpolate: the grain reaches up to the Nyquist
     frequencies, and neither neighbours nor channels are correlated.
@@ -39,13 +39,13 @@ def regrain(
 
 
 def _halve(plane: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h2 w2 c"]:
-    """Half the rows: (1, 2, 1) / 4 around each even one, so that nothing moves."""
+    """Halves the rows: (1, 2, 1) / 4 around each even one, so that nothing moves."""
     padded = np.pad(plane, ((1, 1), (0, 0), (0, 0)), mode="reflect")
     return 0.25 * (padded[:-2:2] + 2.0 * padded[1:-1:2] + padded[2::2])
 
 
 def _double(plane: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h2 w2 c"]:
-    """Twice the rows by a transposed convolution of stride 2 with the kernel (1, 2, 1) / 2.
+    """Doubles the rows by a transposed convolution of stride 2 with the kernel (1, 2, 1) / 2.
 
     Even rows get one tap and odd rows two: an uneven overlap, made visible as a gain.
     """
@@ -59,7 +59,7 @@ def _double(plane: Float32[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h2 w2 c
 def upsample(
     scene_light: Float32[np.ndarray, "h w 3"], settings: Settings, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Content and grain on a half-resolution grid, brought up as a decoder's last layer does.
+    """Brings content and grain of half the resolution up as a decoder's last layer does.
 
     Known of transposed convolutions: a weak pattern of period two in the mean (the kernel
     overlaps itself unevenly) and grain whose spectrum is an image of the coarse grid's. Half of

@@ -29,12 +29,12 @@ class PortraitsConfig(tfds.core.BuilderConfig):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Full fakes are for training only, as in Dolos."""
+        """Returns the splits of the subset; full fakes are for training only, as in Dolos."""
         return ("train", "valid") if self.kind == "full" else ("train", "valid", "test")
 
 
 def _subsets() -> dict[str, tuple[str, str | None]]:
-    """Name of each subset -> its kind and generator."""
+    """Returns the kind and the generator of each subset, by its name."""
     subsets: dict[str, tuple[str, str | None]] = {"real": ("real", None)}
     for generator in GENERATORS:
         subsets[f"{generator}_full"] = ("full", generator)
@@ -81,7 +81,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     @classmethod
     def config_for(cls, name: str) -> PortraitsConfig:
-        """The config of a name: a subset, then optionally its size in pixels and its seed.
+        """Returns the config of a name: a subset, then optionally its size in pixels and its seed.
 
         For instance "real", "regrain-96px", "real-seed7", "upsample_full-96px-seed7".
 
@@ -112,7 +112,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     @property
     def origin(self) -> provenance.Origin:
-        """How a subset is made by what is installed here."""
+        """Returns how a subset is made by what is installed here."""
         config = self.builder_config
         recipe = {name: getattr(config, name) for name in ("kind", "generator", "size", "seed")}
         if config.generator not in forged.MODELS:
@@ -124,7 +124,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     @property
     def num_examples(self) -> int:
-        """Images of all splits together; known before they are made."""
+        """Returns the number of images of all splits together, before they are made."""
         return sum(samples.SPLITS[split] for split in self.builder_config.splits)
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -46,26 +46,30 @@ MIN_SHARE, MAX_SHARE = 0.02, 0.6
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
+    """An image of the dataset, with its mask."""
+
     image: UInt8[np.ndarray, "h w 3"]
     mask: Bool[np.ndarray, "h w"] | None  # None where the kind has no mask
 
 
 def streams(seed: int, split: str, kind: str, index: int, count: int) -> list[np.random.Generator]:
-    """`count` independent random streams of one image."""
+    """Returns `count` independent random streams of one image."""
     key = (list(SPLITS).index(split), KINDS.index(kind), index)
     root = np.random.SeedSequence(seed, spawn_key=key)
     return [np.random.default_rng(child) for child in root.spawn(count)]
 
 
 def max_dilation(size: int) -> int:
-    """The largest dilation: 15 pixels at 256, as in Dolos, and in proportion elsewhere."""
+    """Returns the largest dilation: 15 pixels at 256, as in Dolos, in proportion elsewhere."""
     return max(1, round(size * 15 / 256))
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """Linear light of a scene and of the same scene with a region redrawn; they agree outside
-    the mask."""
+    """A scene before and after one of its regions is redrawn, in linear light.
+
+    Both agree outside the mask.
+    """
 
     region: tuple[str, ...]
     before: Float32[np.ndarray, "h w 3"]
@@ -95,7 +99,7 @@ def draw_edit(rng: np.random.Generator, size: int) -> Edit:
 
 
 def make_real(seed: int, split: str, index: int, size: int) -> Sample:
-    """A camera's image of a scene."""
+    """Makes a camera's image of a scene."""
     scene_rng, camera_rng = streams(seed, split, "real", index, 2)
     light, _ = render(draw_scene(scene_rng), size)
     settings = camera.draw_settings(camera_rng)
@@ -103,7 +107,7 @@ def make_real(seed: int, split: str, index: int, size: int) -> Sample:
 
 
 def make_full(seed: int, split: str, index: int, size: int, generator: str) -> Sample:
-    """A generator's image of a scene, with the settings of a camera that was never there."""
+    """Makes a generator's image of a scene, with the settings of a camera that was never there."""
     scene_rng, camera_rng, generator_rng = streams(seed, split, "full", index, 3)
     light, _ = render(draw_scene(scene_rng), size)
     settings = camera.draw_settings(camera_rng)
@@ -113,7 +117,10 @@ def make_full(seed: int, split: str, index: int, size: int, generator: str) -> S
 def make_source(
     seed: int, split: str, index: int, size: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Edit, camera.Settings, np.random.Generator]:
-    """What a partial fake is made from: camera image, edit, settings and the generator's stream."""
+    """Makes what a partial fake is made from.
+
+    Returns the camera's image, the edit, the camera's settings and the generator's random stream.
+    """
     scene_rng, camera_rng, generator_rng = streams(seed, split, "partial", index, 3)
     edit = draw_edit(scene_rng, size)
     settings = camera.draw_settings(camera_rng)
@@ -122,7 +129,7 @@ def make_source(
 
 
 def make_partial(seed: int, split: str, index: int, size: int, generator: str) -> Sample:
-    """A camera's image in which a generator has redrawn a region; outside the mask, untouched."""
+    """Makes a camera's image in which a generator redraws a region; the rest is untouched."""
     image, edit, settings, generator_rng = make_source(seed, split, index, size)
     if generator in GENERATORS:
         generated = GENERATORS[generator](edit.after, settings, generator_rng)
@@ -132,7 +139,7 @@ def make_partial(seed: int, split: str, index: int, size: int, generator: str) -
 
 
 def encode(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:
-    """PNG bytes; the same encoder settings for every image, fake or real."""
+    """Returns PNG bytes, by the same encoder settings for every image, fake or real."""
     buffer = io.BytesIO()
     # On noisy images run-length matching compresses as well as zlib's default, four times faster.
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
@@ -142,7 +149,7 @@ def encode(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:
 def encoded(
     seed: int, split: str, index: int, size: int, kind: str, generator: str | None
 ) -> tuple[bytes, bytes | None]:
-    """PNG bytes of one image and of its mask (0 = untouched, 255 = manipulated), if it has one."""
+    """Returns one image and its mask, if any (0 untouched, 255 manipulated), as PNG bytes."""
     if kind == "real":
         sample = make_real(seed, split, index, size)
     elif kind == "full":
@@ -156,7 +163,7 @@ def encoded(
 def encoded_split(
     seed: int, split: str, size: int, kind: str, generator: str | None
 ) -> Iterator[tuple[bytes, bytes | None]]:
-    """All images of a split, in order, but for those that `forged.encoded_split` makes."""
+    """Yields all images of a split, in order, but for those that `forged.encoded_split` makes."""
     yield from in_processes(
         joblib.delayed(encoded)(seed, split, index, size, kind, generator)
         for index in range(SPLITS[split])
@@ -164,7 +171,7 @@ def encoded_split(
 
 
 def in_processes(jobs: Iterable[Any]) -> Iterator[Any]:
-    """The results of joblib's jobs, in order, worked out by one process per core.
+    """Yields the results of joblib's jobs, in order, worked out by one process per core.
 
     These processes stay for the next split, and unlike those of `multiprocessing` they neither
     fork this process (JAX may run threads in it) nor import its main module.

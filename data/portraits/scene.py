@@ -55,6 +55,8 @@ _IRIS = _linear([(66, 42, 28), (104, 70, 42), (92, 108, 72), (84, 122, 150), (11
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
+    """Where the head is and how it is turned."""
+
     shift: tuple[float, float]  # of the head's centre, in frame units
     scale: float
     roll: float  # radians
@@ -63,17 +65,23 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True)
 class Light:
+    """Where the light comes from."""
+
     direction: tuple[float, float, float]  # unit vector towards the light
     ambient: float  # share of the light that comes from everywhere, 0..1
 
 
 @dataclasses.dataclass(frozen=True)
 class Background:
+    """What is behind the head."""
+
     field: Float32[np.ndarray, "3 5 5"]  # linear colours of a coarse grid
 
 
 @dataclasses.dataclass(frozen=True)
 class Clothes:
+    """The attributes of the clothes."""
+
     color: Color
     second: Color
     neckline: float  # its depth beyond the smallest
@@ -86,6 +94,8 @@ class Clothes:
 
 @dataclasses.dataclass(frozen=True)
 class Hair:
+    """The attributes of the hair, in head units."""
+
     color: Color
     volume: tuple[float, float]  # beside and above the head
     length: float  # y where it ends
@@ -101,6 +111,8 @@ class Hair:
 
 @dataclasses.dataclass(frozen=True)
 class Skin:
+    """The attributes of the head's and the neck's skin, in head units."""
+
     color: Color
     width: float
     chin: float  # y of the chin
@@ -114,6 +126,8 @@ class Skin:
 
 @dataclasses.dataclass(frozen=True)
 class Brows:
+    """The attributes of both brows, in head units."""
+
     color: Color
     y: float
     spread: float  # x of a brow's middle
@@ -125,6 +139,8 @@ class Brows:
 
 @dataclasses.dataclass(frozen=True)
 class Eyes:
+    """The attributes of both eyes, in head units."""
+
     iris: Color
     y: float
     spread: float
@@ -138,6 +154,8 @@ class Eyes:
 
 @dataclasses.dataclass(frozen=True)
 class Nose:
+    """The attributes of the nose, in head units."""
+
     tip: float  # y of the tip
     width: float
     bridge: float  # half width of the bridge
@@ -147,6 +165,8 @@ class Nose:
 
 @dataclasses.dataclass(frozen=True)
 class Mouth:
+    """The attributes of the mouth, in head units."""
+
     tint: Color  # multiplies the skin's colour
     y: float
     width: float
@@ -337,12 +357,12 @@ PRIOR: dict[str, Callable[[np.random.Generator], object]] = {
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """A scene drawn from the prior."""
+    """Draws a scene from the prior."""
     return Scene(**{name: draw(rng) for name, draw in PRIOR.items()})
 
 
 def redraw(scene: Scene, parts: Collection[str], rng: np.random.Generator) -> Scene:
-    """The scene with the attributes of `parts` (names of PARTS) drawn anew from the prior."""
+    """Returns the scene with the attributes of `parts` (of PARTS) drawn anew from the prior."""
     return dataclasses.replace(scene, **{part: PRIOR[part](rng) for part in parts})
 
 
@@ -408,7 +428,7 @@ class _Canvas:
         self.at: tuple[slice, slice] = np.s_[:, :]
 
     def window(self, x0: float, x1: float, y0: float, y1: float) -> _Canvas:
-        """A view of the rectangle of pixels that holds x0..x1, y0..y1 of head coordinates."""
+        """Returns the rectangle of pixels that holds x0..x1, y0..y1 of head coordinates."""
         held = (self.x >= x0) & (self.x <= x1) & (self.y >= y0) & (self.y <= y1)
         rows, columns = np.flatnonzero(held.any(axis=1)), np.flatnonzero(held.any(axis=0))
         at = np.s_[0:0, 0:0]
@@ -421,13 +441,13 @@ class _Canvas:
         return view
 
     def smooth(self, field: Float32[np.ndarray, "*c k k"]) -> Float32[np.ndarray, "*c h w"]:
-        """A coarse field over the whole frame, brought up smoothly; this window's part of it."""
+        """Returns this window's part of a coarse field over the frame, brought up smoothly."""
         rows, columns = self.at
         weights = _spline(self.size, field.shape[-1])
         return weights[rows] @ field @ weights[columns].T
 
     def cover(self, depth: Plane) -> Plane:
-        """Coverage 0..1 of a shape from the depth inside it (head units), over 1.6 pixels.
+        """Returns a shape's coverage 0..1 from the depth in it (head units), over 1.6 pixels.
 
         That is about what a lens leaves of an edge; exactly 0 and 1 farther away.
         """
@@ -447,7 +467,7 @@ class _Canvas:
         self.owner[alpha > 0.5] = PARTS.index(part)
 
     def features(self, depth: float = 1.0) -> Plane:
-        """x undone of the yaw, which moves the middle of the face most and its edge not at all."""
+        """Returns x without the yaw, which moves the middle of the face most, its edge not."""
         turn = np.float32(depth * self.yaw)
         return self.x - turn * np.maximum(1.0 - (self.x * (1 / 0.6)) ** 2, 0.0)
 
@@ -639,7 +659,7 @@ def _paint_mouth(canvas: _Canvas, mouth: Mouth) -> None:
 def render(
     scene: Scene, size: int
 ) -> tuple[Float32[np.ndarray, "size size 3"], dict[str, Bool[np.ndarray, "size size"]]]:
-    """The scene's linear light (0..1, anti-aliased) and the mask of each of PARTS.
+    """Renders a scene's linear light (0..1, anti-aliased) and the mask of each of PARTS.
 
     The masks share out the image: every pixel belongs to one part, the last to cover it by half.
     Attributes of a part act on its own pixels and close by (shades); see `samples.draw_edit`.

@@ -12,7 +12,9 @@ from etils import epath
 from flax import nnx
 
 from wsdl_jax import inputs, methods
-from wsdl_jax.diffusion import forger, training
+from wsdl_jax.diffusion import trained, training
+from wsdl_jax.diffusion.networks import structures
+from wsdl_jax.diffusion.state import blank_state, initial_state
 from wsdl_jax.runs import run_log
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime.errors import ConfigError, UserError
@@ -21,8 +23,8 @@ from wsdl_jax.runtime.parallel import Parallel
 
 
 def restored(run, step=4):
-    config = forger.load_config(run)
-    like = forger.blank_state(config)
+    config = trained.load_config(run)
+    like = blank_state(config)
     return Checkpoints(run, keep_best=config.train.keep_best).restore(step, like)
 
 
@@ -38,7 +40,7 @@ def test_a_run_learns_and_says_so(part, trained_forgers):
     assert len(valid) == 2 and valid[1] != valid[0]
     state = restored(run)
     assert int(state["step"]) == 4
-    started = forger.initial_state(forger.load_config(run), None)["params"]
+    started = initial_state(trained.load_config(run), None)["params"]
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state["params"], started)
     assert max(jax.tree.leaves(moved)) > 1e-4
 
@@ -134,7 +136,7 @@ def test_eight_devices_train_as_one(backend, small_config):
     batch["weight"] = np.r_[np.ones(13), np.zeros(3)].astype(np.float32)
     found = []
     for parallel in (Parallel(backend), Parallel("shard_map", jax.devices()[:1])):
-        state = forger.initial_state(config, None)
+        state = initial_state(config, None)
         state["optimizer"] = optimizer.init(state["params"])
         state, train_step = parallel.replicate(state), parallel.map(step)
         for _ in range(3):
@@ -148,11 +150,11 @@ def test_eight_devices_train_as_one(backend, small_config):
 def test_latents_are_scaled_to_unit_deviation_and_the_autoencoder_stays(trained_forgers):
     state, config = (
         restored(trained_forgers["latent"]),
-        forger.load_config(trained_forgers["latent"]),
+        trained.load_config(trained_forgers["latent"]),
     )
-    autoencoder = forger.load(trained_forgers["autoencoder"])
+    autoencoder = trained.load(trained_forgers["autoencoder"])
     assert_same(state["frozen"]["autoencoder"], autoencoder.weights["autoencoder"])
-    graph, _ = forger.structures(config)["autoencoder"]
+    graph, _ = structures(config)["autoencoder"]
     network = nnx.merge(graph, autoencoder.weights["autoencoder"])
     examples = inputs.Examples(config.data.real, "train", config.data.dir)
     images = np.stack([inputs.full_image(example) for example in examples])

@@ -11,7 +11,8 @@ from PIL import Image
 from wsdl_data import build
 from wsdl_data.portraits import forged, samples
 from wsdl_data.portraits.portraits_dataset_builder import Builder
-from wsdl_jax.diffusion import forger, quality
+from wsdl_jax.diffusion import figures, trained
+from wsdl_jax.diffusion.maker import Maker, Sampling
 
 SIZE = 32
 COUNTS = {"train": 12, "valid": 3, "test": 5}
@@ -23,7 +24,7 @@ def models(trained_forgers, tmp_path, monkeypatch):
     folder = tmp_path / "models"
     folder.mkdir()
     for part, file in (("pixel", "ddpm"), ("latent", "latent_ddpm")):
-        forger.save(forger.load(trained_forgers[part]), folder / f"{file}.safetensors")
+        trained.save(trained.load(trained_forgers[part]), folder / f"{file}.safetensors")
     monkeypatch.setattr(forged, "FOLDER", folder)
     monkeypatch.setattr(forged, "SIZE", SIZE)
     monkeypatch.setattr(forged, "_BATCH", 8)
@@ -104,18 +105,18 @@ def test_the_models_that_come_with_it_draw_portraits():
     """Far nearer to real portraits than others are to them; and of none of the dataset's scenes."""
     files = [forged.FOLDER / f"{name}.safetensors" for name in ("ddpm", "latent_ddpm")]
     assert sum(file.stat().st_size for file in files) < 6e6
-    sampling = forger.Sampling(steps=8)
+    sampling = Sampling(steps=8)
     real = [
         np.stack([samples.make_real(0, split, i, forged.SIZE).image for i in range(48)])
         for split in ("valid", "test")
     ]
-    chance = quality.frechet_distance(*map(quality.features, real))
+    chance = figures.frechet_distance(*map(figures.features, real))
     others = np.stack([image[::-1] for image in real[0]])  # upside down: the same colours
     for file in files:
-        one = forger.load(file)
+        one = trained.load(file)
         assert not any(name.endswith(("px", "seed0")) for name in one.config.data.real)
-        make = forger.Maker(one, sampling, whole=True, batch=48, seed=0)
+        make = Maker(one, sampling, whole=True, batch=48, seed=0)
         made = make(np.arange(48))
-        distance = quality.frechet_distance(*map(quality.features, (made, real[1])))
-        turned = quality.frechet_distance(*map(quality.features, (others, real[1])))
+        distance = figures.frechet_distance(*map(figures.features, (made, real[1])))
+        turned = figures.frechet_distance(*map(figures.features, (others, real[1])))
         assert distance < min(3 * chance, turned)

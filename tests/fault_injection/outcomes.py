@@ -10,7 +10,8 @@ import numpy as np
 from etils import epath
 
 from wsdl_jax import methods, runs
-from wsdl_jax.diffusion import forger
+from wsdl_jax.diffusion import trained
+from wsdl_jax.diffusion.state import blank_state
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime.errors import UserError
 
@@ -117,7 +118,7 @@ def _checkpoints(run: Path) -> list[tuple[int, str]]:
         text = (run / "config.json").read_text()
         if text not in _likes:
             if "part" in json.loads(text):
-                like = forger.blank_state(forger.load_config(epath.Path(run)))
+                like = blank_state(trained.load_config(epath.Path(run)))
             else:
                 config = runs.load_config(epath.Path(run))
                 like = runs.initial_state(methods.blank(config, None), config.train)

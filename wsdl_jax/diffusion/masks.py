@@ -1,4 +1,4 @@
-"""Which part of an image is made anew: boxes and brush strokes."""
+"""Masks that are drawn, of the part of an image that is made anew: boxes and brush strokes."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ MIN_SHARE, MAX_SHARE = 0.02, 0.6
 
 
 def boxes(rng: np.random.Generator, size: int) -> Bool[np.ndarray, "{size} {size}"]:
-    """One to three rectangles, each with sides of 0.15 to 0.5 of the image's."""
+    """Draws one to three rectangles, each with sides of 0.15 to 0.5 of the image's."""
     mask = np.zeros((size, size), bool)
     for _ in range(rng.integers(1, 4)):
         height, width = np.rint(size * rng.uniform(0.15, 0.5, 2)).astype(int)
@@ -22,7 +22,7 @@ def boxes(rng: np.random.Generator, size: int) -> Bool[np.ndarray, "{size} {size
 
 
 def strokes(rng: np.random.Generator, size: int) -> Bool[np.ndarray, "{size} {size}"]:
-    """One to four brush strokes: round lines of 4 to 10 turns (after Yu et al., 2019)."""
+    """Draws one to four brush strokes: round lines of 4 to 10 turns (after Yu et al., 2019)."""
     canvas = Image.new("1", (size, size))
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(1, 5)):
@@ -46,7 +46,7 @@ POLICIES: dict[str, Policy] = {"boxes": boxes, "strokes": strokes}
 
 
 def draw(policy: str, rng: np.random.Generator, size: int) -> Bool[np.ndarray, "{size} {size}"]:
-    """A mask of a policy of `POLICIES`, of a share between MIN_SHARE and MAX_SHARE."""
+    """Draws a mask by a policy of POLICIES, of a share between MIN_SHARE and MAX_SHARE."""
     while True:
         mask = POLICIES[policy](rng, size)
         if MIN_SHARE <= mask.mean() <= MAX_SHARE:

@@ -1,7 +1,10 @@
 """The forger's networks: a compact U-Net that predicts noise, and a small autoencoder; all NHWC."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -9,7 +12,7 @@ _GROUPS = 8  # of GroupNorm; channel counts are multiples of it
 
 
 def time_features(t: Float[Array, "b"], width: int) -> Float[Array, "b {width}"]:
-    """Sines and cosines of a time in [0, 1], as of a position 0..1000 in a Transformer.
+    """Returns sines and cosines of a time in [0, 1], as of a position 0..1000 in a Transformer.
 
     Vaswani et al. (2017), with the frequencies 1 to 1/10000.
     """
@@ -24,7 +27,7 @@ def _conv(inputs: int, outputs: int, kernel: int, rngs: nnx.Rngs, *, stride: int
 
 
 def _zero_conv(inputs: int, outputs: int, kernel: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """A convolution that starts as zero, so that a residual block starts as the identity."""
+    """Returns a convolution that starts as zero, so that a residual block starts as identity."""
     zeros = nnx.initializers.zeros_init()
     return nnx.Conv(inputs, outputs, (kernel, kernel), kernel_init=zeros, rngs=rngs)
 
@@ -34,7 +37,7 @@ def _norm(channels: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
 
 
 class ResidualBlock(nnx.Module):
-    """GroupNorm, SiLU, 3×3 convolution, twice; the time is added in between. Output + input."""
+    """GroupNorm, SiLU and 3×3 convolution, twice, added to the input; the time is added between."""
 
     def __init__(self, inputs: int, outputs: int, time: int | None, *, rngs: nnx.Rngs):
         self.norm1 = _norm(inputs, rngs)
@@ -47,6 +50,7 @@ class ResidualBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w i"], time: Float[Array, "b t"] | None = None
     ) -> Float[Array, "b h w o"]:
+        """Returns the block's output for features and, if it has one, the time's features."""
         y = self.conv1(jax.nn.silu(self.norm1(x)))
         if self.time is not None:
             y += self.time(time)[:, None, None]
@@ -65,6 +69,7 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(channels, channels, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns the features, each place with what it attends to added."""
         batch, height, width, channels = x.shape
         parts = self.query_key_value(self.norm(x))
         parts = parts.reshape(batch, height * width, 3, self.heads, channels // self.heads)
@@ -74,14 +79,14 @@ class Attention(nnx.Module):
 
 
 def to_patches(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
-    """Space to depth: every patch × patch pixels become the channels of one place."""
+    """Moves space to depth: every patch × patch pixels become the channels of one place."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // patch, width // patch, -1)
 
 
 def from_patches(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
-    """Depth to space, the inverse of `to_patches`."""
+    """Moves depth to space, the inverse of `to_patches`."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, patch, patch, channels // patch**2)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch, width * patch, -1)
@@ -107,7 +112,8 @@ class UNet(nnx.Module):
         attention: int,
         rngs: nnx.Rngs,
     ):
-        """
+        """Makes the network with new weights.
+
         Args:
           channels: of the images.
           widths: channels at each level, from the top; multiples of 8.
@@ -137,6 +143,7 @@ class UNet(nnx.Module):
         self.leave = _zero_conv(widths[0], channels * patch**2, 3, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], t: Float[Array, "b"]) -> Float[Array, "b h w c"]:
+        """Returns what tells the noise in images, of the images' shape, at times in [0, 1]."""
         time = self.time2(jax.nn.silu(self.time1(time_features(t, self.features))))
         time = jax.nn.silu(time)
         x = self.enter(to_patches(x, self.patch))
@@ -164,7 +171,8 @@ class Autoencoder(nnx.Module):
     """
 
     def __init__(self, *, channels: int, widths: tuple[int, int], rngs: nnx.Rngs):
-        """
+        """Makes both networks with new weights.
+
         Args:
           channels: of the latents.
           widths: channels at half and at a quarter of the images' size; multiples of 8.
@@ -194,10 +202,40 @@ class Autoencoder(nnx.Module):
     def encode(
         self, images: Float[Array, "b h w 3"]
     ) -> tuple[Float[Array, "b h4 w4 c"], Float[Array, "b h4 w4 c"]]:
-        """Mean and logarithm of the variance of the latents."""
+        """Returns mean and logarithm of the variance of the latents."""
         mean, log_variance = jnp.split(self.encoder(to_patches(images, 2)), 2, axis=-1)
         return mean, jnp.clip(log_variance, -20, 10)
 
     def decode(self, latents: Float[Array, "b h4 w4 c"]) -> Float[Array, "b h w 3"]:
-        """Images, every pixel of which the decoder has made."""
+        """Returns images, every pixel of which the decoder has made."""
         return from_patches(self.decoder(latents), 2)
+
+
+def make_unet(config: ml_collections.ConfigDict, rngs: nnx.Rngs) -> UNet:
+    """Returns the U-Net of a config, for images or for latents, with new weights."""
+    channels = config.autoencoder.channels if config.part == "latent" else 3
+    return UNet(channels=channels, rngs=rngs, **config.network)
+
+
+def make_autoencoder(config: ml_collections.ConfigDict, rngs: nnx.Rngs) -> Autoencoder:
+    """Returns the autoencoder of a config, with new weights."""
+    autoencoder = config.autoencoder
+    return Autoencoder(channels=autoencoder.channels, widths=autoencoder.widths, rngs=rngs)
+
+
+def structures(config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns the networks that a config's part consists of, without weights.
+
+    Returns:
+      By name, "unet" and "autoencoder", the graph of a network and its state, which has shapes in
+      place of arrays.
+    """
+    makers = {
+        "pixel": {"unet": make_unet},
+        "autoencoder": {"autoencoder": make_autoencoder},
+        "latent": {"unet": make_unet, "autoencoder": make_autoencoder},
+    }[config.part]
+    return {
+        name: nnx.split(nnx.eval_shape(lambda make=make: make(config, nnx.Rngs(0))))
+        for name, make in makers.items()
+    }

@@ -20,14 +20,19 @@ Denoiser = Callable[[Images, Float[Array, "b"]], Images]  # (states, times in [0
 
 
 def linear(steps: int) -> Float[np.ndarray, "{steps}"]:
-    """ᾱ of the steps 1…n: variances from 1e-4 to 0.02 for n = 1000 (Ho et al., 2020), in proportion
-    for another n."""
+    """Returns ᾱ of the steps 1…n by variances that rise linearly (Ho et al., 2020).
+
+    They rise from 1e-4 to 0.02 for n = 1000, and in proportion for another n.
+    """
     betas = np.linspace(1e-4, 0.02, steps) * 1000 / steps
     return np.cumprod(1 - np.minimum(betas, 0.999))
 
 
 def cosine(steps: int) -> Float[np.ndarray, "{steps}"]:
-    """ᾱ of the steps 1…n: cos²((t/n + s)/(1 + s) · π/2), s = 0.008 (Nichol and Dhariwal, 2021)."""
+    """Returns ᾱ of the steps 1…n by a cosine (Nichol and Dhariwal, 2021).
+
+    It is cos²((t/n + s)/(1 + s) · π/2), with s = 0.008.
+    """
     t = np.arange(steps + 1) / steps
     level = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.cumprod(np.maximum(level[1:] / level[:-1], 0.001))
@@ -40,7 +45,7 @@ SCHEDULES = {"linear": linear, "cosine": cosine}
 
 
 def denoiser(network: Denoiser, levels: Float[np.ndarray, "n"]) -> Denoiser:
-    """The noise by a network F: √(1 − ᾱ) · state + √ᾱ · F(state, time).
+    """Returns a denoiser by a network F: √(1 − ᾱ) · state + √ᾱ · F(state, time).
 
     The first term is the best guess for images of variance 1 of which nothing is known. Without it
     the network itself would have to pass on, to a hundredth and better, the noise that nearly is
@@ -57,15 +62,15 @@ def denoiser(network: Denoiser, levels: Float[np.ndarray, "n"]) -> Denoiser:
 
 
 def noised(image: Images, noise: Images, level: Float[Array, "b"]) -> Images:
-    """The states of images at the levels ᾱ."""
+    """Returns the states of images at the levels ᾱ."""
     level = level[:, None, None, None]
     return jnp.sqrt(level) * image + jnp.sqrt(1 - level) * noise
 
 
 def p2_weight(level: Float[Array, "*b"], k: float, gamma: float) -> Float[Array, "*b"]:
-    """1/(k + SNR)^γ, SNR = ᾱ/(1 − ᾱ), by which the noise's squared error is multiplied.
+    """Returns the weight of the noise's squared error: 1/(k + SNR)^γ, SNR = ᾱ/(1 − ᾱ).
 
-    Choi et al. (2022); k = γ = 1 there, and γ = 0 is Ho's simple loss.
+    By Choi et al. (2022); k = γ = 1 there, and γ = 0 is Ho's simple loss.
     """
     return (k + level / (1 - level)) ** -gamma
 
@@ -78,7 +83,7 @@ def loss(
     k: float,
     gamma: float,
 ) -> Float[Array, "b"]:
-    """The weighted squared error of the predicted noise, of each image at a step drawn from all."""
+    """Returns the weighted squared error of each image's predicted noise, at a random step."""
     levels = jnp.asarray(levels, jnp.float32)
     draw_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
     steps = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(levels)))(draw_keys[:, 0])
@@ -96,35 +101,40 @@ def _noise(keys: Key[Array, "b"], like: Images) -> Images:
 
 
 class Path(NamedTuple):
-    """What a sampler does, move by move; from noise to image.
+    """The moves of a sampler from noise to image.
 
     A move goes from one ᾱ to another: to a higher one by the network, to a lower by new noise.
+
+    Attributes:
+      time: of each move's start, in [0, 1], for the network.
+      start: ᾱ before each move.
+      end: ᾱ after it.
     """
 
-    time: Float[np.ndarray, "n"]  # for the network, at the start of the move
-    start: Float[np.ndarray, "n"]  # ᾱ before
-    end: Float[np.ndarray, "n"]  # ᾱ after
+    time: Float[np.ndarray, "n"]
+    start: Float[np.ndarray, "n"]
+    end: Float[np.ndarray, "n"]
 
 
 def _path(levels: Float[np.ndarray, "n"], stops: list[int]) -> Path:
-    """The path along these steps, from 1 to n; 0 is the image."""
+    """Returns the path along these steps, from 1 to n; 0 is the image."""
     at = np.concatenate([[1.0], levels])[stops]
     time = np.asarray(stops) / len(levels)
     return Path(*(np.asarray(x, np.float32) for x in (time[:-1], at[:-1], at[1:])))
 
 
 def _spaced(steps: int, count: int) -> list[int]:
-    """0, and `count` of the steps 1…n evenly spaced, n among them."""
+    """Returns 0, and `count` of the steps 1…n evenly spaced, n among them."""
     return np.rint(np.linspace(0, steps, count + 1)).astype(int).tolist()
 
 
 def straight(levels: Float[np.ndarray, "n"], steps: int) -> Path:
-    """The path down through `steps` of the schedule's n steps, evenly spaced."""
+    """Returns the path down through `steps` of the schedule's n steps, evenly spaced."""
     return _path(levels, _spaced(len(levels), steps)[::-1])
 
 
 def resampling(levels: Float[np.ndarray, "n"], steps: int, jump: int, times: int) -> Path:
-    """RePaint's path (Lugmayr et al., 2022, figure 9; there 250 steps, jump 10, times 10).
+    """Returns RePaint's path (Lugmayr et al., 2022, figure 9; there 250 steps, jump and times 10).
 
     After every `jump` steps it goes back up by `jump` steps and down again, until each stretch was
     gone down `times` times. Noise is added for a whole jump at once, which is the same in
@@ -152,9 +162,10 @@ def _down(
     eta: float,
     clip: float | None,
 ) -> Images:
-    """A move of Song et al. (2021): eta = 0 is DDIM, eta = 1 DDPM's ancestral sampling.
+    """Returns the state after a move of Song et al. (2021) to a lower noise.
 
-    fresh: normal noise; not looked at where eta is 0.
+    eta = 0 is DDIM, eta = 1 DDPM's ancestral sampling; `fresh` is normal noise, not looked at
+    where eta is 0.
     """
     time = jnp.full(state.shape[0], move.time)
     noise = denoise(state, time)
@@ -168,7 +179,7 @@ def _down(
 
 
 def _up(state: Images, keys: Key[Array, "b"], move: Path) -> Images:
-    """The forward process from one level to a noisier one."""
+    """Returns the state after the forward process from one level to a noisier one."""
     kept = move.end / move.start
     return jnp.sqrt(kept) * state + jnp.sqrt(1 - kept) * _noise(keys, state)
 
@@ -182,7 +193,7 @@ def sample(
     eta: float = 0.0,
     clip: float | None = 1.0,
 ) -> Images:
-    """New images.
+    """Draws new images.
 
     Args:
       denoise: the network.
@@ -214,7 +225,7 @@ def repaint(
     eta: float = 1.0,
     clip: float | None = 1.0,
 ) -> Images:
-    """Images with the masked region made anew (RePaint, Lugmayr et al., 2022, algorithm 1).
+    """Makes the masked region of images anew (RePaint, Lugmayr et al., 2022, algorithm 1).
 
     After every move to a lower noise the known region is set to that of the image, noised to the
     same level; at the end, to that of the image itself. What the images have below the masks is not

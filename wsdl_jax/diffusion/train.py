@@ -12,7 +12,7 @@ from etils import epath
 
 from wsdl_jax import configuration, inputs, runs
 from wsdl_jax.diffusion import configuration as forgers
-from wsdl_jax.diffusion import forger
+from wsdl_jax.diffusion.trained import load_config
 from wsdl_jax.diffusion.training import train
 from wsdl_jax.runtime import command, hosts, shipped_files
 
@@ -25,7 +25,7 @@ def main(_: list[str]) -> None:
     configuration.check_circumstances(config)
     hosts.start_by_flags()
     run = epath.Path(_WORKDIR.value or f"runs/forger/{config.part}")
-    runs.check(run, config, forger.load_config)
+    runs.check(run, config, load_config)
     data = config.data
     hosts.first(lambda: inputs.prepare_subsets(data.real, data.dir, data.manual_dir))
     # Where the others have disks of their own.

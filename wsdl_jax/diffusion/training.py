@@ -13,8 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from wsdl_jax import configuration, inputs, methods, runs, training
-from wsdl_jax.diffusion import forger, process
-from wsdl_jax.diffusion.forger import State, Weights
+from wsdl_jax.diffusion import process, trained
+from wsdl_jax.diffusion.networks import structures
+from wsdl_jax.diffusion.state import State, Weights, blank_state, initial_state
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.parallel import AXIS, Step
 
@@ -26,7 +27,7 @@ _SCALED_BY = 512  # images from which the scale of the latents is taken
 
 def make_objective(config: ml_collections.ConfigDict) -> Objective:
     """Returns what a config's part is trained for."""
-    graphs = {name: graph for name, (graph, _) in forger.structures(config).items()}
+    graphs = {name: graph for name, (graph, _) in structures(config).items()}
     steps = config.process
     levels = process.SCHEDULES[steps.schedule](steps.steps)
 
@@ -113,7 +114,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
       UserError: as `wsdl_jax.training.train`, and where there is no trained autoencoder.
       Interrupted: the process was asked to stop; all is saved.
     """
-    setup = training.check(config, run, real=config.data.real, load_config=forger.load_config)
+    setup = training.check(config, run, real=config.data.real, load_config=trained.load_config)
     reading = inputs.Reading.of(config.data)
     starts = runs.Checkpoints(run, keep_best=config.train.keep_best).latest() is None
     # Before anything is written.
@@ -131,9 +132,9 @@ def _train(
     check_lock: Callable[[], None],
 ) -> None:
     checkpoints = runs.Checkpoints(run, keep_best=config.train.keep_best)
-    state = training.newest_state(run, checkpoints, forger.blank_state(config))
+    state = training.newest_state(run, checkpoints, blank_state(config))
     if state is None:
-        state = forger.initial_state(config, frozen)
+        state = initial_state(config, frozen)
     parameters = sum(x.size for x in jax.tree.leaves(state["params"]))
     log.info(
         "%s: %s parameters, %s images, on %d × %s, step %d of %d",
@@ -164,16 +165,16 @@ def _frozen(
     config: ml_collections.ConfigDict, setup: training.Setup, reading: inputs.Reading
 ) -> Weights:
     """Returns a latent forger's trained autoencoder, and the standard deviation of its latents."""
-    trained = forger.load(config.autoencoder.path)
+    autoencoder = trained.load(config.autoencoder.path)
     for path in ("part", "data.image_size", "autoencoder.channels", "autoencoder.widths"):
-        has, wants = (dict(configuration.essence(c))[path] for c in (trained.config, config))
+        has, wants = (dict(configuration.essence(c))[path] for c in (autoencoder.config, config))
         wants = "autoencoder" if path == "part" else wants
         if has != wants:
             raise UserError(
                 f"{config.autoencoder.path} is trained with config.{path} = {has}, not {wants}"
             )
-    graph, _ = forger.structures(config)["autoencoder"]
-    weights = trained.weights["autoencoder"]
+    graph, _ = structures(config)["autoencoder"]
+    weights = autoencoder.weights["autoencoder"]
 
     @jax.jit
     def encode(weights: Any, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h4 w4 c"]:

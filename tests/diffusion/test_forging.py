@@ -14,7 +14,9 @@ from scipy import ndimage
 from wsdl_data import build
 from wsdl_data.image_folder import listing
 from wsdl_jax import inputs
-from wsdl_jax.diffusion import forge, forger, masks
+from wsdl_jax.diffusion import forging, generators, masks
+from wsdl_jax.diffusion.forging import forge
+from wsdl_jax.diffusion.maker import Sampling
 from wsdl_jax.runtime.errors import ConfigError, UserError
 
 SIZE = 32
@@ -24,7 +26,7 @@ COUNTS = {"train": 24, "valid": 5, "test": 10}
 
 
 def paint_it_black(images, masks):
-    """An inpainter of one's own, found as test_forge:paint_it_black."""
+    """An inpainter of one's own, found as test_forging:paint_it_black."""
     return np.where(masks[..., None], np.uint8(0), images)
 
 
@@ -76,7 +78,7 @@ def metadata(name, data_dir):
 
 
 def test_a_subset_with_its_own_masks(place):
-    made = forge.forge("mine", FAKES, masks="own", generator=BLACK, size=SIZE, data_dir=place)
+    made = forge("mine", FAKES, masks="own", generator=BLACK, size=SIZE, data_dir=place)
     assert made == ["image_folder/mine_fake"]  # the sources are fakes: no real ones
     for split, count in COUNTS.items():
         forged, sources = (records(n, split, place) for n in (made[0], FAKES))
@@ -95,7 +97,7 @@ def test_a_subset_with_its_own_masks(place):
 
 def test_drawn_masks_grow_and_real_sources_are_kept(place, monkeypatch):
     settings = {"masks": "boxes", "generator": BLACK, "size": SIZE, "data_dir": place}
-    made = forge.forge("mine", REALS, dilation=(1, 3), **settings)
+    made = forge("mine", REALS, dilation=(1, 3), **settings)
     assert sorted(made) == ["image_folder/mine_fake", "image_folder/mine_real"]
     reals = {record["key"]: record for record in records("image_folder/mine_real", "test", place)}
     before = {
@@ -117,16 +119,14 @@ def test_drawn_masks_grow_and_real_sources_are_kept(place, monkeypatch):
         grown.update(sizes)
     assert len(grown) > 1
     # The same again is ready at once; another way under the same name is refused.
-    monkeypatch.setattr(forge, "_write", lambda *_: pytest.fail("made again"))
-    assert sorted(forge.forge("mine", REALS, dilation=(1, 3), **settings)) == sorted(made)
+    monkeypatch.setattr(forging, "_write", lambda *_: pytest.fail("made again"))
+    assert sorted(forge("mine", REALS, dilation=(1, 3), **settings)) == sorted(made)
     with pytest.raises(build.BuildError, match=r"there already, .* \(recipe.dilation: 1,3 → 0,0\)"):
-        forge.forge("mine", REALS, dilation=(0, 0), **settings)
+        forge("mine", REALS, dilation=(0, 0), **settings)
 
 
 def test_limit_takes_the_first_of_each_split(place):
-    forge.forge(
-        "few", REALS, masks="strokes", generator="telea", size=SIZE, limit=4, data_dir=place
-    )
+    forge("few", REALS, masks="strokes", generator="telea", size=SIZE, limit=4, data_dir=place)
     for split in COUNTS:
         keys = [r["key"].decode() for r in records("image_folder/few_fake", split, place)]
         assert sorted(keys) == [f"{i:06d}.png" for i in range(4)]
@@ -137,7 +137,7 @@ def test_limit_takes_the_first_of_each_split(place):
 
 @pytest.mark.parametrize("generator", ["repaint", "latent", "full"])
 def test_forgers_of_ones_own(generator, place, trained_forgers):
-    sampling = forger.Sampling(steps=4, jump=2, times=2)
+    sampling = Sampling(steps=4, jump=2, times=2)
     part = "latent" if generator == "latent" else "pixel"
     settings = {
         "masks": None if generator == "full" else "own",
@@ -148,7 +148,7 @@ def test_forgers_of_ones_own(generator, place, trained_forgers):
         "batch": 8,
         "data_dir": place,
     }
-    forge.forge("mine", FAKES, **settings)
+    forge("mine", FAKES, **settings)
     sources = {r["key"].decode(): inputs.full_image(r) for r in records(FAKES, "test", place)}
     forged = records("image_folder/mine_fake", "test", place)
     changed = []
@@ -171,7 +171,7 @@ def test_a_run_on_forged_images(place, real_config):
 
     from wsdl_jax import training
 
-    forge.forge("mine", REALS, masks="boxes", generator="telea", size=SIZE, data_dir=place)
+    forge("mine", REALS, masks="boxes", generator="telea", size=SIZE, data_dir=place)
     config = real_config(
         "patches",
         "setup=b,source=image_folder/mine",
@@ -187,7 +187,7 @@ def test_a_run_on_forged_images(place, real_config):
 
 def test_a_folder_with_masks_of_its_own(photos, tmp_path):
     data_dir = str(tmp_path / "data")
-    forge.forge(
+    forge(
         "mine",
         str(photos / "photos"),
         masks=str(photos / "holes"),
@@ -218,7 +218,7 @@ def test_one_name_is_one_dataset(photos, tmp_path, monkeypatch):
     settings = {"manipulated": "black", "generator": "telea", "size": 32}
     settings["data_dir"] = str(tmp_path / "data")
     monkeypatch.chdir(photos)
-    made = forge.forge("mine", "photos", masks="holes", **settings)
+    made = forge("mine", "photos", masks="holes", **settings)
     recorded = metadata(made[0], settings["data_dir"])["recorded"]
     assert recorded["source"] == str(photos / "photos") and recorded["images"] == 40
     elsewhere = tmp_path / "elsewhere"
@@ -226,11 +226,11 @@ def test_one_name_is_one_dataset(photos, tmp_path, monkeypatch):
         shutil.copytree(photos / folder, elsewhere / folder)
     monkeypatch.chdir(elsewhere)
     with monkeypatch.context() as patch:
-        patch.setattr(forge, "_write", lambda *_: pytest.fail("made again"))
-        assert sorted(forge.forge("mine", "photos", masks="holes", **settings)) == sorted(made)
+        patch.setattr(forging, "_write", lambda *_: pytest.fail("made again"))
+        assert sorted(forge("mine", "photos", masks="holes", **settings)) == sorted(made)
     told = r"mine: is there already, made of \S+photos otherwise \({};? ?.*\); choose another name"
     with pytest.raises(build.BuildError, match=told.format("recipe.manipulated: black → white")):
-        forge.forge("mine", "photos", masks="holes", **settings | {"manipulated": "white"})
+        forge("mine", "photos", masks="holes", **settings | {"manipulated": "white"})
     # Relative paths that are the same, of other files.
     for folder, name, what in (
         ("photos", "photo0.jpg", "sources"),
@@ -239,27 +239,27 @@ def test_one_name_is_one_dataset(photos, tmp_path, monkeypatch):
         before = (elsewhere / folder / name).read_bytes()
         Image.new("RGB", (40, 20)).save(elsewhere / folder / name)
         with pytest.raises(build.BuildError, match=told.format(rf"content\.{what}: .*")):
-            forge.forge("mine", "photos", masks="holes", **settings)
+            forge("mine", "photos", masks="holes", **settings)
         (elsewhere / folder / name).write_bytes(before)
     # A function of one's own that has changed.
     module = tmp_path / "my_inpainter.py"
     monkeypatch.syspath_prepend(str(tmp_path))
     settings |= {"generator": "my_inpainter:paint"}
     module.write_text("def paint(images, masks):\n    return images * 0\n")
-    forge.forge("own", "photos", masks="holes", **settings)
+    forge("own", "photos", masks="holes", **settings)
     module.write_text("def paint(images, masks):\n    return images\n")
     with pytest.raises(build.BuildError, match=r"own: .*content.generator: "):
-        forge.forge("own", "photos", masks="holes", **settings)
+        forge("own", "photos", masks="holes", **settings)
 
 
 def test_what_was_killed_between_the_two_subsets_is_finished(place):
     settings = {"masks": "boxes", "generator": BLACK, "size": SIZE, "limit": 4, "data_dir": place}
-    made = forge.forge("mine", REALS, **settings)
+    made = forge("mine", REALS, **settings)
     before = [record["image"] for record in records("image_folder/mine_fake", "train", place)]
     shutil.rmtree(f"{place}/image_folder/mine_fake/1.2.0")
     with pytest.raises(ConfigError, match="mine_fake is not prepared"):
         records("image_folder/mine_fake", "train", place)
-    assert sorted(forge.forge("mine", REALS, **settings)) == sorted(made)
+    assert sorted(forge("mine", REALS, **settings)) == sorted(made)
     assert len(made) == 2
     after = [record["image"] for record in records("image_folder/mine_fake", "train", place)]
     assert before == after
@@ -273,11 +273,11 @@ def test_no_split_is_left_empty(photos, tmp_path):
     settings = {"masks": "boxes", "generator": "telea", "size": 32}
     settings |= {"data_dir": str(tmp_path / "data")}
     with pytest.raises(UserError, match=r"of 3 given images none falls to the \w+ split"):
-        forge.forge("mine", str(few), **settings)
+        forge("mine", str(few), **settings)
     for number, split in enumerate(("train", "valid", "test")):
         (few / split).mkdir()
         (few / f"{number}.jpg").rename(few / split / "a.jpg")
-    forge.forge("mine", str(few), **settings)
+    forge("mine", str(few), **settings)
     for split in ("train", "valid", "test"):
         assert len(records("image_folder/mine_fake", split, settings["data_dir"])) == 1
     # Masks that mark nothing leave their images out.
@@ -286,7 +286,7 @@ def test_no_split_is_left_empty(photos, tmp_path):
     Image.new("L", (32, 32)).save(masks / "a.png")
     settings |= {"masks": str(masks), "manipulated": "white"}
     with pytest.raises(UserError, match="all masks are empty"):
-        forge.forge("other", str(few), **settings)
+        forge("other", str(few), **settings)
 
 
 @pytest.mark.parametrize(
@@ -312,20 +312,20 @@ def test_what_does_not_fit_is_told_in_one_line_and_leaves_nothing(changes, messa
     settings = {"name": "mine", "images": REALS, "masks": "boxes", "generator": BLACK, "size": SIZE}
     before = sorted(os.listdir(place))
     with pytest.raises((UserError, build.BuildError), match=message) as error:
-        forge.forge(**(settings | changes), data_dir=place)
+        forge(**(settings | changes), data_dir=place)
     assert "\n" not in str(error.value)
     assert sorted(os.listdir(place)) == before
 
 
 def test_forgers_are_of_a_part_and_a_size(trained_forgers, place, tmp_path, monkeypatch):
-    monkeypatch.setattr(forge, "packaged", lambda name: tmp_path / "ddpm.safetensors")
+    monkeypatch.setattr(generators, "packaged", lambda name: tmp_path / "ddpm.safetensors")
     with pytest.raises(UserError, match=r"ddpm\.safetensors is missing: name another forger"):
-        forge.forge("mine", REALS, masks="boxes", generator="repaint", data_dir=place)
+        forge("mine", REALS, masks="boxes", generator="repaint", data_dir=place)
     settings = {"images": REALS, "masks": "boxes", "data_dir": place}
     with pytest.raises(UserError, match="is of part pixel: latent needs part latent"):
-        forge.forge("mine", generator="latent", path=trained_forgers["pixel"], **settings)
+        forge("mine", generator="latent", path=trained_forgers["pixel"], **settings)
     with pytest.raises(UserError, match="makes images of 32 pixels, not of 64"):
-        forge.forge("mine", generator="repaint", path=trained_forgers["pixel"], size=64, **settings)
+        forge("mine", generator="repaint", path=trained_forgers["pixel"], size=64, **settings)
 
 
 def test_the_command(place, tmp_path):
