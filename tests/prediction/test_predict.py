@@ -26,7 +26,7 @@ def test_command(trained, tmp_path):
     assert warning.startswith(f"{trained} was never evaluated")
     assert first.startswith("3 images: ")
     assert last == (
-        f"error: 1 of 3 images have no map, first {tmp_path}/empty.png: empty; see "
+        f"error: 1 of 3 images have no map, first {tmp_path}/empty.png: an empty file; see "
         f"{tmp_path}/out/predictions.csv"
     )
     assert done.stdout == ""
