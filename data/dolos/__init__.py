@@ -1,0 +1,1 @@
+"""Dolos, read from the folder that its authors distribute."""

@@ -1,0 +1,1 @@
+"""Datasets of images of a user's own."""

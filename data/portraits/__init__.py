@@ -1,0 +1,1 @@
+"""Rendered portraits, forged by diffusion models and other generators."""
