@@ -411,3 +411,8 @@ def test_what_travels_with_the_package_is_found():
         for path in (REPOSITORY / folder).rglob("*.py"):
             parts = path.parent.relative_to(REPOSITORY).parts
             assert ".".join(("wsdl_jax", *parts)) in packages
+    data = PYPROJECT["tool"]["setuptools"]["package-data"]
+    for path in (REPOSITORY / "wsdl_jax").rglob("*.html"):
+        assert "*.html" in data[".".join(path.parent.relative_to(REPOSITORY).parts)]
+    for path in (REPOSITORY / "wsdl_jax").rglob("*.py"):
+        assert ".".join(path.parent.relative_to(REPOSITORY).parts) in packages
