@@ -1,1 +1,1 @@
-"""The forger: a small diffusion model, trained and used to make fakes of images or parts of them."""
+"""The forger: a small diffusion model that makes fakes of images, or parts of them."""
