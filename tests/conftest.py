@@ -12,11 +12,13 @@ from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-# A program is compiled once a session, by whichever test or subprocess comes first.
-_CACHE = tempfile.mkdtemp(prefix="wsdl-jax-tests-")
-os.chmod(_CACHE, 0o777)  # some tests give up root's rights
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+# A program is compiled once a session, by whichever test or subprocess comes first. The workers of
+# pytest-xdist have the folder from the process that has started them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.mkdtemp(prefix="wsdl-jax-tests-")
+    os.chmod(_CACHE, 0o777)  # some tests give up root's rights
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
