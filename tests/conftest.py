@@ -45,6 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(name)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _orbax_is_quiet() -> None:
+    """As in every command: what orbax leaves behind an error is no warning of a test."""
+    from wsdl_jax.runtime import settings
+
+    settings.quiet_orbax()
+
+
 @pytest.fixture(scope="session")
 def torch() -> Any:
     """PyTorch, where it is installed."""
