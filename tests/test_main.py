@@ -178,7 +178,7 @@ BAD = {  # command line: exit code, and what the line on stderr has
     ("wsdl_jax.sweep", SETUPS): (2, ["--workdir"]),
     (*SWEEP,): (2, ["FILE is missing"]),
     (*SWEEP, "none.py"): (2, ["no sweep file none.py"]),
-    (*SWEEP, SETUPS): (2, ["no config file configs/patches.py", "repository"]),
+    (*SWEEP, SETUPS, "--override=train.batch=0"): (2, ["patches/a: ", "train.batch = 0"]),
     (*SWEEP, f"{SETUPS}:source=mars"): (2, ["source=mars", "portraits|celebahq"]),
     (*SWEEP, SETUPS, "--runner=abacus"): (2, ["abacus", "here|print|slurm|skypilot"]),
     ("wsdl_jax.predict", "--run=nowhere", "--out=x"): (2, ["--images"]),

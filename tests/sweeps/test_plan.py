@@ -137,7 +137,10 @@ def test_refused(name, overrides, parts):
         ("def get_sweep(arg):\n    return [1 / 0]", ["ZeroDivisionError"]),
         ("def get_sweep(arg):\n    yield 'a', 'configs/patches.py', {}", ["'a'", "GROUP/SETTING"]),
         ("def get_sweep(arg):\n    yield '../a', 'configs/patches.py', {}", ["GROUP/SETTING"]),
-        ("def get_sweep(arg):\n    yield 'a/b', 'configs/none.py', {}", ["a/b", "configs/none.py"]),
+        (
+            "def get_sweep(arg):\n    yield 'a/b', 'configs/none.py', {}",
+            ["a/b: no config file configs/none.py"],
+        ),
         ("def get_sweep(arg):\n    return [('a/b', 'configs/patches.py', {})] * 2", ["twice"]),
         ("def get_sweep(arg):\n    yield 'a/b', 'configs/patches.py:setup=z', {}", ["setup=z"]),
         ("def get_sweep(arg):\n    yield 'a/b'", ["mine.py"]),
