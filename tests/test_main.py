@@ -172,7 +172,7 @@ BAD = {  # command line: exit code, and what the line on stderr has
     (*CONVERT, "a.pth"): (1, ["a.pth is not there"]),
     (*CONVERT, "."): (1, [". is not a run directory"]),
     (*CONVERT, ".", "--setup=a"): (1, ["--setup goes with a weight file"]),
-    (*CONVERT, "a", "--layout=xception"): (2, ["xception", "dolos-patches|ffd-attention|"]),
+    (*CONVERT, "a", "--layout=xception"): (2, ["xception", "dolos-patches|timm-xception|"]),
     (*CONVERT[:2], "a"): (2, ["--out"]),
     ("wsdl_jax.convert", "a", "--out=x"): (2, ["--layout"]),
     ("wsdl_jax.sweep", SETUPS): (2, ["--workdir"]),
