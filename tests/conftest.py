@@ -26,10 +26,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-import ml_collections  # noqa: E402
-import pytest  # noqa: E402
-from dolos_folder import make_dolos_folder  # noqa: E402
-from etils import epath  # noqa: E402
+import ml_collections
+import pytest
+from dolos_folder import make_dolos_folder
+from etils import epath
 
 # The project itself is imported in the fixtures: jaxtyping has to see it first.
 CONFIGS = Path(__file__).parent.parent / "configs"
