@@ -1,5 +1,6 @@
 """Configs: their fields, with units and defaults, their variants, and what cannot be run."""
 
+from wsdl_jax.configuration.config_files import set_data, start, variant
 from wsdl_jax.configuration.fields import (
     CHOICES,
     CIRCUMSTANCES,
@@ -12,7 +13,6 @@ from wsdl_jax.configuration.fields import (
     profiled_steps,
     validate,
 )
-from wsdl_jax.configuration.start import set_data, start, variant
 from wsdl_jax.configuration.stored import FORMAT, load, save
 from wsdl_jax.runtime.errors import ConfigError
 

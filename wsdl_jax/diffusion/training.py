@@ -148,7 +148,7 @@ def _train(
     )
     objective = make_objective(config)
     optimizer = runs.make_optimizer(config.train)
-    training.loop(
+    training.run_loop(
         config,
         run,
         setup,

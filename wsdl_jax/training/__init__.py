@@ -5,7 +5,7 @@ from wsdl_jax.training.detector import (
     train,
 )
 from wsdl_jax.training.loop import (
-    loop,
+    run_loop,
     validate,
     with_places,
 )
@@ -22,10 +22,10 @@ from wsdl_jax.training.step import (
 __all__ = [
     "Setup",
     "check",
-    "loop",
     "make_loss_step",
     "make_train_step",
     "newest_state",
+    "run_loop",
     "start_network",
     "train",
     "validate",

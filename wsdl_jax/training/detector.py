@@ -11,7 +11,7 @@ from flax import nnx
 from wsdl_jax import inputs, methods, runs, weights
 from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.parallel import AXIS
-from wsdl_jax.training.loop import loop
+from wsdl_jax.training.loop import run_loop
 from wsdl_jax.training.setup import Setup, check, newest_state
 from wsdl_jax.training.step import make_loss_step, make_train_step
 
@@ -97,7 +97,7 @@ def _train(
         log.info("%s: continuing at step %d of %d", run, int(state["step"]), total)
     optimizer = runs.make_optimizer(config.train)
     microbatches = config.train.microbatches
-    loop(
+    run_loop(
         config,
         run,
         setup,

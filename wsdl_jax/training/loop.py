@@ -95,7 +95,7 @@ def with_places(
         yield {**batch, "place": rows * processes + process}
 
 
-def loop(
+def run_loop(
     config: ml_collections.ConfigDict,
     run: epath.Path,
     setup: Setup,
@@ -248,7 +248,7 @@ def validate(
     Args:
       setup: devices and data.
       reading: how images are read.
-      loss_step: see `loop`; of all devices.
+      loss_step: see `run_loop`; of all devices.
       state: on the devices.
     """
     batches = inputs.eval_batches(

@@ -1,8 +1,8 @@
 """Published weights in and out: layouts, tensors, files, and run directories of them."""
 
 from wsdl_jax.weights.files import read, write
+from wsdl_jax.weights.pretrained import start
 from wsdl_jax.weights.published_run import make_run
-from wsdl_jax.weights.start import start
 from wsdl_jax.weights.tensors import (
     WeightsError,
     detect,
