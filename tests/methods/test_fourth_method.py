@@ -78,7 +78,7 @@ SWEEP = '''
 
 def get_sweep(arg=None):
     tested = ["dolos/celebahq_repaint_p2", "dolos/celebahq_repaint_p2_9k"]
-    yield "colours", "colours_config.py:source=celebahq,rate=high", {}, tested
+    yield "own/colours", "colours_config.py:source=celebahq,rate=high", {}, tested
 '''
 
 
