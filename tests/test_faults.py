@@ -31,7 +31,7 @@ TOTAL = 20 * STEPS
 # when it has ended, its exit code.
 SERVER = """
 import json, os, runpy, sys, traceback
-import wsdl_jax.evaluate, wsdl_jax.train, wsdl_jax.command  # noqa
+import wsdl_jax.evaluation, wsdl_jax.training, wsdl_jax.runtime.command  # noqa
 for line in sys.stdin:
     arguments, said = json.loads(line)
     child = os.fork()

@@ -5,8 +5,6 @@ python -m wsdl_jax.evaluate --run RUN --fake dolos/celebahq_lama --real dolos/ce
 python -m wsdl_jax.evaluate --run RUN --perturb jpeg --strengths 90,70,50
 """
 
-import logging
-
 import jax
 from absl import flags
 from etils import epath
@@ -23,8 +21,6 @@ def main(_: list[str]) -> None:
     """Runs the command with its flags."""
     jax.config.parse_flags_with_absl()
     hosts.start_by_flags()
-    if not hosts.is_first():
-        logging.getLogger("wsdl_jax").setLevel(logging.WARNING)
     run = epath.Path(_RUN.value)
     where = {"fake": _FAKE.value, "real": _REAL.value, "data_dir": _DATA_DIR.value}
     if _PERTURB.value is not None:

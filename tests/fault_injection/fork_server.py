@@ -24,7 +24,12 @@ from typing import Any
 warnings.filterwarnings("ignore", ".*fork")  # JAX: no backend is there yet
 for _name in (
     *("wsdl_jax.convert", "wsdl_jax.evaluate", "wsdl_jax.predict", "wsdl_jax.report"),
-    *("wsdl_jax.sweep", "wsdl_jax.train", "wsdl_jax.diffusion.train", "wsdl_jax.diffusion.forge"),
+    *(
+        "wsdl_jax.sweep",
+        "wsdl_jax.training",
+        "wsdl_jax.diffusion.train",
+        "wsdl_jax.diffusion.forge",
+    ),
     *("wsdl_jax.diffusion.quality", "wsdl_data.dolos.dolos_dataset_builder"),
     *("wsdl_data.image_folder.image_folder_dataset_builder", "tensorboardX"),
 ):
