@@ -37,12 +37,18 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 SUBSETS = ("celebahq_real", "celebahq_p2", "celebahq_repaint_p2", "celebahq_repaint_p2_9k")
 
 
+# Fixtures of what not every machine has, and that takes long.
+HEAVY = {"torch", "diffusers", "libtpu", "gcsfs", "chromium"}
+
+
+# Before pytest itself deselects by marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for name in {"torch", "diffusers", "libtpu", "gcsfs", "chromium"}.intersection(
-            getattr(item, "fixturenames", ())
-        ):
+        for name in HEAVY.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(name)
+        if any(item.get_closest_marker(name) for name in (*HEAVY, "slurm", "faults")):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)

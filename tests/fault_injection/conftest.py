@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "place" in getattr(item, "fixturenames", ()) and Path(__file__).parent in (
             item.path.parents
         ):
             item.add_marker("faults")
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from etils import epath
 
 from wsdl_jax import configuration, methods, runs
 from wsdl_jax.prediction.localizer import Localizer
+from wsdl_jax.sweeps import collected, plan
 
 METHOD = '''
 """A location is fake or real by its mean colour."""
@@ -82,6 +83,10 @@ def get_sweep(arg=None):
 '''
 
 
+# ml_collections reads a config file by a method that Python has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with a method, a config and a sweep of one's own, and nothing else."""
@@ -94,6 +99,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
 def test_a_fourth_method(place: Path, data_dir: Path, dolos_folder: Path):
     photographs = dolos_folder / "celebahq/real/test"
 
@@ -104,7 +113,12 @@ def test_a_fourth_method(place: Path, data_dir: Path, dolos_folder: Path):
         return ended.stderr
 
     # The sweep starts main, which trains, evaluates, and evaluates on the other subset.
-    done("sweep", "colours_sweep.py", "--workdir=swept", f"--override=data.dir={data_dir}")
+    override = f"data.dir={data_dir}"
+    done("sweep", "colours_sweep.py", "--workdir=swept", f"--override={override}")
+    workdir = epath.Path("swept")
+    collected.collect(
+        "colours_sweep.py", plan.read("colours_sweep.py", workdir, [override]), workdir
+    )
     table = list(csv.DictReader((place / "swept/tables/results.csv").open()))
     assert [row["tested"] for row in table] == [
         "dolos/celebahq_repaint_p2",
@@ -119,7 +133,7 @@ def test_a_fourth_method(place: Path, data_dir: Path, dolos_folder: Path):
     done("report", str(run), "--gallery=2")
     assert "colours:METHOD" in (run / "report/index.html").read_text()
     done("predict", f"--run={run}", f"--images={photographs}", "--out=found")
-    found = list(csv.DictReader((place / "found/predictions.csv").open()))
+    found = rows(place / "found/predictions.csv")
     assert len(found) == len(list(photographs.iterdir()))
     assert not any(row["error"] for row in found)
 
