@@ -57,11 +57,27 @@ def read_pixels(path: Path) -> Image.Image:
         return decoding.decode(path)
 
 
+def read_mask(path: Path) -> Image.Image:
+    """Returns the pixels of a mask as 8-bit RGB.
+
+    Raises as `read_rgb` does, and ValueError for a mask that is transparent in parts: laid over one
+    colour or another it would say that all or nothing is manipulated.
+    """
+    with _named(path):
+        mask = decoding.load(path)
+        if (
+            mask.has_transparency_data
+            and mask.convert("RGBA").getchannel("A").getextrema()[0] < 255
+        ):
+            raise ValueError("the mask is transparent in parts: save it in black and white alone")
+        return decoding.to_rgb(mask)
+
+
 def read_pair(path: Path, mask: Path | None) -> tuple[bytes, Image.Image | None]:
     """Reads and checks an image and its mask.
 
     Returns:
-        The image as of `read_rgb`, encoded, and the mask as of `read_pixels`, if there is one.
+        The image as of `read_rgb`, encoded, and the mask as of `read_mask`, if there is one.
 
     Raises:
         ValueError: as `read_rgb`, or the sizes differ.
@@ -69,7 +85,7 @@ def read_pair(path: Path, mask: Path | None) -> tuple[bytes, Image.Image | None]
     encoded, image = read_rgb(path)
     if mask is None:
         return encoded, None
-    pixels = read_pixels(mask)
+    pixels = read_mask(mask)
     if pixels.size != image.size:
         raise ValueError(
             f"{mask}: the mask is {pixels.width}x{pixels.height},"

@@ -124,3 +124,18 @@ def test_a_picture_replaces_one_of_the_same_program_alone(tmp_path: Path) -> Non
             image_files.save_sheet(Image.fromarray(pixels), path, program)
         assert path.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.png", "notes", "sheet.png"]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_mask_that_is_transparent_in_parts_is_refused(mode: str, tmp_path: Path) -> None:
+    """White paint on a transparent ground would be all white over white, and so all manipulated."""
+    path = tmp_path / "mask.png"
+    paint = np.zeros((4, 5, len(mode)), np.uint8)
+    paint[1:3, 1:4] = 255
+    Image.fromarray(paint, mode).save(path)
+    with pytest.raises(ValueError, match=r"mask\.png: the mask is transparent in parts"):
+        image_files.read_mask(path)
+    paint[..., -1] = 255
+    Image.fromarray(paint, mode).save(path)
+    expected = np.repeat(paint[..., :1], 3, -1)
+    np.testing.assert_array_equal(np.asarray(image_files.read_mask(path)), expected)

@@ -127,7 +127,7 @@ def with_masks(sources: Sequence[Source], folder: Path, *, white: bool) -> list[
             raise UserError(f"{source.key}: no mask of this name in {folder}")
 
         def mask(path: Path = masks[name]) -> Bool[np.ndarray, "h w"]:
-            return (np.asarray(image_files.read_pixels(path))[..., 0] >= 128) == white
+            return (np.asarray(image_files.read_mask(path))[..., 0] >= 128) == white
 
         found.append(dataclasses.replace(source, read_mask=mask, mask_file=masks[name]))
     return found

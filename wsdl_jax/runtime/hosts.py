@@ -128,10 +128,10 @@ def _on_hosts(function: Callable[[], None], *, only_first: bool) -> None:
     wait("a function")
     text = "" if error is None else str(error) or type(error).__name__
     message = np.frombuffer(text.encode()[:_MESSAGE].ljust(_MESSAGE, b"\0"), np.uint8)
-    told = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in gather(message)]
+    texts = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in gather(message)]
     if error is not None:
         raise error
-    for host, text in enumerate(told):
+    for host, text in enumerate(texts):
         if text:
             raise UserError(f"host {host}: {text}")
 
