@@ -12,19 +12,23 @@ class Variant:
 
     Attributes:
       key: its name.
-      choices: the valid values; empty where any text is.
+      choices: the valid values; empty where any text is, or any count.
       default: the value where the key is not given.
       prefix: what a value may begin with instead of being one of `choices`, such as
         "image_folder/"; None for no such values.
+      is_count: whether the values are the whole numbers from 1 on.
     """
 
     key: str
     choices: tuple[str, ...]
     default: str | None = None
     prefix: str | None = None
+    is_count: bool = False
 
     def accepts(self, value: str) -> bool:
         """Returns whether a value is valid."""
+        if self.is_count:
+            return value.isdecimal() and int(value) > 0
         if not self.choices:
             return bool(value)
         return value in self.choices or (
@@ -32,6 +36,8 @@ class Variant:
         )
 
     def __str__(self) -> str:
+        if self.is_count:
+            return f"{self.key}=1|2|…"
         forms = [*self.choices, *([f"{self.prefix}NAME"] if self.prefix else [])]
         return f"{self.key}={'|'.join(forms) or '…'}"
 

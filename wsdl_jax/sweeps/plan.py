@@ -13,8 +13,9 @@ from absl import flags
 from etils import epath
 
 from wsdl_jax import configuration
-from wsdl_jax.runtime import shipped_files
+from wsdl_jax.runtime import shipped_files, variants
 from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.variants import Variant
 from wsdl_jax.sweeps.run import Run
 
 _NAME = re.compile(r"\w[\w.+=-]*/\w[\w.+=-]*")
@@ -34,20 +35,12 @@ def variant(arg: str | None, **choices: tuple[str, ...] | None) -> dict[str, Any
     Raises:
       ConfigError: another key or value.
     """
-    values: dict[str, Any] = {key: valid and valid[0] for key, valid in choices.items()}
-    values["seeds"] = 1
-    for part in filter(None, (arg or "").split(",")):
-        key, _, value = part.partition("=")
-        if key == "seeds" and value.isdecimal() and int(value):
-            values["seeds"] = int(value)
-        elif key in choices and value in (choices[key] or {value} - {""}):
-            values[key] = value
-        else:
-            forms = [f"{k}={'|'.join(v) if v else '…'}" for k, v in choices.items()]
-            raise ConfigError(
-                f"sweep variant {part!r} is not one of {'; '.join([*forms, 'seeds=1|2|…'])}"
-            )
-    return values
+    declared = [
+        Variant(key, valid or (), valid[0] if valid else None) for key, valid in choices.items()
+    ]
+    seeds = Variant("seeds", (), "1", is_count=True)
+    values: dict[str, Any] = variants.parse(arg, (*declared, seeds), "sweep")
+    return {**values, "seeds": int(values["seeds"])}
 
 
 def read(sweep: str, workdir: epath.Path, overrides: Sequence[str] = ()) -> list[Run]:
