@@ -15,7 +15,7 @@ from wsdl_jax.runtime.variants import Variant
 
 
 def get_config(arg: str | None = None):
-    """The config of a variant. Raises ConfigError for one that does not exist."""
+    """Returns the config of a variant. Raises ConfigError for one that does not exist."""
     part = variants.parse(arg, (Variant("part", configuration.PARTS, "pixel"),))["part"]
     config = configuration.base()
     config.part = part

@@ -16,7 +16,7 @@ from wsdl_jax import configuration
 
 
 def get_config(arg: str | None = None):
-    """The config of a variant. Raises ConfigError for one that does not exist."""
+    """Returns the config of a variant. Raises ConfigError for one that does not exist."""
     config, variant = configuration.start("grad_cam", arg)
     source = catalogue.source(variant["source"])
     if source.is_small:

@@ -62,7 +62,8 @@ def make_builder(
         name: dataset and config, such as "dolos/celebahq_real" or "portraits/real".
         data_dir: root of the prepared datasets; None for TFDS's own ($TFDS_DATA_DIR, or else
             ~/tensorflow_datasets).
-        config: the config of that name, where it says more than the dataset's own.
+        config: the config of that name, where it says more than the dataset's own. Without it, a
+            subset of an earlier version is read that the dataset supports, if it is there alone.
 
     Raises:
         ValueError: there is no such dataset or config; the message lists the valid ones.
@@ -70,16 +71,21 @@ def make_builder(
     """
     dataset, _, config_name = name.partition("/")
     cls = builder_class(dataset)
+    earlier = cls.SUPPORTED_VERSIONS if config is None else []
     config = config or cls.config_for(config_name)
     if data_dir is not None:
         data_dir = os.fspath(epath.Path(data_dir).expanduser())
+    folder = epath.Path(data_dir or tfds.core.constants.DATA_DIR) / dataset / config.name
+    version = cls.VERSION
     try:
+        if earlier:
+            versions = (cls.VERSION, *earlier)
+            version = next((v for v in versions if (folder / str(v)).exists()), version)
         with _tfds_silenced():
-            return cls(config=config, data_dir=data_dir)
+            return cls(config=config, data_dir=data_dir, version=version)
     except Exception as error:  # Of the file system, JSON, protobuf or TFDS.
-        root = epath.Path(data_dir or tfds.core.constants.DATA_DIR)
         raise BuildError(
-            f"{name}: {root / dataset / config.name / str(cls.VERSION)} cannot be read"
+            f"{name}: {folder / str(version)} cannot be read"
             f" ({_line(error)}); delete this folder and build again"
         ) from error
 

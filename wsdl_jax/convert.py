@@ -22,7 +22,7 @@ log = logging.getLogger("wsdl_jax")
 
 
 def main(arguments: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     source, out = epath.Path(arguments[1]), epath.Path(_OUT.value)
     if not source.is_dir():
         make_run(source, _LAYOUT.value, out, _SETUP.value)

@@ -8,7 +8,6 @@ The same command again continues where the run has stopped. Exit codes: 0 done, 
 flags or config, 130 and 143 stopped by SIGINT (Ctrl-C) and SIGTERM with everything saved.
 """
 
-import logging
 import re
 
 import jax
@@ -21,21 +20,16 @@ from wsdl_jax.evaluation import evaluate
 from wsdl_jax.runtime import command, hosts, shipped_files
 from wsdl_jax.training import train
 
-log = logging.getLogger("wsdl_jax")
-
 
 def default_workdir(config: ml_collections.ConfigDict) -> str:
-    """Returns runs/METHOD-SETUP-FAKE, by what is trained on, with what else the variant changes.
-
-    Setup and subsets of fakes tell all variants of the data apart.
-    """
+    """Returns runs/METHOD-SETUP-FAKE, by what is trained on, with what else the variant changes."""
     fakes = "+".join(config.data.fake)
     parts = filter(None, (config.method, config.setup, fakes, config.variant))
     return f"runs/{re.sub('[/:,]', '-', '-'.join(parts))}"
 
 
 def main(_: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     jax.config.parse_flags_with_absl()
     configuration.validate(_CONFIG.value)
     configuration.check_circumstances(_CONFIG.value)

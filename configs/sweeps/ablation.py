@@ -21,7 +21,7 @@ SPREAD = 3  # seeds of the default
 
 
 def get_sweep(arg: str | None = None):
-    """The runs of a variant. Raises ConfigError for one that does not exist."""
+    """Yields the runs of a variant. Raises ConfigError for one that does not exist."""
     variant = sweep.variant(arg, source=("portraits", "celebahq"), imagenet=None, ffd=None)
     source, small = variant["source"], catalogue.source(variant["source"]).is_small
     weights = {"timm-xception": variant["imagenet"], "ffd-attention": variant["ffd"]}

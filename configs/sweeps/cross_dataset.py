@@ -17,7 +17,7 @@ OTHER = "-128px"
 
 
 def get_sweep(arg: str | None = None):
-    """The runs of a variant. Raises ConfigError for one that does not exist."""
+    """Yields the runs of a variant. Raises ConfigError for one that does not exist."""
     variant = sweep.variant(arg, source=("portraits", "ffhq"))
     source = variant["source"]
     is_small = catalogue.source(source).is_small

@@ -14,7 +14,7 @@ from wsdl_jax import sweep
 
 
 def get_sweep(arg: str | None = None):
-    """The runs of a variant. Raises ConfigError for one that does not exist."""
+    """Yields the runs of a variant. Raises ConfigError for one that does not exist."""
     variant = sweep.variant(arg, source=catalogue.compared_sources())
     source = variant["source"]
     subsets = catalogue.source(source).comparison

@@ -14,7 +14,7 @@ from wsdl_jax import methods, sweep
 
 
 def get_sweep(arg: str | None = None):
-    """The runs of a variant. Raises ConfigError for one that does not exist."""
+    """Yields the runs of a variant. Raises ConfigError for one that does not exist."""
     variant = sweep.variant(arg, source=("portraits", "celebahq"), imagenet=None, ffd=None)
     source = variant["source"]
     weights = {"timm-xception": variant["imagenet"], "ffd-attention": variant["ffd"]}

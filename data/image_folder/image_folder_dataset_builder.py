@@ -90,6 +90,8 @@ class Builder(tfds.core.ShardBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.2.0")
+    # Read where it is prepared, since its source may be gone, and runs were trained on it.
+    SUPPORTED_VERSIONS: ClassVar[list[tfds.core.Version]] = [tfds.core.Version("1.1.0")]
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "Initial release.",
         "1.1.0": "A hash of the files is kept with what was made of them; the images are the same.",

@@ -110,6 +110,25 @@ def test_portraits_are_the_default(method):
     assert default.data.image_size == 96  # as the portraits are
 
 
+def test_no_two_variants_have_one_run_directory():
+    from wsdl_jax.main import default_workdir
+
+    runs = {}
+    choices = (SETUPS, SOURCES, (None, *sorted(ALL_GENERATORS)), (None, *sorted(ALL_GENERATORS)))
+    for setup, source, generator, left_out in itertools.product(*choices):
+        arg = f"setup={setup},source={source}"
+        arg += f",generator={generator}" if generator else ""
+        arg += f",leave_out={left_out}" if left_out else ""
+        try:
+            config = GET_CONFIG["patches"](arg)
+        except ConfigError:
+            continue
+        other = runs.setdefault(default_workdir(config), config)
+        assert configuration.differences(other, config) == [], arg
+    assert "runs/patches-b-dolos-celebahq_repaint_p2_9k" in runs
+    assert "runs/patches-a-portraits-ddpm_full" in runs
+
+
 def test_a_generator_is_tested_on_its_own_images():
     config = GET_CONFIG["patches"]("setup=c,source=celebahq,generator=lama")
     assert data(config) == ((), "dolos/celebahq_lama", "dolos/celebahq_real", "dolos/celebahq_lama")
@@ -435,6 +454,13 @@ def test_what_is_not_a_config_is_refused(text):
     with pytest.raises(ConfigError) as raised:
         configuration.load(text)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]"])
+def test_no_version_is_named_for_what_is_damaged(text):
+    with pytest.raises(ConfigError, match="not a config of this version") as raised:
+        configuration.load(text)
+    assert "which has written it" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from wsdl_data import build
+from wsdl_data import build, provenance
 from wsdl_data.image_folder import listing
 from wsdl_jax.evaluation import robustness
 from wsdl_jax.reporting.page import report
@@ -526,6 +526,33 @@ def test_what_is_not_prepared_says_how_to_build_it(tmp_path: Path) -> None:
     for name in ("mine", "_fake", "mine_fakes", "a/b_fake"):
         with pytest.raises(ValueError, match=r"as in mine_fake"):
             build.make_builder(f"image_folder/{name}", str(tmp_path))
+
+
+def test_one_of_the_version_before_is_read_until_it_is_built_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("mine", folder, tmp_path, "white") == 0
+    new = read(tmp_path, "mine_fake")
+    for path in tmp_path.glob("image_folder/mine_*/1.2.0"):
+        info = path.rename(path.with_name("1.1.0")) / "dataset_info.json"
+        info.write_text(info.read_text().replace('"1.2.0"', '"1.1.0"'))
+
+    def prepared_version() -> str:
+        builder = build.make_builder("image_folder/mine_fake", str(tmp_path))
+        assert build.is_prepared(builder)
+        return provenance.of(builder)["version"]
+
+    assert prepared_version() == "1.1.0"
+    old = read(tmp_path, "mine_fake")
+    assert {split: len(examples) for split, examples in old.items()} == {
+        split: len(examples) for split, examples in new.items()
+    }
+    capsys.readouterr()
+    assert build.main(["--list", "--data_dir", str(tmp_path)]) == 0
+    assert "image_folder/mine_fake" in capsys.readouterr().out.split()
+    assert command("mine", folder, tmp_path, "black") == 1
+    assert command("mine", folder, tmp_path, "white") == 0
+    assert prepared_version() == "1.2.0"
 
 
 def test_a_damaged_one_is_refused_by_name(

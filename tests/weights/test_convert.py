@@ -718,6 +718,23 @@ def test_starts_that_do_not_fit(files, tmp_path):
         weights.start(model, files["dolos-patches"], None)
 
 
+def test_a_network_without_xception_starts_from_its_own_run(tmp_path, monkeypatch):
+    def linear(outputs: int) -> nnx.Linear:
+        return nnx.Linear(3, outputs, rngs=nnx.Rngs(0))
+
+    trained = runs.Trained(configuration.base(), linear(2), 0, None)
+    monkeypatch.setattr(runs, "load", lambda run: trained)
+    model = linear(2)
+    model.kernel[...] = jnp.zeros((3, 2))
+    assert weights.start(model, epath.Path(tmp_path), None) == []
+    assert_equal(model, trained.model)
+    with pytest.raises(UserError, match="has a network Linear of another size") as raised:
+        weights.start(linear(4), epath.Path(tmp_path), None)
+    assert str(tmp_path) in one_line(raised)
+    with pytest.raises(UserError, match="has a network Linear, which has no part of Xception"):
+        weights.start(fresh(Patches), epath.Path(tmp_path), None)
+
+
 def test_training_starts_from_a_file(files, real_config, tmp_path, caplog):
     caplog.set_level("INFO")
     overrides = {

@@ -18,8 +18,8 @@ def start(
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
     """Returns the config that a config file begins with, and the value of each of its variants.
 
-    The config has the method, the data of the variant, and the name of what is not the default
-    of it, which the default run directory is named by.
+    The config has the method, the data of the variant, and in `variant` what else the default run
+    directory is named by: whatever is not the default and cannot be told by setup and fakes.
 
     Args:
       method: a name of `methods.names()`, or MODULE:NAME.
@@ -36,8 +36,12 @@ def start(
     config = base()
     config.method = method
     set_data(config, **{variant.key: values[variant.key] for variant in data})
-    other = [v for v in declared if values[v.key] != v.default]
-    config.variant = ",".join(f"{v.key}={values[v.key]}" for v in other)
+    named = [v.key for v in declared if values[v.key] != v.default]
+    # The usual generator is tested on another one's images, unless it is asked for.
+    usual = catalogue.source(values["source"]).subsets(values["setup"])
+    if usual.fake == config.data.fake and usual.test_fake != config.data.test_fake:
+        named.insert(0, "generator")
+    config.variant = ",".join(f"{key}={values[key]}" for key in named)
     return config, values
 
 

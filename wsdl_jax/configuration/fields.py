@@ -46,7 +46,7 @@ def base() -> ml_collections.ConfigDict:
     """Returns every field with its default; fields without a sensible one are placeholders."""
     config = ml_collections.ConfigDict()
     config.method = config_dict.placeholder(str)  # of `methods.names()`, or MODULE:NAME
-    # Keys and values of the variant, beside setup and data, that are not the default.
+    # Keys and values of the variant that name the run beside method, setup and fakes.
     config.variant = ""
     config.setup = "a"  # a: fully generated fakes, b: partial fakes, c: partial fakes with masks
     config.supervision = "weak"  # "weak": image labels, "full": masks

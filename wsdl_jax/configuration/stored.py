@@ -44,7 +44,7 @@ def load(
       ConfigError: anything else; for a config of another version it says which one works.
     """
     config = base()
-    written_by = _FIRST
+    written_by = None  # not known of what is no config at all
     try:
         stored = json.loads(text)
         if not isinstance(stored, dict):

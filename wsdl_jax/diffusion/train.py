@@ -18,7 +18,7 @@ from wsdl_jax.runtime import command, hosts, shipped_files
 
 
 def main(_: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     jax.config.parse_flags_with_absl()
     config = _CONFIG.value
     forgers.validate(config)

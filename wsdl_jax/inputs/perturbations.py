@@ -22,14 +22,14 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 
 
 def jpeg(image: Pixels, quality: float, _: int) -> Pixels:
-    """Saved as JPEG and read again, by Pillow: standard tables, colour at half the resolution."""
+    """Saves an image as JPEG, by Pillow with standard tables, and reads it again."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=int(quality))
     return np.asarray(Image.open(file))
 
 
 def blur(image: Pixels, sigma: float, _: int) -> Pixels:
-    """A Gaussian of so many pixels, cut off at 4 sigma; edges are continued by their pixels."""
+    """Blurs by a Gaussian of so many pixels, cut off at 4 sigma; edges go on with their pixels."""
     if not sigma:
         return image
     pixels = image.astype(np.float32)
@@ -37,7 +37,7 @@ def blur(image: Pixels, sigma: float, _: int) -> Pixels:
 
 
 def noise(image: Pixels, std: float, index: int) -> Pixels:
-    """Independent Gaussian noise on every channel, of a standard deviation in steps of 0 to 255.
+    """Adds Gaussian noise, independent in every channel, of a standard deviation out of 255.
 
     An image has the same noise at every strength, but for the factor.
     """
@@ -46,7 +46,7 @@ def noise(image: Pixels, std: float, index: int) -> Pixels:
 
 
 def resize(image: Pixels, factor: float, _: int) -> Pixels:
-    """Made smaller by a factor of each side and brought back, both by Pillow's bicubic filter."""
+    """Scales each side by a factor and brings it back, both by Pillow's bicubic filter."""
     height, width = image.shape[:2]
     small = (max(1, round(width * factor)), max(1, round(height * factor)))
     if small == (width, height):
@@ -58,7 +58,7 @@ def resize(image: Pixels, factor: float, _: int) -> Pixels:
 
 
 def gamma(image: Pixels, exponent: float, _: int) -> Pixels:
-    """Pixels of [0, 1] to the power of an exponent: darker above 1, lighter below."""
+    """Raises pixels in [0, 1] to the power of an exponent: darker above 1, lighter below."""
     return _to_8_bits(255 * (np.arange(256) / 255) ** exponent)[image]
 
 
@@ -115,7 +115,7 @@ class Perturbation:
 
 
 def series(kind: str, strengths: Sequence[str | int | float] | None) -> list[Perturbation]:
-    """A kind at several strengths, by default its own list.
+    """Returns a kind at several strengths, by default its own list.
 
     Raises ConfigError for a strength that is not a number, or none of this kind.
     """

@@ -40,7 +40,7 @@ def grad_cam(
 def to_image_size(
     maps: Float[Array, "b h w"], height: int, width: int
 ) -> Float[Array, "b {height} {width}"]:
-    """Bilinear to the image's size, then each map over its maximum; an all-zero map stays zero."""
+    """Resizes maps bilinearly and divides each by its maximum; an all-zero map stays zero."""
     maps = jax.image.resize(maps, (maps.shape[0], height, width), "bilinear")
     peak = maps.max((1, 2), keepdims=True)
     return jnp.where(peak > 0, maps / jnp.where(peak > 0, peak, 1), 0)

@@ -64,7 +64,8 @@ class Definition:
       fields: config fields that this method reads, and not every method, such as "loss.location".
       check: raises ConfigError for a config that the method cannot run; called after the checks
         that all methods have in common.
-      layouts: the published PyTorch layouts of its networks.
+      layouts: the published PyTorch layouts of its networks. Weight files are read and written in
+        those of this package's own methods alone.
       variants: what a config file of the method takes behind its colon, beside setup and data.
       starts_from: the layout of the published weights from which its published recipe starts;
         None where that starts from random ones.

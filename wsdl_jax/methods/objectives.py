@@ -27,7 +27,7 @@ def image_cross_entropy(
     labels: Int[Array, " b"],
     weight: Float[Array, " b"] | None = None,
 ) -> Scalar:
-    """Cross-entropy of the image logits: weak Grad-CAM, and the first term of weak Attention."""
+    """Returns the cross-entropy of image logits: weak Grad-CAM, first term of weak Attention."""
     per_image = optax.softmax_cross_entropy_with_integer_labels(image_logits, labels)
     return _mean(per_image, weight)
 
@@ -37,7 +37,7 @@ def patches_weak(
     labels: Int[Array, " b"],
     weight: Float[Array, " b"] | None = None,
 ) -> Scalar:
-    """Cross-entropy of every location against its image's label."""
+    """Returns the cross-entropy of every location against its image's label."""
     return patches_full(
         map_logits, jnp.broadcast_to(labels[:, None, None], map_logits.shape[:3]), weight
     )
@@ -48,7 +48,7 @@ def patches_weak_max(
     labels: Int[Array, " b"],
     weight: Float[Array, " b"] | None = None,
 ) -> Scalar:
-    """Cross-entropy of the one location that looks most fake: largest logit difference."""
+    """Returns the cross-entropy of the location that looks most fake: largest logit difference."""
     flat = map_logits.reshape(map_logits.shape[0], -1, 2)
     worst = jnp.argmax(flat[..., 1] - flat[..., 0], axis=1)
     chosen = jnp.take_along_axis(flat, worst[:, None, None], axis=1)[:, 0]
@@ -60,7 +60,10 @@ def patches_weak_average(
     labels: Int[Array, " b"],
     weight: Float[Array, " b"] | None = None,
 ) -> Scalar:
-    """Cross-entropy of log(mean probability over locations) + 0.7, taken as image logits."""
+    """Returns the cross-entropy of log(mean probability) + 0.7, taken as image logits.
+
+    The mean is over the locations of an image.
+    """
     flat = map_logits.reshape(map_logits.shape[0], -1, 2)
     # log of a mean of probabilities, in a form that stays finite where one underflows.
     log_mean = jax.nn.logsumexp(jax.nn.log_softmax(flat), axis=1) - jnp.log(flat.shape[1])
@@ -72,7 +75,7 @@ def patches_full(
     masks: Int[Array, "b h w"],
     weight: Float[Array, " b"] | None = None,
 ) -> Scalar:
-    """Cross-entropy of every location against the mask: Patches and Grad-CAM's FCN, setup C."""
+    """Returns the cross-entropy of every location against the mask: Patches and FCN, setup C."""
     per_location = optax.softmax_cross_entropy_with_integer_labels(map_logits, masks)
     return _mean(per_location.mean((1, 2)), weight)
 
@@ -92,7 +95,7 @@ def attention_map_weak(
     labels: Int[Array, " b"],
     weight: Float[Array, " b"] | None = None,
 ) -> Scalar:
-    """Binary cross-entropy of the mask's maximum against the image's label."""
+    """Returns the binary cross-entropy of a learned mask's maximum against the image's label."""
     return _mean(_binary_cross_entropy(attention.max((1, 2)), labels), weight)
 
 
@@ -101,5 +104,5 @@ def attention_full(
     masks: Int[Array, "b h w"],
     weight: Float[Array, " b"] | None = None,
 ) -> Scalar:
-    """Binary cross-entropy of every location of the mask against the true one."""
+    """Returns the binary cross-entropy of every location of a learned mask against the true one."""
     return _mean(_binary_cross_entropy(attention, masks).mean((1, 2)), weight)

@@ -107,7 +107,7 @@ _depthwise = _by_platform(_depthwise_shifted, _depthwise_native, _depthwise_grad
 def depthwise_3x3(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 1 c"]
 ) -> Float[Array, "b h w c"]:
-    """Depthwise 3×3 convolution (cross-correlation), stride 1, zero padding 1."""
+    """Convolves depthwise by 3×3 kernels (cross-correlation), stride 1, zero padding 1."""
     return _depthwise(x, kernel)
 
 
@@ -127,7 +127,7 @@ def _pool_native(x: Array) -> Array:
 
 @jax.custom_vjp
 def max_pool_3x3(x: Float[Array, "b h w c"]) -> Float[Array, "b (h+1)//2 (w+1)//2 c"]:
-    """Max-pooling over 3×3 windows, stride 2, padding 1.
+    """Pools the maxima of 3×3 windows, stride 2, padding 1.
 
     The gradient goes to the first largest element of a window in row-major order, as it does in
     PyTorch and in XLA's own operator.
@@ -143,7 +143,7 @@ def _pool_gradient_slices(x: Array, winner: Array, gradient: Array) -> Array:
     taps = [jnp.where(winner == place, gradient, 0) for place in range(9)]
 
     def tap(i: int, j: int, down: int, right: int) -> Array:
-        """Tap (i, j) of the windows `down` rows below and `right` columns to the right."""
+        """Returns tap (i, j) of the windows `down` rows below and `right` columns to the right."""
         return jnp.pad(taps[3 * i + j][:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))
 
     # Window (r, c) covers the rows 2r-1 … 2r+1. So an even row 2r is the middle of window r, an
@@ -185,7 +185,7 @@ max_pool_3x3.defvjp(_pool_forward, _pool_backward)
 
 @functools.cache
 def dense_3x3(stride: int, padding: int) -> Callable[[Array, Array], Array]:
-    """Dense 3×3 convolution, as a function of x [B, H, W, C] and kernel [3, 3, C, D]."""
+    """Returns a dense 3×3 convolution, a function of x [B, H, W, C] and kernel [3, 3, C, D]."""
 
     def native(x: Array, kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(

@@ -16,7 +16,7 @@ _ENTRY_WIDTHS = (128, 256, 728)  # of blocks 1 to 3; blocks 4 to 11 keep the las
 
 
 def scaled(channels: int, width: float) -> int:
-    """`channels` times the width multiplier, in steps of 8 and at least 8; exact for width 1."""
+    """Returns channels times the width, in steps of 8 and at least 8; exact for width 1."""
     return channels if width == 1 else max(8, 8 * math.ceil(channels * width / 8))
 
 
@@ -117,7 +117,7 @@ class Trunk(nnx.Module):
         self.features = widths[depth - 1][-1]
 
     def stem(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
-        """Two convolutions with BatchNorm and ReLU."""
+        """Applies the first two convolutions, with BatchNorm and ReLU."""
         if min(images.shape[1:3]) < SMALLEST_IMAGE:
             height, width = images.shape[1:3]
             raise ValueError(
@@ -177,14 +177,14 @@ class ImageClassifier(nnx.Module):
         self.top = Top(self.trunk.features, **kwargs, rngs=rngs)
 
     def lower(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
-        """Activations of block 11, 19×19 for images of 299×299."""
+        """Returns the activations of block 11, 19×19 for images of 299×299."""
         x = self.trunk.stem(images)
         for block in self.trunk.blocks[:11]:
             x = block(x)
         return x
 
     def upper(self, activations: Float[Array, "b h w c"]) -> Float[Array, "b 2"]:
-        """Image logits from the activations of block 11."""
+        """Returns image logits from the activations of block 11."""
         return self.top(self.trunk.blocks[11](activations))
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:

@@ -81,7 +81,7 @@ class Cost(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """How much of a chip's memory the step takes, in bytes."""
+        """Returns how much of a chip's memory the step takes, in bytes."""
         return self.arguments + self.outputs + self.temporaries + self.program + self.next_batch
 
 

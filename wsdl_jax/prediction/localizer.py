@@ -85,12 +85,12 @@ class Prediction:
 
     @property
     def map(self) -> Float[np.ndarray, "height width"]:
-        """The probability that a pixel was manipulated, in [0, 1], at the image's size; bicubic."""
+        """Returns each pixel's probability of manipulation, at the image's size; bicubic."""
         return np.concatenate(list(self.strips()))
 
     @functools.cached_property
     def manipulated_share(self) -> float:
-        """The share of the image's pixels whose probability is over one half, in [0, 1]."""
+        """Returns the share of the pixels whose probability is over one half, in [0, 1]."""
         height, width = self.size
         above = sum(np.count_nonzero(strip > metrics.THRESHOLD) for strip in self.strips())
         return above / (height * width)

@@ -87,7 +87,7 @@ class Checkpoints:
             self._manager = None
 
     def newest(self, like: Any) -> Found | None:
-        """Step and state of the newest sound checkpoint, to go on from. None if there is none.
+        """Returns step and state of the newest sound checkpoint, to go on from; None without any.
 
         Damaged ones are named in a warning. Those that are newer than the sound one, which training
         will write again, are moved to `damaged_checkpoints` in the run directory. What a killed
@@ -211,7 +211,7 @@ class Checkpoints:
     # ----- Reading --------------------------------------------------------------------------------
 
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, None if there is none."""
+        """Returns the step of the newest complete checkpoint, None if there is none."""
         if self._manager is not None:
             with self._errors_in_one_line():
                 self._manager.wait_until_finished()
@@ -219,12 +219,12 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def best(self) -> int | None:
-        """Step of the checkpoint with the lowest validation loss, None if there is none."""
+        """Returns the step of the checkpoint of the lowest validation loss, None without any."""
         ranked = self._ranked()
         return ranked[0] if ranked else None
 
     def best_sound(self, like: Any) -> Found | None:
-        """Step and state of the best checkpoint that is sound. None if there is none at all.
+        """Returns step and state of the best checkpoint that is sound; None if there is none.
 
         Damaged ones are named in a warning.
 
@@ -239,14 +239,14 @@ class Checkpoints:
         return found
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state of a step, with the structure, shapes and types of `like`, as NumPy arrays.
+        """Returns the state of a step as NumPy arrays, with the structure and types of another.
 
         Raises UserError naming the checkpoint if it cannot be read or has changed since.
         """
         return _patiently(lambda: self._restore(step, like))
 
     def checksum(self, step: int) -> int | None:
-        """The CRC-32 of a step's state, as kept with it. None for a step that has none.
+        """Returns the CRC-32 that is kept with a step's state; None for a step that has none.
 
         Raises UserError naming the checkpoint if the file of the checksum cannot be read.
         """

@@ -268,7 +268,7 @@ def data_of(run: epath.Path) -> dict[str, dict[str, Any]]:
 def check_data(run: epath.Path, data: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises UserError for a subset that is not what it was when the run began with it.
 
-    data: of `pipeline.Examples`, what subsets are made of, by their names.
+    data: what subsets are made of, by their names, as `inputs.Examples` has it.
     """
     known = data_of(run)
     for name, now in data.items():

@@ -96,7 +96,7 @@ class RunLog:
             )
 
     def say(self, line: str) -> None:
-        """One line to the terminal, above the bar."""
+        """Writes a line to the terminal, above the bar."""
         if not self._writes:
             return
         if self._plain:

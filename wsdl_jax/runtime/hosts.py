@@ -85,7 +85,7 @@ def _in_cluster() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is the host that writes logs, reports and results."""
+    """Returns whether this is the host that writes logs, reports and results."""
     return jax.process_index() == 0
 
 
@@ -137,16 +137,17 @@ def _on_hosts(function: Callable[[], None], *, only_first: bool) -> None:
 
 
 def any_host(value: bool) -> bool:
-    """Whether a value is true on any host. All hosts have to ask together."""
+    """Returns whether a value is true on any host. All hosts have to ask together."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
 def gather(values: np.ndarray) -> np.ndarray:
-    """[hosts, …]: the arrays of all hosts, which have one shape. They have to ask together.
+    """Returns the arrays of all hosts, stacked: [hosts, …]. All hosts have to ask together.
 
-    Floating-point numbers are passed on to the bit, float64 too, which JAX would round.
+    The arrays have one shape. Floating-point numbers are passed on to the bit, float64 too, which
+    JAX would round.
     """
     if jax.process_count() == 1:
         return values[None]

@@ -47,11 +47,11 @@ class Parallel:
             )
 
     def rounded_up(self, batch: int) -> int:
-        """The next batch that divides over the devices, for programs that pad."""
+        """Returns the next batch that divides over the devices, for programs that pad."""
         return -(-batch // self.mesh.size) * self.mesh.size
 
     def replicate(self, tree: Any) -> Any:
-        """Host arrays → the same values on every device, as `map` takes and returns them."""
+        """Returns host arrays as values on every device, as `map` takes and returns them."""
         if self.backend == "pmap":
             sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
             count = self.mesh.size
@@ -69,14 +69,14 @@ class Parallel:
         return jax.device_put(jax.device_get(tree), NamedSharding(self.mesh, PartitionSpec()))
 
     def one(self, tree: Any) -> Any:
-        """Replicated values → host arrays, from the first device of this host."""
+        """Returns replicated values as host arrays, from the first device of this host."""
         leaves = jax.tree.map(lambda x: x.addressable_data(0), tree)
         if self.backend == "pmap":
             leaves = jax.tree.map(lambda x: x[0], leaves)
         return jax.device_get(leaves)
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """This host's part of a batch → device arrays, an equal part on each of its devices."""
+        """Returns this host's part of a batch on its devices, an equal part on each of them."""
         if self.backend == "pmap":
             devices = jax.local_device_count()
             return {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
@@ -89,7 +89,7 @@ class Parallel:
         }
 
     def shapes(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        """Shapes of a state and of a global batch → those of what a mapped step takes for them."""
+        """Returns the shapes that a mapped step takes for those of a state and a global batch."""
         if self.backend == "pmap":
             count = self.mesh.size
 
@@ -110,7 +110,7 @@ class Parallel:
         return placed(state), placed(batch, AXIS)
 
     def gather(self, tree: Any) -> Any:
-        """The per-image outputs of `map` → host arrays of this host's images, in batch order."""
+        """Returns per-image outputs of `map` as host arrays of this host's images, in order."""
 
         def local(x: jax.Array) -> np.ndarray:
             parts = sorted(x.addressable_shards, key=lambda part: part.index[0].start or 0)

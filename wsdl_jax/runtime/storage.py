@@ -32,7 +32,7 @@ _LONGEST = 200  # bytes of the name that is meant, in a temporary one: of 255 at
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is a URL, such as gs://bucket/run."""
+    """Returns whether a path is a URL, such as gs://bucket/run."""
     return "://" in os.fspath(path)
 
 
@@ -147,7 +147,7 @@ def remove_abandoned(folder: epath.PathLike, name: str | None = None) -> None:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[pathlib.Path]:
-    """Yields a folder that is removed in the end; that it cannot be is not told."""
+    """Yields a folder that is removed in the end. If that fails, no error is raised."""
     folder = tempfile.mkdtemp(prefix="wsdl-jax-")
     try:
         yield pathlib.Path(folder)

@@ -89,6 +89,7 @@ def _train(
     )
     checkpoints = runs.Checkpoints(run, keep_best=config.train.keep_best)
     state = newest_state(run, checkpoints, blank)
+    del blank  # the loop needs the memory that its optimizer's state takes
     if state is None:
         start_network(model, config)
         state = runs.initial_state(model, config.train)

@@ -58,6 +58,8 @@ def start(model: nnx.Module, path: epath.Path, layout: str | None) -> list[str]:
         and not (new_head and name[:2] == ("top", "linear"))
     }
     if any(mine[name].shape != variable.shape for name, variable in taken.items()):
+        if has is None:
+            raise UserError(f"{path} has a network {type(source).__name__} of another size")
         raise UserError(
             f"{path} has a network of width {has.width}, where config.model.width = {needs.width}"
         )
