@@ -535,7 +535,9 @@ def test_one_of_the_version_before_is_read_until_it_is_built_again(
     new = read(tmp_path, "mine_fake")
     for path in tmp_path.glob("image_folder/mine_*/1.2.0"):
         info = path.rename(path.with_name("1.1.0")) / "dataset_info.json"
-        info.write_text(info.read_text().replace('"1.2.0"', '"1.1.0"'))
+        described = json.loads(info.read_text())
+        del described["releaseNotes"]["1.2.0"]
+        info.write_text(json.dumps({**described, "version": "1.1.0"}))
 
     def prepared_version() -> str:
         builder = build.make_builder("image_folder/mine_fake", str(tmp_path))
