@@ -197,12 +197,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.init.layout = {config.init.layout!r}: choose from {', '.join(layouts)}"
         )
-    if config.data.image_size < 64:
-        raise ConfigError(
-            f"config.data.image_size = {config.data.image_size}: Xception takes 64 pixels and more"
-        )
-    if not 1 <= config.model.depth <= 12:
-        raise ConfigError(f"config.model.depth = {config.model.depth}: Xception has blocks 1 to 12")
     if not config.data.fake or not config.data.test_fake or not config.data.test_real:
         raise ConfigError(
             "config.data: fake, test_fake and test_real name the subsets; one is empty"

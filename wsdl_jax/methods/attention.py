@@ -13,6 +13,7 @@ from wsdl_jax.methods.method import (
     Localization,
     Method,
     Metrics,
+    check_xception,
     from_image_logits,
     from_maps,
     network_arguments,
@@ -62,7 +63,7 @@ def _places(model: nnx.Module) -> Iterator[Place]:
 
 METHOD = Definition(
     bind=_bind,
-    fields=("loss.mask_weight",),
+    check=check_xception,
     layouts=(
         Layout(
             name="ffd-attention",

@@ -14,6 +14,7 @@ from wsdl_jax.methods.method import (
     Localization,
     Method,
     Metrics,
+    check_xception,
     from_image_logits,
     from_map_logits,
     map_loss,
@@ -75,6 +76,7 @@ def _fcn_unused(model: nnx.Module) -> Iterator[Place]:
 
 METHOD = Definition(
     bind=_bind,
+    check=check_xception,
     layouts=(
         Layout(
             name="timm-xception",

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, UInt8
 
 from wsdl_jax.methods.explanation import FAKE
 from wsdl_jax.models.torch_names import Layout
+from wsdl_jax.models.xception import BLOCKS, SMALLEST_IMAGE
+from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.variants import Variant
 
 Batch = dict[str, Array]
@@ -61,7 +63,8 @@ class Definition:
     Attributes:
       bind: makes the method of a valid config.
       setups: those of "a", "b" and "c" that the method can be trained in.
-      fields: config fields that this method reads, and not every method, such as "loss.location".
+      locations: the values of `loss.location` that the method has: which locations of a map its
+        weak objective trains.
       check: raises ConfigError for a config that the method cannot run; called after the checks
         that all methods have in common.
       layouts: the published PyTorch layouts of its networks. Weight files are read and written in
@@ -73,11 +76,24 @@ class Definition:
 
     bind: Callable[[ml_collections.ConfigDict], Method]
     setups: tuple[str, ...] = SETUPS
-    fields: tuple[str, ...] = ()
+    locations: tuple[str, ...] = ("every",)
     check: Callable[[ml_collections.ConfigDict], None] | None = None
     layouts: tuple[Layout, ...] = ()
     variants: tuple[Variant, ...] = ()
     starts_from: str | None = None
+
+
+def check_xception(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for a config that a network on Xception cannot be built or run for."""
+    if config.data.image_size < SMALLEST_IMAGE:
+        raise ConfigError(
+            f"config.data.image_size = {config.data.image_size}: Xception takes {SMALLEST_IMAGE} "
+            "pixels and more"
+        )
+    if not 1 <= config.model.depth <= BLOCKS:
+        raise ConfigError(
+            f"config.model.depth = {config.model.depth}: Xception has blocks 1 to {BLOCKS}"
+        )
 
 
 def network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:

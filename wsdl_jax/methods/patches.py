@@ -9,6 +9,7 @@ from wsdl_jax.methods import objectives
 from wsdl_jax.methods.method import (
     Definition,
     Method,
+    check_xception,
     from_map_logits,
     map_loss,
     network_arguments,
@@ -37,6 +38,7 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
+    check_xception(config)
     if config.loss.location != "every" and config.supervision == "full":
         raise ConfigError(
             f"config.loss.location = {config.loss.location!r}: only for weak supervision; masks "
@@ -52,7 +54,7 @@ def _places(model: nnx.Module) -> Iterator[Place]:
 
 METHOD = Definition(
     bind=_bind,
-    fields=("model.depth", "loss.location"),
+    locations=("every", "max", "average"),
     check=_check,
     layouts=(
         Layout(

@@ -70,10 +70,10 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.setup = {config.setup!r}: {config.method} is trained in "
             f"{', '.join(definition.setups)}"
         )
-    if config.loss.location != "every" and "loss.location" not in definition.fields:
-        readers = [n for n, method in _METHODS.items() if "loss.location" in method.fields]
+    if config.loss.location not in definition.locations:
+        having = [n for n, other in _METHODS.items() if config.loss.location in other.locations]
         raise ConfigError(
-            f"config.loss.location = {config.loss.location!r}: only for {', '.join(readers)}"
+            f"config.loss.location = {config.loss.location!r}: only for {', '.join(having)}"
         )
     if definition.check is not None:
         definition.check(config)
@@ -109,7 +109,7 @@ def build(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Modul
 def map_size(config: ml_collections.ConfigDict) -> int:
     """Returns how many locations a side the maps that are trained have, at the config's image size.
 
-    Raises ValueError for a network without a map to train.
+    Raises ConfigError for a network without a map to train.
     """
 
     def outputs():
@@ -120,5 +120,5 @@ def map_size(config: ml_collections.ConfigDict) -> int:
     shapes = nnx.eval_shape(outputs)
     maps = shapes.attention if shapes.map_logits is None else shapes.map_logits
     if maps is None:
-        raise ValueError(f"{config.method} has no map to train")
+        raise ConfigError(f"{config.method} has no map to train, as setup c needs")
     return maps.shape[1]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from wsdl_jax.models.layers import BatchNorm, Conv, Dtype, Pointwise, SeparableConv, max_pool_3x3
 from wsdl_jax.models.outputs import Outputs
 
+BLOCKS = 12
 SMALLEST_IMAGE = 64  # pixels: below this the last blocks see a single location
 _ENTRY_WIDTHS = (128, 256, 728)  # of blocks 1 to 3; blocks 4 to 11 keep the last
 
@@ -88,8 +89,8 @@ class Trunk(nnx.Module):
 
         Raises ValueError for a depth outside 1 to 12.
         """
-        if not 1 <= depth <= 12:
-            raise ValueError(f"Xception has blocks 1 to 12, not {depth}")
+        if not 1 <= depth <= BLOCKS:
+            raise ValueError(f"Xception has blocks 1 to {BLOCKS}, not {depth}")
         kwargs: dict[str, Any] = {"dtype": dtype, "axis_name": axis_name, "rngs": rngs}
         self.width = width
         stem = scaled(32, width), scaled(64, width)
