@@ -91,6 +91,7 @@ def test_patches(depth):
     close(outputs(network(layout)).map_logits, OUTPUTS[f"{layout}/logits"])
 
 
+@pytest.mark.slow
 def test_patches_training():
     training = Training("dolos-patches-block2")
     targets = jnp.asarray(golden.masks(2, 37))
@@ -108,12 +109,14 @@ def test_patches_training():
         )
 
 
+@pytest.mark.slow
 def test_attention():
     out = outputs(network("ffd-attention"))
     close(out.image_logits, OUTPUTS["ffd-attention/logits"])
     close(out.attention, OUTPUTS["ffd-attention/mask"][..., 0])
 
 
+@pytest.mark.slow
 def test_attention_training():
     training = Training("ffd-attention")
     targets = jnp.asarray(golden.masks(2, 19))
@@ -144,6 +147,7 @@ def test_grad_cam_weak():
     close(maps, OUTPUTS["timm-xception/cam"])
 
 
+@pytest.mark.slow
 def test_grad_cam_weak_training():
     training = Training("timm-xception")
 
@@ -154,6 +158,7 @@ def test_grad_cam_weak_training():
     check_norms(training.gradient_norms(loss), GRADIENT_NORMS["grad_cam_weak"], **WHOLE_NETWORK)
 
 
+@pytest.mark.slow
 def test_grad_cam_full():
     layout = "dolos-grad-cam-full"
     close(outputs(network(layout)).map_logits, OUTPUTS[f"{layout}/logits"])

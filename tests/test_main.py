@@ -41,7 +41,12 @@ def execute(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name == "patches" else pytest.mark.slow) for name in VARIANTS
+    ],
+)
 def finished(request, shrunk, dolos_folder, tmp_path_factory):
     """Method, run directory and what was said of a run that has built its datasets itself."""
     root = tmp_path_factory.mktemp(request.param)
@@ -297,6 +302,7 @@ def test_another_config_is_refused_before_anything_is_built(finished, shrunk, tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_sides_are_checked_before_the_first_step(data_dir, shrunk, tmp_path):
     real, fakes = "dolos/celebahq_real", "dolos/celebahq_repaint_p2_9k"
     for field, name, told in (

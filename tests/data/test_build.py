@@ -228,6 +228,7 @@ def test_a_damaged_dataset_is_refused_by_name(folder: Path, tmp_path: Path) -> N
         build.prepare(builder, str(folder))
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_nothing_that_is_read_and_the_next_build_cleans_up(
     large: Path, tmp_path: Path
 ) -> None:

@@ -161,10 +161,11 @@ def test_images_become_rgb_of_the_same_pixels(
         encoded, mask = dolos.read_pair(dolos.Pair(path, None))
         assert mask is None
         assert (encoded == path.read_bytes()) == (mode == "RGB" and suffix == ".png")
+        with Image.open(path) as file:  # a TIFF does not keep the transparency of a palette
+            rgba = np.asarray(file.convert("RGBA")).astype(float)
     with Image.open(io.BytesIO(encoded)) as stored:
         assert (stored.format, stored.mode, stored.size) == ("PNG", "RGB", (width, height))
         assert "transparency" not in stored.info
-        rgba = np.asarray(image.convert("RGBA")).astype(float)
         over_white = 255 - (255 - rgba[..., :3]) * rgba[..., 3:] / 255
         opaque = rgba[..., 3].min() == 255  # which a palette need not be
         assert np.abs(np.asarray(stored) - over_white).max() <= (0 if opaque else 1)

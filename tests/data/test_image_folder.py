@@ -595,6 +595,7 @@ def train(run: Path, method: str, variant: str, fields: dict) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "setup"), [("patches", "c"), ("attention", "b")])
 def test_methods_train_and_are_tested_on_it(
     method: str, setup: str, shrunk: dict, prepared: Path, tmp_path: Path
@@ -613,6 +614,7 @@ def test_methods_train_and_are_tested_on_it(
     assert results["test_real"] == "image_folder/mine_real"
 
 
+@pytest.mark.slow
 def test_without_masks_there_is_detection_alone(
     shrunk: dict, prepared: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def images():
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fake", FAKES)
 def test_file_size(images, fake):
     written = [[len(samples.encode(image)) for image in images[kind]] for kind in ("real", fake)]

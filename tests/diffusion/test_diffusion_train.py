@@ -53,6 +53,7 @@ def test_training_lowers_the_loss(small_config, tmp_path):
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_nobody_disturbed(
     small_config, trained_forgers, tmp_path, monkeypatch
 ):
@@ -123,6 +124,7 @@ def test_average_of_the_weights_is_the_recursion():
         np.testing.assert_allclose(state["ema"]["w"], average, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["shard_map", "pmap"])
 def test_eight_devices_train_as_one(backend, small_config):
     """An image's noise is that of its place in the batch, wherever it is computed."""

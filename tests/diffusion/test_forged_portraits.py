@@ -48,6 +48,7 @@ def pixels(encoded):
     return np.asarray(Image.open(io.BytesIO(encoded)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subset", ["ddpm_repaint", "latent_ddpm", "telea", "navier_stokes"])
 def test_partial_fakes_are_of_the_same_sources_and_masks(subset, models, tmp_path):
     found = built(subset, tmp_path / "data")
@@ -68,6 +69,7 @@ def test_partial_fakes_are_of_the_same_sources_and_masks(subset, models, tmp_pat
         np.testing.assert_array_equal(image, expected)
 
 
+@pytest.mark.slow
 def test_whole_portraits_are_a_function_of_seed_and_number(models, tmp_path):
     one, two = (built("ddpm_full", tmp_path / name) for name in ("one", "two"))
     assert {split: len(records) for split, records in one.items()} == {"train": 12, "valid": 3}
@@ -101,6 +103,7 @@ def test_names_of_subsets():
         Builder.config_for("latent_ddpm-128px")
 
 
+@pytest.mark.slow
 def test_the_models_that_come_with_it_draw_portraits():
     """Far nearer to real portraits than others are to them; and of none of the dataset's scenes."""
     files = [forged.FOLDER / f"{name}.safetensors" for name in ("ddpm", "latent_ddpm")]

@@ -135,6 +135,7 @@ def test_limit_takes_the_first_of_each_split(place):
 # ----- With forgers that are trained here ---------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["repaint", "latent", "full"])
 def test_forgers_of_ones_own(generator, place, trained_forgers):
     sampling = Sampling(steps=4, jump=2, times=2)
@@ -328,6 +329,7 @@ def test_forgers_are_of_a_part_and_a_size(trained_forgers, place, tmp_path, monk
         forge("mine", generator="repaint", path=trained_forgers["pixel"], size=64, **settings)
 
 
+@pytest.mark.slow
 def test_the_command(place, tmp_path):
     def command(*arguments):
         return subprocess.run(

@@ -16,6 +16,7 @@ def random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
+@pytest.mark.slow
 @given(patch=st.integers(1, 4), rows=st.integers(1, 4), channels=st.integers(1, 3))
 @settings(max_examples=20, deadline=None)
 def test_patches_are_taken_and_put_back(patch, rows, channels):
@@ -35,6 +36,7 @@ def test_time_features_are_sines_and_cosines():
     np.testing.assert_allclose(found, np.hstack([np.sin(angles), np.cos(angles)]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_attention_is_softmax_of_products():
     attention = networks.Attention(16, heads=2, rngs=nnx.Rngs(0))
     attention.out.kernel[...] = random(16, 16)
@@ -53,6 +55,7 @@ def make_unet(**changes):
     return networks.UNet(**settings, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [(8,), (16, 8), (8, 16, 8)])
 @pytest.mark.parametrize("attention", [0, 1, 3])
 def test_unet_gives_an_image_of_the_same_shape(widths, attention):
@@ -64,6 +67,7 @@ def test_unet_gives_an_image_of_the_same_shape(widths, attention):
     assert len(levels) == 2 * len(range(attention, len(widths)))
 
 
+@pytest.mark.slow
 def test_unet_starts_by_saying_zero_and_then_depends_on_image_time_and_far_away_pixels():
     unet = make_unet()
     x, t = random(2, 16, 16, 3), jnp.array([0.2, 0.9])

@@ -228,6 +228,7 @@ def test_resampling_harmonizes():
     assert errors[1] < 0.6 * errors[0]
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 99), size=st.integers(1, 5))
 @settings(max_examples=5, deadline=None)
 def test_repaint_leaves_what_is_known_untouched_and_does_not_look_below_the_mask(seed, size):

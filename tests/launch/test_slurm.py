@@ -223,6 +223,7 @@ def final_state(run: Path) -> Any:
         checkpoints.close()
 
 
+@pytest.mark.slow
 def test_preempted_once(cluster, shrunk, tmp_path):
     """Two tasks, preempted and requeued by SLURM, end as two processes do that nobody disturbs."""
     fields = {**shrunk, "model.depth": 1, "data.flip": True, "train.learning_rate": 0.01}
@@ -303,6 +304,7 @@ def test_the_end_is_the_end(cluster, program, tmp_path, argument, state):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["grace", "signal", "time"])
 def test_the_script_requeues(cluster, program, tmp_path, how):
     """Where SLURM only signals the tasks, the script has to see to it that the job runs again."""

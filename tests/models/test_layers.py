@@ -106,6 +106,7 @@ def test_max_pool(form, values, size, dtype):
     np.testing.assert_array_equal(dx, scatter(routed.reshape(windows.shape), x.shape, 2, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 33])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_max_pool_loses_no_gradient_between_programs(size, dtype):
@@ -195,7 +196,7 @@ def arguments(operator: str, shape: tuple[int, ...], dtype: str, seed: int) -> l
     return [jnp.array(rng.normal(size=s), dtype) for s in shapes]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("operator", OPERATORS)
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(
@@ -217,6 +218,7 @@ def test_operators_are_the_plain_ones(operator, dtype, batch, height, width, cha
         np.testing.assert_allclose(got, expected, atol=tolerance * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_operators_under_transformations(operator):
     """Many of them at once, and computed again in the backward pass."""

@@ -186,6 +186,7 @@ def test_channels_of_full_width():
 # ----- Computation --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "training"), [("patches", True), ("attention", False)])
 def test_bfloat16_is_close(name, training):
     exact, exact_stats = result(name, "float32", training)

@@ -41,6 +41,7 @@ def test_command_done(trained, tmp_path):
     assert len(table(tmp_path / "out")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

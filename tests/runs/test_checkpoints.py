@@ -21,7 +21,7 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from wsdl_jax.runs import checkpoints
+from wsdl_jax.runs import checkpoints as checkpoints_module
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime.errors import UserError
 
@@ -33,8 +33,11 @@ def run(tmp_path) -> epath.Path:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sorted(checkpoints.PAUSES) == [*checkpoints.PAUSES] and sum(checkpoints.PAUSES) < 10
-    monkeypatch.setattr(checkpoints, "PAUSES", (0.001, 0.002, 0.003))
+    assert (
+        sorted(checkpoints_module.PAUSES) == [*checkpoints_module.PAUSES]
+        and sum(checkpoints_module.PAUSES) < 10
+    )
+    monkeypatch.setattr(checkpoints_module, "PAUSES", (0.001, 0.002, 0.003))
 
 
 def make_state(seed: int) -> dict[str, Any]:
@@ -428,11 +431,11 @@ def test_a_failed_read_is_no_damage(run: epath.Path, find, error, monkeypatch, c
     assert message.endswith("; nothing was moved")
     assert "\n" not in message and "source locations" not in message
     assert TEXTS.get(str(error)) is None or TEXTS[str(error)] in message
-    assert len(failed) == 1 + len(checkpoints.PAUSES)
+    assert len(failed) == 1 + len(checkpoints_module.PAUSES)
     assert snapshot(run) == before and not caplog.records
     # It may be over in a moment.
     with monkeypatch.context() as patch:
-        fail_to_read(patch, 20, error, len(checkpoints.PAUSES))
+        fail_to_read(patch, 20, error, len(checkpoints_module.PAUSES))
         step, state = getattr(checkpoints, find)(make_state(0))
     assert step == 20
     assert_same_bits(state, make_state(2))

@@ -122,6 +122,7 @@ def lines(run: Path) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [(1, 8), (1, 1)])
 def test_the_same_run(finished, other):
     (run, _), (reference, _) = finished[2, 4], finished[other]
@@ -164,6 +165,7 @@ def test_one_host_speaks(finished):
     assert "epoch" not in second and "written to" not in second
 
 
+@pytest.mark.slow
 def test_what_hosts_do_not_share_is_told(fields, tmp_path):
     own = ({}, {"seed": 7})
     said = finish(start(tmp_path / "run", fields, count=2, devices=4, own=own))
@@ -185,6 +187,7 @@ runpy.run_module("wsdl_jax.main", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_hosts_wait_for_data_as_long_as_it_takes(fields, dolos_folder, tmp_path):
     own = {"data.dir": tmp_path / "data", "data.manual_dir": dolos_folder, "train.epochs": 1}
     started = start(tmp_path / "run", {**fields, **own}, count=2, devices=4, program=("-c", SLOW))
@@ -193,6 +196,7 @@ def test_hosts_wait_for_data_as_long_as_it_takes(fields, dolos_folder, tmp_path)
     assert (tmp_path / "run/results.json").exists()
 
 
+@pytest.mark.slow
 def test_what_the_first_host_cannot_do_ends_all(fields, tmp_path):
     own = {"data.dir": tmp_path / "data", "data.manual_dir": tmp_path / "nowhere"}
     said = finish(start(tmp_path / "run", {**fields, **own}, count=2, devices=4))
@@ -202,6 +206,7 @@ def test_what_the_first_host_cannot_do_ends_all(fields, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_one_host_cannot_do_by_itself_ends_all_at_once(fields, data_dir, tmp_path):
     """With data on a disk of its own."""
     elsewhere = {"data.dir": tmp_path / "data", "data.manual_dir": tmp_path / "nowhere"}
@@ -212,6 +217,7 @@ def test_what_one_host_cannot_do_by_itself_ends_all_at_once(fields, data_dir, tm
     assert f"error: host 1: {told}" in said[0][1] and f"error: {told}" in said[1][1]
 
 
+@pytest.mark.slow
 def test_hosts_with_other_data_are_told(fields, data_dir, tmp_path):
     """Equal counts; masks and images of one host come from other files."""
     other = shutil.copytree(data_dir, tmp_path / "data")
@@ -228,6 +234,7 @@ def test_hosts_with_other_data_are_told(fields, data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_evaluation_by_itself_joins_its_hosts(finished, tmp_path):
     run = shutil.copytree(finished[2, 4][0], tmp_path / "run")
     before = (run / "predictions.csv").read_text()
@@ -240,6 +247,7 @@ def test_evaluation_by_itself_joins_its_hosts(finished, tmp_path):
     assert (run / "predictions.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_one_host_is_preempted(fields, finished, tmp_path):
     """Both stop at one step; it continues on another number of hosts, to the same end."""
     run = tmp_path / "run"

@@ -85,7 +85,7 @@ def test_a_folder_that_cannot_be_locked_is_told(tmp_path: Path, monkeypatch, cap
 def lease(tmp_path: Path, monkeypatch):
     """Makes the lock of a folder as if that were in a bucket, with seconds instead of minutes."""
     monkeypatch.setattr(locks, "is_remote", lambda path: True)
-    monkeypatch.setattr(locks, "LEASE", 0.8)
+    monkeypatch.setattr(locks, "LEASE", 2.0)
     monkeypatch.setattr(locks, "RENEWAL", 0.1)
     monkeypatch.setattr(locks, "SETTLING", 0.05)
     return lambda **arguments: locks.Lock(epath.Path(tmp_path), **arguments)

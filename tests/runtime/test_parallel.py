@@ -1,6 +1,7 @@
 """Eight devices compute what one computes, by either way of mapping a step."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -102,8 +103,13 @@ def on_one_device(case: str) -> tuple[Any, list[Any]]:
     return jax.device_get(state), history
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [
+        pytest.param(case, backend, marks=[] if case == "patches" else pytest.mark.slow)
+        for case, backend in itertools.product(CASES, BACKENDS)
+    ],
+)
 def test_eight_devices_train_as_one(case: str, backend: str):
     parallel = Parallel(backend)
     assert parallel.mesh.size == 8
@@ -228,6 +234,7 @@ def stepped(step: Any, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, A
     return jax.device_get(jax.tree.map(lambda x: x[0], (state, metrics)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["patches", "patches-max", "patches-full"])
 def test_microbatches_are_the_parts_one_by_one(case: str):
     """The gradient is the mean of those of the parts; statistics move from part to part."""
@@ -265,6 +272,7 @@ def test_microbatches_are_the_parts_one_by_one(case: str):
     assert np.mean(jax.tree.leaves(apart)) > 1e-3  # one part alone would not do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_microbatches_drop_what_the_whole_batch_drops(backend: str):
     """Without BatchNorm's statistics of a part, parts and devices change nothing at all."""
@@ -287,6 +295,7 @@ def test_microbatches_drop_what_the_whole_batch_drops(backend: str):
         assert later[name] != pytest.approx(metrics[name], rel=1e-4)  # another draw would not do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["patches", "attention"])
 def test_rematerialization_changes_nothing(case: str):
     step, state, data = pieces(case)
@@ -308,6 +317,7 @@ def test_rematerialization_changes_nothing(case: str):
             np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_alike():
     """Losses of five steps within 3 %; parameters and statistics stay float32."""
     losses = {}

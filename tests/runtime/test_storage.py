@@ -442,16 +442,17 @@ def python(environment: dict[str, str], code: str, path: str) -> str:
 # The command, told to stop while it validates.
 STOPPED = """
 import os, runpy, signal
-from wsdl_jax import training
-validate = training.validate
+from wsdl_jax.training import loop
+validate = loop.validate
 def stopping(*arguments):
     os.kill(os.getpid(), signal.SIGTERM)
     return validate(*arguments)
-training.validate = stopping
+loop.validate = stopping
 runpy.run_module("wsdl_jax.main", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_on_disk(
     bucket: dict[str, str], shrunk: dict[str, Any], tmp_path: Path
 ):

@@ -99,6 +99,7 @@ def story(shrunk, tmp_path_factory):
     return workdir, said, collected
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_run_in_hand_and_stops(story):
     _, said, _ = story
     code, text = said[0]
@@ -158,6 +159,7 @@ def test_tables(story):
     assert (workdir / "tables/heatmaps.png").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_takes_its_run_with_it(shrunk, tmp_path):
     file, workdir = tmp_path / "mine.py", tmp_path / "w"
     fields = {**shrunk, "model.depth": 1, "train.epochs": 200, "train.steps_per_epoch": 20}

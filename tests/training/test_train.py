@@ -98,6 +98,7 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compile_quickly")
 def test_dropout_differs_by_step_and_by_place_and_not_otherwise():
     config = configuration.base()
@@ -261,6 +262,7 @@ def poisoned(at: int):
     return batches
 
 
+@pytest.mark.slow
 def test_nan_stops_with_step_and_last_good_checkpoint(
     real_config: GetConfig, tmp_path: Path, monkeypatch
 ):
@@ -444,6 +446,7 @@ def own_images(tmp_path: Path) -> Callable[[str], None]:
     return make
 
 
+@pytest.mark.slow
 def test_a_rebuilt_dataset_is_not_the_one_that_a_run_began_with(
     own_images, real_config: GetConfig, tmp_path: Path
 ):
@@ -511,6 +514,7 @@ def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
     raise AssertionError(f"ended too early: {process.communicate()}")
 
 
+@pytest.mark.slow
 def test_interrupted_runs_continue_to_the_same_bits(uninterrupted, shrunk, tmp_path: Path):
     config, straight, results = uninterrupted
     run = tmp_path / "run"
@@ -605,6 +609,7 @@ def asked(
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_validation_is_heard(shrunk, tmp_path: Path):
     run = tmp_path / "run"
     code, err = asked(shrunk, run, ("wsdl_jax.training.loop", "validate", 2))
@@ -614,6 +619,7 @@ def test_a_signal_in_the_last_validation_is_heard(shrunk, tmp_path: Path):
     assert code == 0 and (run / "results.json").exists(), err
 
 
+@pytest.mark.slow
 def test_signals_while_it_saves_do_not_lose_the_save(shrunk, tmp_path: Path):
     """Schedulers send a second SIGTERM; a save goes on in the background meanwhile."""
     run = tmp_path / "run"
@@ -622,6 +628,7 @@ def test_signals_while_it_saves_do_not_lose_the_save(shrunk, tmp_path: Path):
     assert saved(run) == {2} and not list(run.glob("checkpoints/*tmp*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_while_it_is_traced_goes_on(shrunk, tmp_path: Path):
     run = tmp_path / "run"
     for number, code in ((2, 143), (-1, 0)):
@@ -634,6 +641,7 @@ def test_a_run_that_stops_while_it_is_traced_goes_on(shrunk, tmp_path: Path):
     assert saved(run) == {2, 3, 4} or saved(run) == {2, 4}
 
 
+@pytest.mark.slow
 def test_steps_are_traced(trained: epath.Path, real_config: GetConfig, tmp_path: Path):
     config = real_config("patches", "source=celebahq", {"model.depth": 1, "profile": "2:4"})
     run = epath.Path(tmp_path / "run")

@@ -157,6 +157,7 @@ def test_networks_come_back(layout):
     assert model.trunk.norm1.use_running_average  # in evaluation mode
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(
     st.floats(0.02, 1.0),
@@ -553,6 +554,7 @@ def test_a_run_of_a_file(files, layout, tmp_path):
     assert (config.setup, step) == ("c" if layout == "dolos-grad-cam-full" else "a", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setup", methods.SETUPS)
 @pytest.mark.parametrize("layout", NETWORKS)
 def test_a_run_is_tested_as_the_recipe_is(files, layout, setup, tmp_path):
@@ -584,6 +586,7 @@ def published_config(method: str, setup: str):
     return space["get_config"](f"setup={setup},source=celebahq")
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated(files, data_dir, tmp_path):
     """Its scores are those of the network itself on the same images."""
     run = epath.Path(tmp_path / "run")
@@ -662,6 +665,7 @@ TRANSFERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TRANSFERS, ids=str)
 def test_what_is_shared_is_taken(files, case):
     layout, network, depth = case
@@ -735,6 +739,7 @@ def test_a_network_without_xception_starts_from_its_own_run(tmp_path, monkeypatc
         weights.start(fresh(Patches), epath.Path(tmp_path), None)
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_file(files, real_config, tmp_path, caplog):
     caplog.set_level("INFO")
     overrides = {
@@ -777,6 +782,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*python, *arguments], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_there_and_back(files, tmp_path):
     run, back = str(tmp_path / "run"), tmp_path / "back.safetensors"
     file, layout = str(files["ffd-attention"]), "--layout=ffd-attention"
