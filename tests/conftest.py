@@ -41,13 +41,19 @@ SUBSETS = ("celebahq_real", "celebahq_p2", "celebahq_repaint_p2", "celebahq_repa
 HEAVY = {"torch", "diffusers", "libtpu", "gcsfs", "chromium"}
 
 
+# Fixtures that train or run for tens of seconds.
+LONG = {"trained_forgers", "forgers", "story", "attempts", "undisturbed", "on_two_hosts"}
+
+
 # Before pytest itself deselects by marks.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for name in HEAVY.intersection(getattr(item, "fixturenames", ())):
+        fixtures = getattr(item, "fixturenames", ())
+        for name in HEAVY.intersection(fixtures):
             item.add_marker(name)
-        if any(item.get_closest_marker(name) for name in (*HEAVY, "slurm", "faults")):
+        marked = any(item.get_closest_marker(name) for name in (*HEAVY, "slurm", "faults"))
+        if marked or LONG.intersection(fixtures):
             item.add_marker("slow")
 
 

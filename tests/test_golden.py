@@ -135,6 +135,7 @@ def test_attention_training():
     check_norms(norms, GRADIENT_NORMS["attention_weak"], **WHOLE_NETWORK)
 
 
+@pytest.mark.slow
 def test_grad_cam_weak():
     model = network("timm-xception")
 

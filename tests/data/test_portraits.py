@@ -72,6 +72,7 @@ def test_full_fakes_of_two_generators_are_of_the_same_scene():
     assert (one != two).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_share_of_the_mask():
     shares = np.array(
         [samples.draw_edit(np.random.default_rng(seed), 128).mask.mean() for seed in range(200)]

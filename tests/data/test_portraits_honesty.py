@@ -32,6 +32,9 @@ def assert_chance(real, fake, what):
     assert CHANCE[0] < value < CHANCE[1], f"{what} tells fake from real: ROC AUC {value:.3f}"
 
 
+pytestmark = pytest.mark.slow  # it looks at hundreds of images
+
+
 @pytest.fixture(scope="module")
 def images():
     """Sources (camera image and edit of each partial fake), real images and all kinds of fake."""
@@ -48,7 +51,6 @@ def images():
     return made
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fake", FAKES)
 def test_file_size(images, fake):
     written = [[len(samples.encode(image)) for image in images[kind]] for kind in ("real", fake)]

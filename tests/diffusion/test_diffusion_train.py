@@ -74,6 +74,7 @@ def test_an_interrupted_run_ends_as_one_that_nobody_disturbed(
     training.train(config, run)  # nothing is left to do
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_before_its_first_checkpoint_begins_again(
     small_config, tmp_path, monkeypatch
 ):

@@ -166,6 +166,7 @@ def test_forgers_of_ones_own(generator, place, trained_forgers):
     assert ("jump" in recipe) == (generator != "full")
 
 
+@pytest.mark.slow
 def test_a_run_on_forged_images(place, real_config):
     """What is forged trains and tests as any other dataset."""
     from etils import epath

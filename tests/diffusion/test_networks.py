@@ -83,6 +83,7 @@ def test_unet_starts_by_saying_zero_and_then_depends_on_image_time_and_far_away_
     np.testing.assert_allclose(unet(x[:1], t[:1]), out[:1], atol=1e-5)  # images are independent
 
 
+@pytest.mark.slow
 def test_autoencoder_makes_latents_of_a_quarter_and_every_pixel_anew():
     autoencoder = networks.Autoencoder(channels=4, widths=(8, 16), rngs=nnx.Rngs(0))
     images = random(2, 16, 24, 3)

@@ -115,6 +115,7 @@ def test_denoiser_passes_the_state_on():
     )
 
 
+@pytest.mark.slow
 def test_loss_is_the_weighted_error_of_steps_drawn_evenly():
     """A denoiser that says zero errs by the noise's variance, 1, times the weight."""
     images = jnp.zeros((4000, 4, 4, 1))

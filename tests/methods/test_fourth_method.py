@@ -119,7 +119,7 @@ def test_a_fourth_method(place: Path, data_dir: Path, dolos_folder: Path):
     collected.collect(
         "colours_sweep.py", plan.read("colours_sweep.py", workdir, [override]), workdir
     )
-    table = list(csv.DictReader((place / "swept/tables/results.csv").open()))
+    table = rows(place / "swept/tables/results.csv")
     assert [row["tested"] for row in table] == [
         "dolos/celebahq_repaint_p2",
         "dolos/celebahq_repaint_p2_9k",

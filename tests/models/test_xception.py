@@ -111,6 +111,7 @@ def locations(pixels: int, depth: int) -> int:
     return size
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(st.integers(64, 1200), st.integers(64, 1200), st.integers(1, 12))
 def test_every_size_from_64(height, width, depth):
@@ -264,6 +265,7 @@ def test_halves_of_the_classifier_meet_at_block_11():
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_multiplies_block_7():
     """With a map kernel of zeros the mask is 1/2, and the rest a classifier of halved features."""
     model = nnx.clone(small("attention"))

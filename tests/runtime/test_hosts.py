@@ -102,7 +102,7 @@ def fields(shrunk: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(fields, tmp_path_factory) -> dict[tuple[int, int], tuple[Path, list]]:
+def on_two_hosts(fields, tmp_path_factory) -> dict[tuple[int, int], tuple[Path, list]]:
     """Run directory, and what each process said, by (processes, devices of each)."""
     out = {}
     for count, devices in ((2, 4), (1, 8), (1, 1)):
@@ -124,8 +124,8 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("other", [(1, 8), (1, 1)])
-def test_the_same_run(finished, other):
-    (run, _), (reference, _) = finished[2, 4], finished[other]
+def test_the_same_run(on_two_hosts, other):
+    (run, _), (reference, _) = on_two_hosts[2, 4], on_two_hosts[other]
     assert (run / "config.json").read_text() == (reference / "config.json").read_text()
     assert len(lines(run)) == len(lines(reference)) == 6  # four steps and two validations
     for mine, theirs in zip(lines(run), lines(reference), strict=True):
@@ -138,9 +138,10 @@ def test_the_same_run(finished, other):
 
 
 @pytest.mark.parametrize("other", [(1, 8), (1, 1)])
-def test_the_same_results(finished, other):
+def test_the_same_results(on_two_hosts, other):
     stored = [
-        json.loads((finished[which][0] / "results.json").read_text()) for which in ((2, 4), other)
+        json.loads((on_two_hosts[which][0] / "results.json").read_text())
+        for which in ((2, 4), other)
     ]
     numbers = ("iou_sm", "pbca_sm", "iou_lg", "pbca_lg", "ap", "auc")
     for name in numbers:
@@ -148,7 +149,7 @@ def test_the_same_results(finished, other):
     assert stored[0]["trivial"]["random"] == stored[1]["trivial"]["random"]
     assert (stored[0]["fake_images"], stored[0]["real_images"]) == (11, 8)
     tables = [
-        list(csv.DictReader((finished[which][0] / "predictions.csv").read_text().splitlines()))
+        list(csv.DictReader((on_two_hosts[which][0] / "predictions.csv").read_text().splitlines()))
         for which in ((2, 4), other)
     ]
     assert len(tables[0]) == len(tables[1]) == 19
@@ -158,8 +159,8 @@ def test_the_same_results(finished, other):
         assert mine["manipulated_share"] == theirs["manipulated_share"]
 
 
-def test_one_host_speaks(finished):
-    _, said = finished[2, 4]
+def test_one_host_speaks(on_two_hosts):
+    _, said = on_two_hosts[2, 4]
     (_, first), (_, second) = said
     assert "epoch 2: " in first and "written to" in first
     assert "epoch" not in second and "written to" not in second
@@ -235,8 +236,8 @@ def test_hosts_with_other_data_are_told(fields, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluation_by_itself_joins_its_hosts(finished, tmp_path):
-    run = shutil.copytree(finished[2, 4][0], tmp_path / "run")
+def test_evaluation_by_itself_joins_its_hosts(on_two_hosts, tmp_path):
+    run = shutil.copytree(on_two_hosts[2, 4][0], tmp_path / "run")
     before = (run / "predictions.csv").read_text()
     for path in (run / "predictions.csv", run / "results.json", run / "real_scores.json"):
         path.unlink()
@@ -248,7 +249,7 @@ def test_evaluation_by_itself_joins_its_hosts(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_host_is_preempted(fields, finished, tmp_path):
+def test_one_host_is_preempted(fields, on_two_hosts, tmp_path):
     """Both stop at one step; it continues on another number of hosts, to the same end."""
     run = tmp_path / "run"
     longer = {**fields, "train.epochs": 40}
@@ -269,7 +270,7 @@ def test_one_host_is_preempted(fields, finished, tmp_path):
     assert f"continuing at step {stopped:.0f} of 80" in err
     steps = [entry["step"] for entry in lines(run) if "loss" in entry]
     assert steps == sorted(set(steps)) and steps[-1] == 80
-    for mine, theirs in zip(lines(run)[:6], lines(finished[1, 8][0]), strict=True):
+    for mine, theirs in zip(lines(run)[:6], lines(on_two_hosts[1, 8][0]), strict=True):
         assert mine == pytest.approx(theirs, rel=2e-4)
 
 

@@ -384,6 +384,7 @@ def test_two_processes_do_not_write_to_one_run(
     assert saved(run) == {2, 4}
 
 
+@pytest.mark.slow
 def test_what_a_killed_start_has_left_is_a_new_run(real_config: GetConfig, tmp_path: Path):
     """Its lock, and half a config under a name of its own."""
     (tmp_path / ".lock").write_text("process 1")
