@@ -95,6 +95,7 @@ def test_results_are_figures_of_the_test_images(finished):
     assert len((run / "predictions.csv").read_text().splitlines()) == 1 + 11 + 8
 
 
+@pytest.mark.slow
 def test_the_same_command_elsewhere_gives_the_same_results(finished, shrunk, tmp_path):
     method, run, _ = finished
     done = execute(command(method, tmp_path / "run", shrunk))  # another folder of the same data

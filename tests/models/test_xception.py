@@ -255,6 +255,7 @@ def test_outputs_that_a_network_has():
     }
 
 
+@pytest.mark.slow
 def test_halves_of_the_classifier_meet_at_block_11():
     model = small("classifier")
     model.eval()
