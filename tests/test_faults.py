@@ -197,7 +197,6 @@ class Moment:
         return self._kind == "step" or any(self._run.glob("checkpoints/*.orbax-checkpoint-tmp"))
 
 
-@pytest.mark.slow
 def test_killed_at_twenty_moments(attempts: Attempts, undisturbed: Path, tmp_path: Path):
     run = tmp_path / "run"
     rng = np.random.default_rng(0)
@@ -292,7 +291,6 @@ def test_the_next_best_is_evaluated(undisturbed: Path, tmp_path: Path, caplog):
 # ----- Disks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_full_disk(attempts: Attempts, undisturbed: Path, tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -41,9 +41,7 @@ def main(_: list[str]) -> None:
     if config.init.path and not runs.RunDirectory(run).config.exists():
         path = epath.Path(config.init.path)
         weights.start(methods.blank(config, None), path, config.init.layout)
-    hosts.first(lambda: inputs.prepare(config, _ALSO_ON.value))
-    # Where the others have disks of their own.
-    hosts.each(lambda: inputs.prepare(config, _ALSO_ON.value))
+    hosts.first_then_each(lambda: inputs.prepare(config, _ALSO_ON.value))
     inputs.check_sides(
         real=(config.data.test_real,),
         fake=(config.data.test_fake, *_ALSO_ON.value),

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
     if failed:
         raise UserError(
             f"{len(failed)} of {len(rows)} images have no map, first "
-            f"{table.printable(failed[0].file)}: {failed[0].error}; see {out / 'predictions.csv'}"
+            f"{table.printable(failed[0].file)}: {failed[0].error}; see {out / table.FILE}"
         )
 
 

@@ -10,21 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orientations import UPRIGHT
 from PIL import ExifTags, Image, ImageFile
 
 from wsdl_data import decoding
 
-# Of an image stored with EXIF orientation n, the array that is meant, as the EXIF standard has it.
-UPRIGHT = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
 PALETTE = np.random.default_rng(7).integers(0, 256, (256, 3), np.uint8)
 
 

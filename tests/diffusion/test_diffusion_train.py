@@ -53,7 +53,6 @@ def test_training_lowers_the_loss(small_config, tmp_path):
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_nobody_disturbed(
     small_config, trained_forgers, tmp_path, monkeypatch
 ):

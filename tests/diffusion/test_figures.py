@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -89,7 +88,6 @@ def test_worse_images_are_farther_away():
     assert dark["frechet"] > 3 * good["frechet"]
 
 
-@pytest.mark.slow
 def test_the_command(trained_forgers, tmp_path):
     out = tmp_path / "sheet.png"
     done = subprocess.run(

@@ -135,7 +135,6 @@ def test_limit_takes_the_first_of_each_split(place):
 # ----- With forgers that are trained here ---------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["repaint", "latent", "full"])
 def test_forgers_of_ones_own(generator, place, trained_forgers):
     sampling = Sampling(steps=4, jump=2, times=2)

@@ -83,7 +83,6 @@ def test_latent_repaint_touches_every_part_of_the_image(forgers, sources):
     assert (made != images)[~masks].mean() > 0.9
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", ["pixel", "latent"])
 @pytest.mark.parametrize("whole", [True, False])
 def test_eight_devices_make_what_one_makes(part, whole, forgers, sources):

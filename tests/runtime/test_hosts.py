@@ -122,7 +122,6 @@ def lines(run: Path) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("other", [(1, 8), (1, 1)])
 def test_the_same_run(on_two_hosts, other):
     (run, _), (reference, _) = on_two_hosts[2, 4], on_two_hosts[other]
@@ -235,7 +234,6 @@ def test_hosts_with_other_data_are_told(fields, data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_evaluation_by_itself_joins_its_hosts(on_two_hosts, tmp_path):
     run = shutil.copytree(on_two_hosts[2, 4][0], tmp_path / "run")
     before = (run / "predictions.csv").read_text()
@@ -248,7 +246,6 @@ def test_evaluation_by_itself_joins_its_hosts(on_two_hosts, tmp_path):
     assert (run / "predictions.csv").read_text() == before
 
 
-@pytest.mark.slow
 def test_one_host_is_preempted(fields, on_two_hosts, tmp_path):
     """Both stop at one step; it continues on another number of hosts, to the same end."""
     run = tmp_path / "run"

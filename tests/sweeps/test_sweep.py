@@ -99,7 +99,6 @@ def story(shrunk, tmp_path_factory):
     return workdir, said, collected
 
 
-@pytest.mark.slow
 def test_ctrl_c_saves_the_run_in_hand_and_stops(story):
     _, said, _ = story
     code, text = said[0]

@@ -27,9 +27,7 @@ def main(_: list[str]) -> None:
     run = epath.Path(_WORKDIR.value or f"runs/forger/{config.part}")
     runs.check(run, config, load_config)
     data = config.data
-    hosts.first(lambda: inputs.prepare_subsets(data.real, data.dir, data.manual_dir))
-    # Where the others have disks of their own.
-    hosts.each(lambda: inputs.prepare_subsets(data.real, data.dir, data.manual_dir))
+    hosts.first_then_each(lambda: inputs.prepare_subsets(data.real, data.dir, data.manual_dir))
     train(config, run)
 
 

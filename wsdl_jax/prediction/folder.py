@@ -81,7 +81,7 @@ def predict(
     with storage.whole_folder(out) as folder:
         with images.pillow_without_its_limit():
             rows = _localize_files(localizer, files, folder)
-        table.write(rows, folder / "predictions.csv")
+        table.write(rows, folder / table.FILE)
         (folder / "index.html").write_text(page.render(rows, mode, rule))
     return rows
 

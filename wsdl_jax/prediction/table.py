@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+FILE = "predictions.csv"  # in the folder of what is found
 COLUMNS = ("file", "score", "verdict", "manipulated_share", "error")
 
 

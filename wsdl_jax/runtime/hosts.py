@@ -118,6 +118,16 @@ def each(function: Callable[[], None]) -> None:
     _on_hosts(function, only_first=False)
 
 
+def first_then_each(function: Callable[[], None]) -> None:
+    """Calls a function on the first host, and when it is done there on every host.
+
+    For files that are made unless they are there: where hosts share a disk the first one makes
+    them, and where they have disks of their own each does. Raises as `first` and `each` do.
+    """
+    first(function)
+    each(function)
+
+
 def _on_hosts(function: Callable[[], None], *, only_first: bool) -> None:
     error = None
     if is_first() or not only_first:

@@ -15,7 +15,6 @@ from wsdl_jax.runtime.errors import ConfigError
 
 _FOLDERS = ("configs/", "launch/")
 _PACKAGE = Path(__file__).resolve().parent.parent
-flags.disclaim_key_flags()  # --help lists the flag with those of the command that defines it
 
 
 def find(path: str) -> str:
@@ -61,6 +60,7 @@ def define_config(
       flag_values: the flags to which it is added.
       argv: the arguments in which fields are looked for; by default those of the process.
     """
+    flags.disclaim_key_flags()  # --help lists the flag with those of the command that calls this
     holder = config_flags.DEFINE_config_file(
         "config",
         None,

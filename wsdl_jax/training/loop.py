@@ -130,15 +130,16 @@ def run_loop(
     if start >= total:
         checkpoints.close()
         return
-    parallel, hosts_share = setup.parallel, (jax.process_index(), jax.process_count())
+    parallel = setup.parallel
+    process, processes = jax.process_index(), jax.process_count()
     batches = inputs.train_batches(
         setup.training,
         reading,
         batch=config.train.batch,
         seed=config.seed,
         start_step=start,
-        process=hosts_share[0],
-        processes=hosts_share[1],
+        process=process,
+        processes=processes,
     )
     mapped_loss_step = parallel.map(loss_step)
     state = parallel.replicate(state)
@@ -154,7 +155,7 @@ def run_loop(
                 range(start + 1, total + 1),
                 state=state,
                 train_step=train_step,
-                batches=with_places(batches, *hosts_share),
+                batches=with_places(batches, process, processes),
                 valid_losses=lambda state: validate(setup, reading, mapped_loss_step, state),
                 checkpoints=checkpoints,
                 parallel=parallel,
