@@ -55,7 +55,7 @@ if __name__ == "__main__":
         required=True,
     )
     _MASKS = flags.DEFINE_string(
-        "masks", None, "What is made anew: own, boxes, strokes, or a folder of masks."
+        "masks", None, "What is made anew: own, boxes, strokes, blobs, or a folder of masks."
     )
     _MANIPULATED = flags.DEFINE_enum(
         "manipulated", None, ("white", "black"), "What is made anew in a folder of masks."

@@ -19,7 +19,7 @@ from wsdl_data.provenance import Origin
 from wsdl_jax.diffusion import sources as reading
 from wsdl_jax.diffusion.generators import Generator, make_generator
 from wsdl_jax.diffusion.maker import Sampling
-from wsdl_jax.diffusion.masks import POLICIES, draw
+from wsdl_data.shapes import SHAPES, draw
 from wsdl_jax.diffusion.sources import OWN, Source
 from wsdl_jax.runtime.errors import UserError, in_one_line
 from wsdl_jax.runtime.storage import remove_abandoned, staging_folder
@@ -33,7 +33,7 @@ class MaskChoice:
     """What is made anew in an image.
 
     Attributes:
-      policy: one of POLICIES, whose masks are drawn, "own" or "folder".
+      policy: one of SHAPES, whose masks are drawn, "own" or "folder".
       dilation: the fewest and the most pixels by which a mask grows, drawn for each image.
     """
 
@@ -44,8 +44,8 @@ class MaskChoice:
         self, source: Source, size: int, rng: np.random.Generator
     ) -> Bool[np.ndarray, "{size} {size}"]:
         """Returns the mask of a source, drawn or read, at the size of the image to be made."""
-        if self.policy in POLICIES:
-            mask = draw(self.policy, rng, size)
+        if self.policy in SHAPES:
+            mask = draw(self.policy, rng, size, size)
         else:
             mask = source.read_mask()
             if mask.shape != (size, size):
@@ -77,7 +77,7 @@ def forge(
     Args:
       name: NAME.
       images: a prepared subset, or a folder.
-      masks: what is made anew: "own", "boxes", "strokes", or a folder of masks; None for "full".
+      masks: what is made anew: "own", one of SHAPES, or a folder of masks; None for "full".
       generator: see `make_generator`.
       manipulated: "white" or "black", in a folder of masks.
       dilation: the fewest and the most pixels by which a mask grows, drawn for each image.
@@ -96,7 +96,7 @@ def forge(
     whole = generator == "full"
     if whole != (masks is None):
         raise UserError("--masks goes with every generator but full")
-    masks_are_files = masks not in (None, OWN, *POLICIES)
+    masks_are_files = masks not in (None, OWN, *SHAPES)
     if masks_are_files and manipulated not in ("white", "black"):
         raise UserError(
             f"--masks {masks}: say what is made anew in them, --manipulated white or black"

@@ -13,7 +13,7 @@ from wsdl_data import image_files, provenance
 from wsdl_data.image_folder import listing
 from wsdl_data.provenance import Contents, Origin
 from wsdl_jax import inputs
-from wsdl_jax.diffusion.masks import POLICIES
+from wsdl_data.shapes import SHAPES
 from wsdl_jax.runtime.errors import ConfigError, UserError, in_one_line
 
 OWN = "own"  # the mask policy that takes the subset's masks
@@ -116,7 +116,7 @@ def with_masks(sources: Sequence[Source], folder: Path, *, white: bool) -> list[
       UserError: a source has no mask, or there is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no folder of masks, nor {OWN}, {', '.join(POLICIES)}")
+        raise UserError(f"{folder}: no folder of masks, nor {OWN}, {', '.join(SHAPES)}")
     with in_one_line():
         files = listing.files(folder)
     masks = {file.with_suffix("").as_posix(): folder / file for file in files}
