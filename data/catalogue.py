@@ -22,12 +22,14 @@ class Subsets:
       fake: fake images to train on.
       test_real: the real images whose test split is scored.
       test_fake: the fake ones.
+      spliced_fake: whole fakes that validation images are spliced from where `fake` has none.
     """
 
     real: tuple[str, ...]
     fake: tuple[str, ...]
     test_real: str
     test_fake: str
+    spliced_fake: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Source:
         Raises:
           ConfigError: the source has no such images.
         """
+        whole = (self.full[self.usual["a"]],) if setup == "b" else ()
         if leave_out is not None:
             if setup == "a" or generator is not None or leave_out not in self.compared:
                 raise ConfigError(
@@ -94,7 +97,8 @@ class Source:
                 )
             others = (name for name in self.compared if name != leave_out)
             fake = tuple(self.partial[name] for name in others)
-            return Subsets((self.real,), fake, self.test_real, self.partial[leave_out])
+            tested = self.partial[leave_out]
+            return Subsets((self.real,), fake, self.test_real, tested, whole)
         kind = self.full if setup == "a" else self.partial
         if generator is not None and generator not in kind:
             raise ConfigError(
@@ -103,7 +107,7 @@ class Source:
             )
         tested = generator if generator in self.tested else self.usually_tested
         fake = kind[generator or self.usual[setup]]
-        return Subsets((self.real,), (fake,), self.test_real, self.tested[tested])
+        return Subsets((self.real,), (fake,), self.test_real, self.tested[tested], whole)
 
 
 @dataclasses.dataclass(frozen=True)

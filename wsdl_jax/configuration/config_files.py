@@ -81,4 +81,5 @@ def set_data(
     config.supervision = "full" if setup == "c" else "weak"
     config.data.real = () if setup == "c" else subsets.real
     config.data.fake = subsets.fake
+    config.data.spliced_fake = subsets.spliced_fake
     config.data.test_real, config.data.test_fake = subsets.test_real, subsets.test_fake

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from wsdl_data import build, image_files
 from wsdl_data.masks import dilate
 from wsdl_data.provenance import Origin
+from wsdl_data.shapes import SHAPES, draw
 from wsdl_jax.diffusion import sources as reading
 from wsdl_jax.diffusion.generators import Generator, make_generator
 from wsdl_jax.diffusion.maker import Sampling
-from wsdl_data.shapes import SHAPES, draw
 from wsdl_jax.diffusion.sources import OWN, Source
 from wsdl_jax.runtime.errors import UserError, in_one_line
 from wsdl_jax.runtime.storage import remove_abandoned, staging_folder

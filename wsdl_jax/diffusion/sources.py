@@ -12,8 +12,8 @@ from PIL import Image
 from wsdl_data import image_files, provenance
 from wsdl_data.image_folder import listing
 from wsdl_data.provenance import Contents, Origin
-from wsdl_jax import inputs
 from wsdl_data.shapes import SHAPES
+from wsdl_jax import inputs
 from wsdl_jax.runtime.errors import ConfigError, UserError, in_one_line
 
 OWN = "own"  # the mask policy that takes the subset's masks

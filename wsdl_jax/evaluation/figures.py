@@ -21,7 +21,7 @@ from wsdl_jax.inputs.perturbations import Perturbation
 from wsdl_jax.runtime import hosts
 
 _SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
-_FIGURES = (*metrics.LOCALIZATION, "manipulated_share")  # means of a fake side
+_FIGURES = (*metrics.LOCALIZATION, "manipulated_share", "iou_fitted")  # means of a fake side
 _COLUMNS = ("key", "label", "score", "probability", *_FIGURES)  # of predictions.csv
 
 
@@ -37,8 +37,7 @@ class _MapMeans:
 
     def add(self, localization: MapMeasures) -> None:
         """Counts an image in."""
-        share = {"manipulated_share": localization.manipulated_share}
-        self.figures.add(dataclasses.asdict(localization.figures) | share)
+        self.figures.add(_of_map(localization))
         comparison = localization.comparison
         if comparison is not None:
             points = zip(self._thresholds, comparison.iou_by_threshold, strict=True)
@@ -50,6 +49,7 @@ class _MapMeans:
 def score(
     test: TestedRun,
     threshold: float | None,
+    map_threshold: float | None,
     path: epath.Path,
     perturbation: Perturbation | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[int, Float[np.ndarray, "h w"]]]]:
@@ -58,6 +58,8 @@ def score(
     Args:
       test: the run and its images.
       threshold: the score above which an image is called fake; None where it is not known.
+      map_threshold: the probability above which a location is called manipulated, beside one half;
+        None where it is not known.
       path: the table to be written.
       perturbation: applied to every image; none by default.
 
@@ -73,7 +75,9 @@ def score(
         writer.writeheader()
         for side, source in test.sides.items():
             maps[side] = dict.fromkeys(_shown(source, _SHOWN[side]))
-            for images, keys in _measure_side(test, side, perturbation, pool, maps[side]):
+            for images, keys in _measure_side(
+                test, side, map_threshold, perturbation, pool, maps[side]
+            ):
                 for measured in images:
                     scores[side].append(measured.score)
                     probabilities[side].append(measured.probability)
@@ -97,6 +101,7 @@ def score(
         "threshold": threshold,
         "real_above": _percent_above(real_scores, threshold),
         "fake_above": _percent_above(fake_scores, threshold),
+        "map_threshold": map_threshold,
         "iou_by_threshold": [
             {"threshold": at, "iou_lg": iou}
             for at, iou in zip(metrics.THRESHOLDS.tolist(), at_thresholds, strict=True)
@@ -109,6 +114,7 @@ def score(
 def _measure_side(
     test: TestedRun,
     side: str,
+    map_threshold: float | None,
     perturbation: Perturbation | None,
     pool: ThreadPoolExecutor,
     maps: dict[int, Any],
@@ -120,6 +126,7 @@ def _measure_side(
     Args:
       test: the run and its images.
       side: "fake" or "real".
+      map_threshold: see `score`.
       perturbation: applied to every image.
       pool: threads to measure in.
       maps: has the indices of images as keys; their maps are put there, on all hosts.
@@ -132,6 +139,7 @@ def _measure_side(
         _measure,
         source,
         side == "fake",  # masked
+        map_threshold,
         perturbation is None,  # compared: perturbed images have the clean ones' trivial figures
     )
 
@@ -162,6 +170,7 @@ def _measure_side(
 def _measure(
     source: inputs.Examples,
     masked: bool,
+    map_threshold: float | None,
     compared: bool,
     index: int,
     score: np.float32,
@@ -173,6 +182,7 @@ def _measure(
     Args:
       source: the images.
       masked: whether maps are measured against the true masks, where the images have them.
+      map_threshold: see `score`.
       compared: whether to measure the `Comparison`, too.
       index: the image's index in `source`; `PADDING` for what fills up a batch.
       score: the image's score.
@@ -188,7 +198,13 @@ def _measure(
     record = source[index]
     mask = inputs.full_mask(record) if masked and "mask" in record else None
     measured = measures.measure(
-        index, float(score), float(probability), localization_map, mask, compared=compared
+        index,
+        float(score),
+        float(probability),
+        localization_map,
+        mask,
+        map_threshold=map_threshold,
+        compared=compared,
     )
     return record["key"].decode(), measured
 
@@ -197,10 +213,16 @@ def _numbers(measured: ImageMeasures) -> dict[str, float]:
     """Returns the numbers that predictions.csv has of an image."""
     numbers = {"score": measured.score, "probability": measured.probability}
     localization = measured.localization
-    if localization is not None:
-        numbers |= dataclasses.asdict(localization.figures)
-        numbers["manipulated_share"] = localization.manipulated_share
-    return numbers
+    return numbers if localization is None else numbers | _of_map(localization)
+
+
+def _of_map(localization: MapMeasures) -> dict[str, float]:
+    """Returns the measures of a map that are means over images in the end, by name."""
+    return {
+        **dataclasses.asdict(localization.figures),
+        "manipulated_share": localization.manipulated_share,
+        "iou_fitted": localization.iou_fitted,
+    }
 
 
 def _shown(source: inputs.Examples, count: int) -> list[int]:

@@ -37,11 +37,14 @@ class MapMeasures:
     Attributes:
       figures: how well the two agree.
       manipulated_share: the share of manipulated pixels in the mask.
+      iou_fitted: `iou_lg` at the run's fitted threshold in the place of one half, see
+        `map_threshold`; NaN where none was fitted.
       comparison: what the figures are compared with; None where that was left out.
     """
 
     figures: LocalizationFigures
     manipulated_share: float
+    iou_fitted: float
     comparison: Comparison | None = None
 
 
@@ -73,6 +76,7 @@ def measure(
     localization_map: Float[np.ndarray, "h w"],
     mask: Integer[np.ndarray, "H W"] | None,
     *,
+    map_threshold: float | None,
     compared: bool,
 ) -> ImageMeasures:
     """Measures what a network finds in one image.
@@ -83,6 +87,7 @@ def measure(
       probability: the probability that it is fake.
       localization_map: a finite map.
       mask: the true mask at its full size, 1 = manipulated; None where there is none.
+      map_threshold: where the map is thresholded beside one half; None for nowhere.
       compared: whether to measure the `Comparison`, too.
     """
     localization = None
@@ -97,7 +102,11 @@ def measure(
                 ),
             )
         figures = metrics.localization(localization_map, mask)
-        localization = MapMeasures(figures, float(mask.mean()), comparison)
+        iou_fitted = math.nan
+        if map_threshold is not None:
+            at = np.array([map_threshold])
+            iou_fitted = float(metrics.iou_by_threshold(localization_map, mask, at)[0])
+        localization = MapMeasures(figures, float(mask.mean()), iou_fitted, comparison)
     return ImageMeasures(index, float(score), float(probability), localization)
 
 
@@ -116,8 +125,9 @@ def _trivial_maps(
 
 _FIGURES, _THRESHOLDS = len(metrics.LOCALIZATION), len(metrics.THRESHOLDS)
 # Of vectors: index, score, probability, whether there are measures of the map and whether there is
-# a comparison; the figures and the share; IoU by threshold; the figures of the trivial maps.
-_LENGTHS = (5, _FIGURES + 1, _THRESHOLDS, len(TRIVIAL) * _FIGURES)
+# a comparison; the figures, the share and the IoU at the fitted threshold; IoU by threshold; the
+# figures of the trivial maps.
+_LENGTHS = (5, _FIGURES + 2, _THRESHOLDS, len(TRIVIAL) * _FIGURES)
 
 
 def encode(measured: ImageMeasures) -> Float[np.ndarray, " k"]:
@@ -133,7 +143,10 @@ def encode(measured: ImageMeasures) -> Float[np.ndarray, " k"]:
         *(localization is not None, comparison is not None),
     )
     if localization is not None:
-        of_map[:] = (*dataclasses.astuple(localization.figures), localization.manipulated_share)
+        of_map[:] = (
+            *dataclasses.astuple(localization.figures),
+            *(localization.manipulated_share, localization.iou_fitted),
+        )
     if comparison is not None:
         by_threshold[:] = comparison.iou_by_threshold
         trivial[:] = np.ravel([dataclasses.astuple(figures) for figures in comparison.trivial])
@@ -152,8 +165,10 @@ def decode(vector: Float[np.ndarray, " k"]) -> ImageMeasures:
             tuple(by_threshold), tuple(LocalizationFigures(*row) for row in rows)
         )
     if has_localization:
-        *figures, manipulated_share = of_map
-        localization = MapMeasures(LocalizationFigures(*figures), manipulated_share, comparison)
+        *figures, manipulated_share, iou_fitted = of_map
+        localization = MapMeasures(
+            LocalizationFigures(*figures), manipulated_share, iou_fitted, comparison
+        )
     return ImageMeasures(int(index), score, probability, localization)
 
 

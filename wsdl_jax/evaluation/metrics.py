@@ -139,18 +139,23 @@ def localization(
 
 
 def iou_by_threshold(
-    localization_map: Float[np.ndarray, "h w"], mask: Integer[np.ndarray, "H W"]
+    localization_map: Float[np.ndarray, "h w"],
+    mask: Integer[np.ndarray, "H W"] | Bool[np.ndarray, "H W"],
+    thresholds: Float[np.ndarray, " t"] = THRESHOLDS,
 ) -> Float[np.ndarray, " t"]:
-    """Returns `iou_lg` of a finite map at each of `THRESHOLDS` in the place of `THRESHOLD`."""
+    """Returns `iou_lg` of a finite map at each of several thresholds in the place of `THRESHOLD`.
+
+    thresholds: in ascending order.
+    """
     values, true = resize_map(localization_map, *mask.shape).ravel(), mask.ravel() > 0
-    passed = np.searchsorted(THRESHOLDS, values)  # how many thresholds a pixel is strictly above
+    passed = np.searchsorted(thresholds, values)  # how many thresholds a pixel is strictly above
     # Pixels above threshold t are those that have passed more than t of them.
     predicted, hits = (
-        len(numbers) - np.bincount(numbers, minlength=len(THRESHOLDS) + 1).cumsum()[:-1]
+        len(numbers) - np.bincount(numbers, minlength=len(thresholds) + 1).cumsum()[:-1]
         for numbers in (passed, passed[true])
     )
     union = predicted + np.count_nonzero(true) - hits
-    return np.divide(hits, union, where=union > 0, out=np.ones(len(THRESHOLDS)))
+    return np.divide(hits, union, where=union > 0, out=np.ones(len(thresholds)))
 
 
 class Means:

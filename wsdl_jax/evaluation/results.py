@@ -14,8 +14,8 @@ from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 
 DETECTION = ("ap", "ap_2sd", "auc", "balanced_accuracy")
-_NUMBERS = (*metrics.LOCALIZATION, "manipulated_share", *DETECTION)  # or null
-_VERDICT = ("threshold", "real_above", "fake_above")  # likewise
+_NUMBERS = (*metrics.LOCALIZATION, "manipulated_share", "iou_fitted", *DETECTION)  # or null
+_VERDICT = ("threshold", "map_threshold", "real_above", "fake_above")  # likewise
 
 
 def read(path: epath.Path) -> dict[str, Any]:

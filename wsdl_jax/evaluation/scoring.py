@@ -3,22 +3,22 @@
 import contextlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from wsdl_data import provenance
 from wsdl_jax import inputs, runs
-from wsdl_jax.evaluation import measures, sheet, summary, verdict
+from wsdl_jax.evaluation import map_threshold, measures, sheet, summary, verdict
 from wsdl_jax.evaluation.figures import score
 from wsdl_jax.evaluation.measures import ImageMeasures
 from wsdl_jax.evaluation.tested_run import TestedRun, load, localized
 from wsdl_jax.inputs import perturbations
 from wsdl_jax.runtime import hosts, locks
-from wsdl_jax.runtime.errors import ConfigError
+from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.storage import temporary_folder, write_whole
 
 log = logging.getLogger("wsdl_jax")
@@ -55,10 +55,10 @@ def evaluate(
         image that cannot be read, or scores that are not finite.
     """
     test = load(run, fake=fake, real=real, data_dir=data_dir)
-    threshold = _threshold(run, test)
+    threshold, cut = _threshold(run, test), _map_threshold(run, test)
     with temporary_folder() as folder:
         made = runs.ResultsFolder(epath.Path(folder))
-        figures, maps = score(test, threshold, made.predictions)
+        figures, maps = score(test, threshold, cut, made.predictions)
         results = {**figures, **_subject(test)}
         table = summary.text_table(
             results, title=f"{test.config.method}, setup {test.config.setup}"
@@ -106,11 +106,11 @@ def robustness(
     """
     series = perturbations.series(kind, strengths)
     test = load(run, fake=fake, real=real, data_dir=data_dir)
-    threshold = _threshold(run, test)
+    threshold, cut = _threshold(run, test), _map_threshold(run, test)
     with temporary_folder() as folder:
         table, points = runs.ResultsFolder(epath.Path(folder)).predictions, []
         for perturbation in (None, *series):
-            figures, _ = score(test, threshold, table, perturbation)
+            figures, _ = score(test, threshold, cut, table, perturbation)
             del figures["trivial"], figures["iou_by_threshold"]
             strength = "clean" if perturbation is None else f"{perturbation.strength:g}"
             iou = summary.figure(figures["iou_lg"])
@@ -224,3 +224,70 @@ def _real_scores(run: epath.Path, test: TestedRun) -> list[float] | None:
             scores += [measured.score for measured in measures.of_all_hosts(own, source)]
     hosts.first(lambda: verdict.save(run, network, digests, scores))
     return scores
+
+
+# ----- The threshold of a map ---------------------------------------------------------------------
+
+
+def _map_threshold(run: epath.Path, test: TestedRun) -> float | None:
+    """Returns the probability above which the run calls a location manipulated, and keeps it.
+
+    It is fitted on validation images, see `map_threshold`: spliced ones, or, under full
+    supervision, those with masks. Where they are not at hand, one that was kept is used; None if
+    there is none.
+    """
+    config = test.config
+    masked = config.supervision == "full"
+    fakes = config.data.fake if masked else config.data.spliced_fake or config.data.fake
+    network = test.checkpoint, test.weights
+    try:
+        source = inputs.Examples((*config.data.real, *fakes), "valid", config.data.dir)
+    except ConfigError as error:
+        kept = map_threshold.load(run, network)
+        if hosts.any_host(kept is None):
+            log.warning("no threshold for maps from validation images: %s", error)
+            return None
+        return kept.value
+    runs.check_data(run, source.provenance)
+    digests = provenance.digests(source.provenance)
+    kept = map_threshold.load(run, network, digests)
+    if not hosts.any_host(kept is None):
+        return kept.value
+    found = map_threshold.fit(
+        _maps_with_masks(test, source, masked),
+        map_threshold.MASKED if masked else map_threshold.SPLICED,
+    )
+    hosts.first(lambda: map_threshold.save(run, network, digests, found))
+    log.info(
+        "maps are cut at %.3g, where those of %d %s validation images have an IoU of %.1f",
+        *(found.value, found.images, found.fitted_on, 100 * found.iou),
+    )
+    return found.value
+
+
+def _maps_with_masks(
+    test: TestedRun, source: inputs.Examples, masked: bool
+) -> Iterator[tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "H W"]]]:
+    """Yields the maps of validation fakes of all hosts, and where these are fake."""
+    spliced = None if masked else inputs.Spliced(source)
+    batches = localized(
+        test,
+        source,
+        "fitting the maps' threshold",
+        places=source.places(inputs.FAKE).tolist(),
+        spliced=not masked,
+    )
+    with contextlib.closing(batches):
+        for batch, found in batches:
+            indices = hosts.gather(np.asarray(measures.image_indices(batch))).ravel()
+            maps = hosts.gather(found.maps).reshape(-1, *found.maps.shape[1:])
+            for index, localization_map in zip(indices.tolist(), maps, strict=True):
+                if index == measures.PADDING:
+                    continue
+                if not np.isfinite(localization_map).all():
+                    key = measures.key(source, index)
+                    raise UserError(f"scores or maps are not finite, first those of {key}")
+                if spliced is None:
+                    yield localization_map, inputs.full_mask(source[index]) > 0
+                else:
+                    yield localization_map, spliced[index]["region"] > 0.5

@@ -30,6 +30,11 @@ def text_table(results: dict, title: str) -> str:
         for name, figures in {"this run": results, **results["trivial"]}.items():
             cells = (f"{figure(figures[column]):>{width}}" for column in columns)
             lines.append(f"{name:<14}" + "".join(cells))
+        if results["map_threshold"] is not None:
+            lines.append(
+                f"iou_lg where maps are cut at {results['map_threshold']:.3g}, as fitted on "
+                f"validation images: {figure(results['iou_fitted'])}"
+            )
         if results["pixel_images"] < results["fake_images"]:
             lines.append(
                 f"pixel_auc and pixel_ap: over the {results['pixel_images']} images whose mask has "

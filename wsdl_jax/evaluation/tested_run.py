@@ -97,6 +97,7 @@ def localized(
     *,
     places: Sequence[int] | None = None,
     perturbation: Perturbation | None = None,
+    spliced: bool = False,
 ) -> Iterator[tuple[inputs.Batch, methods.Localization]]:
     """Yields this host's part of every batch of images, with what the network finds in it.
 
@@ -108,10 +109,11 @@ def localized(
       description: the text beside the progress bar.
       places: indices in `source` of the images that are wanted; all by default.
       perturbation: applied to every image; none by default.
+      spliced: whether the fakes are spliced with real images, as `inputs.Spliced` has them.
     """
     batches = inputs.eval_batches(
         source,
-        inputs.Reading.of(test.config.data),
+        dataclasses.replace(inputs.Reading.of(test.config.data), splice=float(spliced)),
         batch=test.config.eval.batch,
         places=places,
         perturb=perturbation,

@@ -3,6 +3,7 @@
 from wsdl_jax.inputs.batches import (
     Batch,
     Reading,
+    Spliced,
     eval_batches,
     squashed,
     train_batches,
@@ -25,6 +26,7 @@ __all__ = [
     "Batch",
     "Examples",
     "Reading",
+    "Spliced",
     "check_sides",
     "decoded",
     "eval_batches",

@@ -16,13 +16,19 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wsdl_data import decoding
-from wsdl_jax.inputs.examples import Examples, decoded
+from wsdl_jax.inputs import splicing
+from wsdl_jax.inputs.examples import FAKE, REAL, Examples, decoded, full_mask
 from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.processes import end_with_parent
 
 Batch = dict[str, np.ndarray]
 # (decoded image [h, w, 3] uint8, its place among the examples) → image
 Perturb = Callable[[UInt8[np.ndarray, "h w 3"], int], UInt8[np.ndarray, "h w 3"]]
+# (image [h, w, 3] uint8, target of every pixel [h, w] or None, rng) → both, changed alike
+Augment = Callable[
+    [UInt8[np.ndarray, "h w 3"], np.ndarray | None, np.random.Generator],
+    tuple[UInt8[np.ndarray, "h2 w2 3"], np.ndarray | None],
+]
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -43,7 +49,10 @@ class Reading:
         probability 0.5.
       workers: processes that read and decode; 0: threads of this process.
       cache: whether training images are kept in memory once they are decoded, by each process that
-        reads: image_size² × 3 bytes each.
+        reads: image_size² × 3 bytes each, or as many as in the file where images are varied.
+      splice: the share of the fakes of which only a region stays fake, see `splicing.splice`; above
+        0 targets are `spliced` and not `mask`.
+      augment: changes images at their own size, and their targets with them; None for no change.
     """
 
     image_size: int
@@ -53,10 +62,17 @@ class Reading:
     flip: bool = False
     workers: int = 0
     cache: bool = False
+    splice: float = 0.0
+    augment: Augment | None = None
+
+    @property
+    def is_varied(self) -> bool:
+        """Returns whether images are changed at random at their own size."""
+        return self.splice > 0 or self.augment is not None
 
     @classmethod
     def of(cls, data: ml_collections.ConfigDict, mask_size: int | None = None) -> "Reading":
-        """Returns how a config reads images.
+        """Returns how a config reads images, but for the variations of a training.
 
         Args:
           data: that part of the config, of a detector or a forger.
@@ -79,43 +95,112 @@ def squashed(image: Image.Image, size: int, resize: str) -> UInt8[np.ndarray, "{
 
 
 class _Decoded:
-    """Examples as pixels at the network's size, in a dict, with their labels and targets."""
+    """Examples as pixels at the network's size, in a dict, with their labels and targets.
+
+    Where they are to be varied, they come at their own size.
+    """
 
     def __init__(self, examples: Examples, reading: Reading, *, cache: bool):
         """cache: whether what was decoded once is kept, by each process that reads."""
         self._examples, self._reading = examples, reading
         self._kept: dict[int, dict[str, Any]] | None = {} if cache else None
+        if reading.splice:
+            self._places = {label: examples.places(label) for label in (REAL, FAKE)}
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         index = int(index)
+        read = self._native if self._reading.is_varied else self.read
         if self._kept is None:
-            return self.read(index)
+            return read(index)
         if index not in self._kept:
-            self._kept[index] = self.read(index)
+            self._kept[index] = read(index)
         return self._kept[index]
+
+    def _native(self, index: int) -> dict[str, Any]:
+        """Returns an example at its own size, with the mask that it has, if masks are targets."""
+        record = self._examples[index]
+        image = decoding.to_rgb(decoded(record, "image"))
+        example = {"image": np.asarray(image), "label": np.int32(record["label"])}
+        if self._reading.mask_size is not None and not self._reading.splice:
+            example["region"] = full_mask(record)
+        return example
 
     def read(self, index: int, perturb: Perturb | None = None) -> dict[str, Any]:
         """Returns an example; its image is perturbed before it is resized."""
-        record = self._examples[index]
-        image = decoding.to_rgb(decoded(record, "image"))
+        example = self._native(index)
         if perturb is not None:
-            image = Image.fromarray(perturb(np.asarray(image), index))
-        example = {
-            "image": squashed(image, self._reading.image_size, self._reading.resize),
-            "label": np.int32(record["label"]),
-        }
-        if self._reading.mask_size is not None:
-            example["mask"] = self._target(record, self._reading.mask_size)
-        return example
+            example["image"] = perturb(example["image"], index)
+        return self._at_size(example)
 
-    def _target(self, record: dict[str, Any], size: int) -> np.ndarray:
+    def varied(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Returns an example, given at its own size, spliced, augmented and resized."""
+        reading = self._reading
+        example = self.spliced(example, rng)
+        if reading.augment is not None:
+            image, region = reading.augment(example["image"], example.get("region"), rng)
+            example = {**example, "image": image}
+            if region is not None:
+                example["region"] = region
+        return self._at_size(example)
+
+    def spliced(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Returns an example, given at its own size, spliced if the reading says so."""
+        if not self._reading.splice:
+            return example
+        return splicing.splice(example, self._partner, self._reading.splice, rng)
+
+    def _partner(self, label: int, rng: np.random.Generator) -> dict[str, Any]:
+        places = self._places[label]
+        return self[places[int(rng.integers(len(places)))]]
+
+    def _at_size(self, example: dict[str, Any]) -> dict[str, Any]:
+        reading = self._reading
+        image = squashed(Image.fromarray(example["image"]), reading.image_size, reading.resize)
+        out = {"image": image, "label": example["label"]}
+        if reading.splice and reading.mask_size is not None:
+            out["spliced"] = splicing.shares(example["region"], reading.mask_size)
+        elif reading.mask_size is not None:
+            out["mask"] = self._target(example["region"], reading.mask_size)
+        return out
+
+    def _target(self, mask: UInt8[np.ndarray, "h w"], size: int) -> np.ndarray:
         # As published: the mask file (white = untouched) is resized, and dark is manipulated.
-        untouched = Image.fromarray(255 - np.asarray(decoded(record, "mask")))
+        untouched = Image.fromarray(np.where(mask, 0, 255).astype(np.uint8))
         resized = np.asarray(_resized(untouched, size, _FILTERS[self._reading.mask_resize]))
         return (resized < 127.5).astype(np.int32)
+
+
+class Spliced:
+    """The images of a split, every fake spliced, at their own size, as validation sees them.
+
+    Image n is that which `eval_batches` reads with `Reading.splice` = 1 before it resizes it.
+    """
+
+    def __init__(self, examples: Examples):
+        """examples: of one split, real and fake."""
+        self._source = _Decoded(examples, Reading(0, "bilinear", splice=1.0), cache=False)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns `image` [h, w, 3] uint8, `label`, and `region`, see `splicing.splice`."""
+        return self._source.spliced(self._source[index], _rng(index))
+
+
+def _rng(index: int) -> np.random.Generator:
+    """Returns the randomness of an image of a split that is read without a seed."""
+    return np.random.default_rng(index)
+
+
+class _Vary(grain.transforms.RandomMap):
+    """Splices, augments and resizes examples."""
+
+    def __init__(self, source: _Decoded):
+        self._source = source
+
+    def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return self._source.varied(example, rng)
 
 
 class _Flip(grain.transforms.RandomMap):
@@ -124,7 +209,8 @@ class _Flip(grain.transforms.RandomMap):
     def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         if rng.random() >= 0.5:
             return example
-        images = {name: example[name][:, ::-1] for name in ("image", "mask") if name in example}
+        names = {"image", "mask", "spliced"} & example.keys()
+        images = {name: example[name][:, ::-1] for name in names}
         return {**example, **images}
 
 
@@ -146,13 +232,16 @@ def train_batches(
 
     Examples are pooled and reshuffled in every pass; a pass drops what does not fill a batch.
     Batches have `image` [b, S, S, 3] uint8, `label` [b] int32 and, if targets are read, `mask`
-    [b, m, m] int32 (1 = manipulated), where b = batch / processes.
+    [b, m, m] int32 (1 = manipulated) or, where images are spliced, `spliced` [b, m, m] float32, the
+    share of each location that is fake; b = batch / processes.
+
+    How an image is varied follows from the seed, the step and its place in the batch of all hosts.
 
     Args:
       examples: of the training split.
       reading: how images are read.
       batch: images a step, over all hosts; a multiple of their number.
-      seed: of order and flips.
+      seed: of order, variations and flips.
       start_step: the first batch's number, from 0.
       process: this host.
       processes: how many hosts there are.
@@ -165,7 +254,10 @@ def train_batches(
         raise ConfigError(f"train.batch = {batch}, but there are {len(examples)} training images")
     source = _Decoded(examples, reading, cache=reading.cache)
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()
-    if reading.flip:  # before the slice, or hosts would draw the same randomness
+    # What is random comes before the slice, or hosts would draw the same randomness.
+    if reading.is_varied:
+        dataset = dataset.random_map(_Vary(source))
+    if reading.flip:
         dataset = dataset.random_map(_Flip())
     dataset = dataset[:whole][process::processes].batch(batch // processes, drop_remainder=True)
     return _iterate(dataset.repeat()[start_step:], reading.workers)
@@ -183,7 +275,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yields every example once, in order: this host's rows of each batch.
 
-    Batches are those of `train_batches`, without randomness, and with `index` [b] int32, the place
+    Batches are those of `train_batches`, not flipped, varied each image always in the same way, and
+    with `index` [b] int32, the place
     in `examples`, and `weight` [b] float32. The last batch is filled up with copies of the last
     example of weight 0, so that all batches, on all hosts, have one shape.
 
@@ -198,7 +291,9 @@ def eval_batches(
     """
     places = range(len(examples)) if places is None else places
     padded = -(-len(places) // batch) * batch
-    load = _Load(_Decoded(examples, reading, cache=False), places, perturb)
+    if perturb is not None and reading.is_varied:
+        raise ValueError("images are perturbed, or varied, but not both")
+    load = _Load(_Decoded(examples, reading, cache=False), places, perturb, reading.is_varied)
     dataset = grain.MapDataset.range(padded)[process::processes].map(load)
     return _iterate(dataset.batch(batch // processes), reading.workers)
 
@@ -206,14 +301,19 @@ def eval_batches(
 class _Load(grain.transforms.Map):
     """Loads the example at the n-th of some places; past their end, the last with weight 0."""
 
-    def __init__(self, source: _Decoded, places: Sequence[int], perturb: Perturb | None):
-        self._source, self._places, self._perturb = source, places, perturb
+    def __init__(
+        self, source: _Decoded, places: Sequence[int], perturb: Perturb | None, varied: bool
+    ):
+        self._source, self._places, self._perturb, self._varied = source, places, perturb, varied
         self._last = len(places) - 1
 
     def map(self, number: int) -> dict[str, Any]:
         index = self._places[min(number, self._last)]
         weight = np.float32(number <= self._last)
-        example = self._source.read(index, self._perturb)
+        if self._varied:
+            example = self._source.varied(self._source[index], _rng(index))
+        else:
+            example = self._source.read(index, self._perturb)
         return {**example, "index": np.int32(index), "weight": weight}
 
 

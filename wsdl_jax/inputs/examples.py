@@ -6,7 +6,7 @@ from typing import Any, SupportsIndex
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from wsdl_data import build, decoding, provenance
@@ -70,6 +70,17 @@ class Examples:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def places(self, label: int) -> Int[np.ndarray, " n"]:
+        """Returns the indices of all images of a label, 0 real or 1 fake.
+
+        Of a subset all images have one label.
+        """
+        starts = [0, *self._ends[:-1].tolist()]
+        labels = [self[start]["label"] for start in starts]
+        spans = zip(labels, starts, self._ends.tolist(), strict=True)
+        chosen = [np.arange(start, end) for of, start, end in spans if of == label]
+        return np.concatenate([np.arange(0), *chosen])
+
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         """Raises UserError naming the folder of a file that is damaged."""
         which = int(np.searchsorted(self._ends, index, side="right"))
@@ -105,7 +116,7 @@ def prepare(config: ml_collections.ConfigDict, also: Sequence[str] = ()) -> None
     built.
     """
     data = config.data
-    names = (*data.real, *data.fake, data.test_real, data.test_fake, *also)
+    names = (*data.real, *data.fake, *data.spliced_fake, data.test_real, data.test_fake, *also)
     prepare_subsets(names, data.dir, data.manual_dir)
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Float, Float32, UInt8
 from scipy import ndimage
 
 from wsdl_data import shapes
+from wsdl_jax.inputs.examples import FAKE, REAL
 
-REAL, FAKE = 0, 1
 # How often each shape is drawn.
 _SHAPES = {"blobs": 0.6, "strokes": 0.2, "boxes": 0.2}
 _FEATHERED = 0.5  # share of the seams that are soft
@@ -39,7 +39,7 @@ def splice(
     Args:
       example: `image` [h, w, 3] uint8 in its own size, and `label`, 0 real or 1 fake.
       partner: (label, rng) → an example of that label, drawn from the whole training set.
-      share: of the fakes that are spliced, in [0, 1).
+      share: of the fakes that are spliced, in [0, 1].
       rng: from which alone it follows what is done.
 
     Returns:

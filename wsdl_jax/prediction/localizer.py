@@ -17,7 +17,7 @@ from PIL import Image
 
 from wsdl_data import decoding
 from wsdl_jax import methods, runs
-from wsdl_jax.evaluation import metrics, on_devices, verdict
+from wsdl_jax.evaluation import map_threshold, metrics, on_devices, verdict
 from wsdl_jax.inputs import squashed
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.parallel import AXIS, Parallel
@@ -62,6 +62,7 @@ class Prediction:
       raw: the localization map as the network gives it, of windows blended, in [0, 1].
       size: height and width of the image.
       covered: rows and columns of `raw` that the image covers, see `View`.
+      cut: the probability above which a location is called manipulated.
     """
 
     score: float
@@ -70,6 +71,7 @@ class Prediction:
     raw: Float[np.ndarray, "h w"]
     size: tuple[int, int]
     covered: tuple[float, float]
+    cut: float = metrics.THRESHOLD
 
     def strips(self) -> Iterator[Float[np.ndarray, "n width"]]:
         """Yields `map` in strips of whole rows, from the top, so that memory need not hold all."""
@@ -90,9 +92,9 @@ class Prediction:
 
     @functools.cached_property
     def manipulated_share(self) -> float:
-        """Returns the share of the pixels whose probability is over one half, in [0, 1]."""
+        """Returns the share of the pixels whose probability is above `cut`, in [0, 1]."""
         height, width = self.size
-        above = sum(np.count_nonzero(strip > metrics.THRESHOLD) for strip in self.strips())
+        above = sum(np.count_nonzero(strip > self.cut) for strip in self.strips())
         return above / (height * width)
 
 
@@ -115,6 +117,8 @@ class Localizer:
       mode: "resize" or "tile".
       batch: images, or windows, that the network takes at once, over all devices.
       threshold: the score above which an image is called fake, or None.
+      cut: the probability above which a location is called manipulated: as it was fitted when the
+        run was evaluated, see wsdl_jax.evaluation.map_threshold; else one half.
     """
 
     def __init__(
@@ -125,11 +129,12 @@ class Localizer:
         mode: str = "resize",
         batch: int | None = None,
         threshold: float | None = None,
+        cut: float = metrics.THRESHOLD,
     ):
         """Takes a run's config and its network in evaluation mode; for the others, see `load`."""
         if mode not in MODES:
             raise UserError(f"mode {mode!r}: choose from {', '.join(MODES)}")
-        self.threshold = threshold
+        self.threshold, self.cut = threshold, cut
         self.mode = mode
         self._size, self._resize = config.data.image_size, config.data.resize
         self._parallel = Parallel(config.parallel.backend)
@@ -166,7 +171,9 @@ class Localizer:
         config, model, checkpoint, weights = runs.load(run, AXIS)
         scores = verdict.load(run, (checkpoint, weights))
         threshold = None if scores is None else verdict.threshold(scores, false_positive_rate)
-        return cls(config, model, mode=mode, batch=batch, threshold=threshold)
+        fitted = map_threshold.load(run, (checkpoint, weights))
+        cut = metrics.THRESHOLD if fitted is None else fitted.value
+        return cls(config, model, mode=mode, batch=batch, threshold=threshold, cut=cut)
 
     def __call__(self, images: Iterable[np.ndarray | Image.Image]) -> list[Prediction]:
         """Localizes images: uint8 arrays [H, W, 3] or Pillow's, of any size each.
@@ -240,7 +247,7 @@ class Localizer:
                 raise UserError(f"scores or maps are not finite, first those of {blend.name}")
             blend.add(corner, scores[row], probabilities[row], maps[row])
             if blend.complete:
-                yield blend.name, blend.prediction(self.threshold)
+                yield blend.name, blend.prediction(self.threshold, self.cut)
 
 
 class _Blend:
@@ -278,13 +285,13 @@ class _Blend:
         self._sum[here] += self._falloff * window_map
         self._weights[here] += self._falloff
 
-    def prediction(self, threshold: float | None) -> Prediction:
+    def prediction(self, threshold: float | None, cut: float) -> Prediction:
         windows = list(zip(self._scores, self._probabilities, strict=True))
         score, probability = np.mean(windows, axis=0).tolist()
         fake = probability > metrics.THRESHOLD if threshold is None else score > threshold
         called = "fake" if fake else "real"
         raw = self._sum / self._weights
-        return Prediction(score, probability, called, raw, self.view.size, self.view.covered)
+        return Prediction(score, probability, called, raw, self.view.size, self.view.covered, cut)
 
 
 def _window_starts(covered: float, window: int) -> list[int]:

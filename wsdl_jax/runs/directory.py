@@ -107,6 +107,11 @@ class RunDirectory(ResultsFolder):
         return self.path / "real_scores.json"
 
     @property
+    def map_threshold(self) -> epath.Path:
+        """Returns the file of the probability above which a location is called manipulated."""
+        return self.path / "map_threshold.json"
+
+    @property
     def report(self) -> epath.Path:
         """Returns the folder of the run's own report."""
         return self.path / "report"

@@ -17,6 +17,7 @@ class Variant:
       prefix: what a value may begin with instead of being one of `choices`, such as
         "image_folder/"; None for no such values.
       is_count: whether the values are the whole numbers from 1 on.
+      is_share: whether the values are the numbers from 0 up to, and without, 1.
     """
 
     key: str
@@ -24,11 +25,17 @@ class Variant:
     default: str | None = None
     prefix: str | None = None
     is_count: bool = False
+    is_share: bool = False
 
     def accepts(self, value: str) -> bool:
         """Returns whether a value is valid."""
         if self.is_count:
             return value.isdecimal() and int(value) > 0
+        if self.is_share:
+            try:
+                return 0 <= float(value) < 1
+            except ValueError:
+                return False
         if not self.choices:
             return bool(value)
         return value in self.choices or (
@@ -38,6 +45,8 @@ class Variant:
     def __str__(self) -> str:
         if self.is_count:
             return f"{self.key}=1|2|…"
+        if self.is_share:
+            return f"{self.key}=0…1"
         forms = [*self.choices, *([f"{self.prefix}NAME"] if self.prefix else [])]
         return f"{self.key}={'|'.join(forms) or '…'}"
 

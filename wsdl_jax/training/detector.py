@@ -1,5 +1,6 @@
 """Training a detector: from a config to the best checkpoints of a run directory."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 
@@ -75,7 +76,11 @@ def _train(
 ) -> None:
     method = methods.from_config(config)
     model = methods.build(config, AXIS)
-    mask_size = methods.map_size(config) if config.supervision == "full" else None
+    has_targets = config.supervision == "full" or config.train.splice > 0
+    reading = dataclasses.replace(
+        inputs.Reading.of(config.data, methods.map_size(config) if has_targets else None),
+        splice=config.train.splice,
+    )
     blank = runs.initial_state(model, config.train)
     parameters = sum(x.size for x in jax.tree.leaves(blank["params"]))
     log.info(
@@ -102,7 +107,7 @@ def _train(
         config,
         run,
         setup,
-        inputs.Reading.of(config.data, mask_size),
+        reading,
         state=state,
         train_step=make_train_step(method, model, optimizer, config.seed, microbatches),
         loss_step=make_loss_step(method, model),
