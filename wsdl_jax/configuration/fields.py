@@ -29,7 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 _POSITIVE = (
     *("train.batch", "train.epochs", "train.steps_per_epoch", "train.log_every"),
     *("train.microbatches", "train.keep_best", "eval.batch", "model.width"),
-    "train.learning_rate",
+    *("train.learning_rate", "loss.fake_weight"),
 )
 _NOT_NEGATIVE = (
     *("train.clip_norm", "train.per_device_batch", "train.warmup", "data.workers"),
@@ -83,10 +83,12 @@ def base() -> ml_collections.ConfigDict:
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.location = "every"  # Patches, weak: which locations are trained
-    loss.mask_weight = 1.0  # λ: Attention, weak
+    loss.mask_weight = 1.0  # λ of the map's loss: Attention, weak; Grad-CAM, spliced
+    loss.fake_weight = 1.0  # spliced: factor of the fake side of every location's loss
 
     config.train = train = ml_collections.ConfigDict()
     train.batch = 16  # images a step, over all devices
+    train.splice = 0.0  # share of the fakes of which only a region is fake, in [0, 1); setup a
     train.per_device_batch = 0  # if set, what a device takes; `batch` follows from it
     train.scaling = "none"  # "linear": the learning rate grows with the batch, if per device
     train.warmup = 0  # steps over which the learning rate rises from near zero
@@ -208,11 +210,31 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.setup = {config.setup!r} with config.supervision = {config.supervision!r}: "
             "setup c is full supervision, a and b are weak"
         )
+    if not 0 <= config.train.splice < 1:
+        raise ConfigError(
+            f"config.train.splice = {config.train.splice}: a share, from 0 to below 1"
+        )
+    if config.train.splice and config.setup != "a":
+        fakes = "have masks" if config.setup == "c" else "are not fake everywhere"
+        raise ConfigError(
+            f"config.train.splice = {config.train.splice} with config.setup = {config.setup!r}: "
+            f"only fully generated fakes are spliced, those of setup {config.setup} {fakes}"
+        )
     if config.supervision == "weak" and not config.data.real:
         raise ConfigError("config.data.real is empty: weak supervision needs real images")
     if config.supervision == "full" and config.data.real:
         raise ConfigError("config.data.real is set: full supervision trains on masked fakes alone")
     methods.check(config)
+    _refuse_without_effect(config)
+
+
+def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for a field that was changed, and that this config does not read."""
+    read_where = (("loss.fake_weight", config.train.splice > 0, "goes with train.splice"),)
+    default = base()
+    for path, is_read, reason in read_where:
+        if not is_read and field(config, path) != field(default, path):
+            raise ConfigError(f"config.{path} = {field(config, path)!r}: {reason}")
 
 
 def essence(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:

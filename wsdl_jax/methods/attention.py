@@ -26,7 +26,15 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
     def weak(model: Attention, batch: Batch) -> tuple[Array, Metrics]:
         outputs, weight = model(batch["image"]), batch.get("weight")
         label_loss = objectives.image_cross_entropy(outputs.image_logits, batch["label"], weight)
-        mask_loss = objectives.attention_map_weak(outputs.attention, batch["label"], weight)
+        if config.train.splice:
+            mask_loss = objectives.attention_spliced(
+                outputs.attention,
+                batch["spliced"],
+                weight,
+                fake_weight=config.loss.fake_weight,
+            )
+        else:
+            mask_loss = objectives.attention_map_weak(outputs.attention, batch["label"], weight)
         total = label_loss + config.loss.mask_weight * mask_loss
         return total, {"label_loss": label_loss, "mask_loss": mask_loss}
 
@@ -63,6 +71,7 @@ def _places(model: nnx.Module) -> Iterator[Place]:
 
 METHOD = Definition(
     bind=_bind,
+    learns_spliced=True,
     check=check_xception,
     layouts=(
         Layout(

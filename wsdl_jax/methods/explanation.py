@@ -26,15 +26,36 @@ def grad_cam(
       The image logits and the maps, float32. A map without a positive entry is all zero.
     """
 
+    logits, maps = _weighted_sum(upper, activations)
+    maps = jax.nn.relu(maps)
+    maps -= maps.min((1, 2), keepdims=True)
+    return logits, maps / (1e-7 + maps.max((1, 2), keepdims=True))
+
+
+def evidence(
+    upper: Callable[[Array], Array], activations: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b 2"], Float[Array, "b h w"]]:
+    """Returns what each location says for "fake": the map of Grad-CAM before ReLU and scaling.
+
+    Arguments and logits are those of `grad_cam`. Here a channel's weight is the sum over space of
+    d(logit)/d(activation). So where `upper` is a global average pool and a linear layer, this is
+    the class activation map of Zhou et al. (2016), whose mean is the logit without its bias. Any
+    real number; differentiable, also by the parameters of `upper`.
+    """
+    logits, sums = _weighted_sum(upper, activations)
+    return logits, sums * (sums.shape[1] * sums.shape[2])
+
+
+def _weighted_sum(
+    upper: Callable[[Array], Array], activations: Array
+) -> tuple[Float[Array, "b 2"], Float[Array, "b h w"]]:
     def explained(x: Array) -> tuple[Array, Array]:
         logits = upper(x)
         return logits[:, FAKE].sum(), logits
 
     gradients, logits = jax.grad(explained, has_aux=True)(activations)
     weights = gradients.astype(jnp.float32).mean((1, 2), keepdims=True)
-    maps = jax.nn.relu((weights * activations.astype(jnp.float32)).sum(-1))
-    maps -= maps.min((1, 2), keepdims=True)
-    return logits, maps / (1e-7 + maps.max((1, 2), keepdims=True))
+    return logits, (weights * activations.astype(jnp.float32)).sum(-1)
 
 
 def to_image_size(

@@ -1,13 +1,15 @@
 """Grad-CAM: an explanation of an image classifier; in setup C an FCN on the same backbone."""
 
+import functools
 from collections.abc import Iterator
 
+import jax
 import ml_collections
 from flax import nnx
 from jaxtyping import Array
 
 from wsdl_jax.methods import objectives
-from wsdl_jax.methods.explanation import grad_cam, to_image_size
+from wsdl_jax.methods.explanation import evidence, grad_cam, to_image_size
 from wsdl_jax.methods.method import (
     Batch,
     Definition,
@@ -33,16 +35,58 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
             loss=map_loss(objectives.patches_full, "mask"),
             localize=from_map_logits,
         )
-    return Method(
-        network=lambda axis_name, rngs: ImageClassifier(axis_name=axis_name, rngs=rngs, **kwargs),
-        loss=_loss,
-        localize=_localize,
-    )
+
+    def network(axis_name: str | None, rngs: nnx.Rngs) -> ImageClassifier:
+        return ImageClassifier(axis_name=axis_name, rngs=rngs, **kwargs)
+
+    if config.train.splice:
+        return Method(
+            network=network,
+            loss=functools.partial(
+                _spliced_loss,
+                map_weight=config.loss.mask_weight,
+                fake_weight=config.loss.fake_weight,
+            ),
+            localize=_localize_by_evidence,
+            features=lambda model, images: model.lower(images),
+        )
+    return Method(network=network, loss=_loss, localize=_localize)
 
 
 def _loss(model: ImageClassifier, batch: Batch) -> tuple[Array, Metrics]:
     logits = model(batch["image"]).image_logits
     return objectives.image_cross_entropy(logits, batch["label"], batch.get("weight")), {}
+
+
+def _spliced_loss(
+    model: ImageClassifier, batch: Batch, *, map_weight: float, fake_weight: float
+) -> tuple[Array, Metrics]:
+    """Returns the cross-entropy of the labels plus a loss of the network's own explanation.
+
+    The explanation of the logit of "fake" is trained to be what is known of each location, as a
+    right reason (Ross et al., 2017) or as guided attention (Li et al., 2018): the weighted sum of
+    activations, before ReLU and scaling, is taken as the logit of a location. So a real image has
+    an empty map, which scaling each map to [0, 1] could not say, and `localize` reads the same map
+    by a sigmoid. The explained half is differentiated twice, and runs once more, in evaluation
+    mode: statistics of a batch would couple its images, and most of the gradient of the sum of
+    their logits would cancel in them. With block 11 that half is block 12 and what follows.
+    """
+    activations, weight = model.lower(batch["image"]), batch.get("weight")
+    logits = model.upper(activations)
+    explained = nnx.clone(model)
+    explained.eval()
+    _, found = evidence(explained.upper, activations)
+    label_loss = objectives.image_cross_entropy(logits, batch["label"], weight)
+    map_loss = objectives.explanation_spliced(
+        found, batch["spliced"], weight, fake_weight=fake_weight
+    )
+    total = label_loss + map_weight * map_loss
+    return total, {"label_loss": label_loss, "map_loss": map_loss}
+
+
+def _localize_by_evidence(model: ImageClassifier, images: Array) -> Localization:
+    logits, found = evidence(model.upper, model.lower(images))
+    return from_image_logits(logits, jax.nn.sigmoid(found))
 
 
 def _localize(model: ImageClassifier, images: Array) -> Localization:
@@ -76,6 +120,7 @@ def _fcn_unused(model: nnx.Module) -> Iterator[Place]:
 
 METHOD = Definition(
     bind=_bind,
+    learns_spliced=True,
     check=check_xception,
     layouts=(
         Layout(

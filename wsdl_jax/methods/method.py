@@ -47,13 +47,17 @@ class Method:
         None: one device) and random streams.
       loss: (network, batch) → scalar loss and its parts. A batch has `image` [B, H, W, 3] float32
         in [-1, 1], see `network_input`; `label` [B]; under full supervision `mask` [B, h, w], 1 =
-        manipulated; and optionally `weight` [B], 0 for padding.
+        manipulated; where `train.splice` is set `spliced` [B, h, w], the share of each location
+        that is fake, in [0, 1]; and optionally `weight` [B], 0 for padding.
       localize: (network, images) → Localization, for a network in evaluation mode.
+      features: (network, images) → [B, h, w, …], whose locations are those of the map that `loss`
+        trains. None: they are those of the mask or of the map logits that the network returns.
     """
 
     network: Callable[[str | None, nnx.Rngs], nnx.Module]
     loss: Callable[[Any, Batch], tuple[Float[Array, ""], Metrics]]
     localize: Callable[[Any, Float[Array, "b h w 3"]], Localization]
+    features: Callable[[Any, Float[Array, "b h w 3"]], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Definition:
       setups: those of "a", "b" and "c" that the method can be trained in.
       locations: the values of `loss.location` that the method has: which locations of a map its
         weak objective trains.
+      learns_spliced: whether its loss reads `spliced`, where only a region of some fakes is fake.
       check: raises ConfigError for a config that the method cannot run; called after the checks
         that all methods have in common.
       layouts: the published PyTorch layouts of its networks. Weight files are read and written in
@@ -77,6 +82,7 @@ class Definition:
     bind: Callable[[ml_collections.ConfigDict], Method]
     setups: tuple[str, ...] = SETUPS
     locations: tuple[str, ...] = ("every",)
+    learns_spliced: bool = False
     check: Callable[[ml_collections.ConfigDict], None] | None = None
     layouts: tuple[Layout, ...] = ()
     variants: tuple[Variant, ...] = ()
@@ -140,7 +146,7 @@ def map_loss(
 
     Args:
       objective: of `objectives`: (map logits, targets, weight) → scalar.
-      target: which part of a batch holds the targets, "label" or "mask".
+      target: which part of a batch holds the targets, "label", "mask" or "spliced".
     """
 
     def loss(model: Any, batch: Batch) -> tuple[Array, Metrics]:

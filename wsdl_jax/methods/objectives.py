@@ -80,13 +80,58 @@ def patches_full(
     return _mean(per_location.mean((1, 2)), weight)
 
 
-def _binary_cross_entropy(probability: Array, target: Array) -> Array:
+def map_spliced(
+    map_logits: Float[Array, "b h w 2"],
+    shares: Float[Array, "b h w"],
+    weight: Float[Array, " b"] | None = None,
+    *,
+    fake_weight: float = 1.0,
+) -> Scalar:
+    """Returns the cross-entropy of every location against the share of it that is fake.
+
+    Where the shares are those of whole images, 0 or 1, it is `patches_weak`.
+
+    Args:
+      map_logits: class scores of every location, [real, fake].
+      shares: in [0, 1].
+      weight: of the images.
+      fake_weight: factor of the fake side of each location's loss. Splicing makes fewer locations
+        fake than real; over 1 it moves the probability of one half to where fewer fake locations
+        are missed.
+    """
+    real, fake = jnp.moveaxis(jax.nn.log_softmax(map_logits), -1, 0)
+    per_location = -(fake_weight * shares * fake + (1 - shares) * real)
+    return _mean(per_location.mean((1, 2)), weight)
+
+
+def explanation_spliced(
+    evidence: Float[Array, "b h w"],
+    shares: Float[Array, "b h w"],
+    weight: Float[Array, " b"] | None = None,
+    *,
+    fake_weight: float = 1.0,
+) -> Scalar:
+    """Returns the binary cross-entropy of every location of an explanation taken as logits.
+
+    Arguments are those of `map_spliced`, but for the evidence, see `explanation.evidence`.
+    """
+    logits = jnp.stack([jnp.zeros_like(evidence), evidence], axis=-1)
+    return map_spliced(logits, shares, weight, fake_weight=fake_weight)
+
+
+def _logarithms(probability: Array) -> tuple[Array, Array]:
+    """Returns log(p) and log(1 − p), bounded from below."""
     # PyTorch's binary cross-entropy bounds both logarithms at -100, which saturated sigmoids reach.
     # The inner bounds keep infinite slopes out of the gradient.
     tiny = jnp.finfo(probability.dtype).tiny
     log_true = jnp.where(probability < tiny, -100, jnp.log(jnp.maximum(probability, tiny)))
     certain = probability == 1
     log_false = jnp.where(certain, -100, jnp.log1p(-jnp.where(certain, 0, probability)))
+    return log_true, log_false
+
+
+def _binary_cross_entropy(probability: Array, target: Array) -> Array:
+    log_true, log_false = _logarithms(probability)
     return -(target * log_true + (1 - target) * log_false)
 
 
@@ -106,3 +151,20 @@ def attention_full(
 ) -> Scalar:
     """Returns the binary cross-entropy of every location of a learned mask against the true one."""
     return _mean(_binary_cross_entropy(attention, masks).mean((1, 2)), weight)
+
+
+def attention_spliced(
+    attention: Float[Array, "b h w"],
+    shares: Float[Array, "b h w"],
+    weight: Float[Array, " b"] | None = None,
+    *,
+    fake_weight: float = 1.0,
+) -> Scalar:
+    """Returns the binary cross-entropy of every location of a learned mask against its share.
+
+    Arguments are those of `map_spliced`, but for the mask, in [0, 1]. Both logarithms are bounded
+    at -100, as they are in `attention_full`.
+    """
+    log_true, log_false = _logarithms(attention)
+    per_location = -(fake_weight * shares * log_true + (1 - shares) * log_false)
+    return _mean(per_location.mean((1, 2)), weight)

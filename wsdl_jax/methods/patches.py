@@ -1,5 +1,6 @@
 """Patches (Chai et al., 2020): scores of local patches, from the first blocks of Xception."""
 
+import functools
 from collections.abc import Iterator
 
 import ml_collections
@@ -22,6 +23,9 @@ from wsdl_jax.runtime.errors import ConfigError
 def _bind(config: ml_collections.ConfigDict) -> Method:
     if config.supervision == "full":
         loss = map_loss(objectives.patches_full, "mask")
+    elif config.train.splice:
+        balanced = functools.partial(objectives.map_spliced, fake_weight=config.loss.fake_weight)
+        loss = map_loss(balanced, "spliced")
     else:
         by_location = {
             "every": objectives.patches_weak,
@@ -44,6 +48,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
             f"config.loss.location = {config.loss.location!r}: only for weak supervision; masks "
             "train every location"
         )
+    if config.loss.location != "every" and config.train.splice:
+        raise ConfigError(
+            f"config.loss.location = {config.loss.location!r} with config.train.splice = "
+            f"{config.train.splice}: splicing says of every location whether it is fake"
+        )
 
 
 def _places(model: nnx.Module) -> Iterator[Place]:
@@ -55,6 +64,7 @@ def _places(model: nnx.Module) -> Iterator[Place]:
 METHOD = Definition(
     bind=_bind,
     locations=("every", "max", "average"),
+    learns_spliced=True,
     check=_check,
     layouts=(
         Layout(

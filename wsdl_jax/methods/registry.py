@@ -75,6 +75,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.loss.location = {config.loss.location!r}: only for {', '.join(having)}"
         )
+    if config.train.splice and not definition.learns_spliced:
+        learning = [name for name, other in _METHODS.items() if other.learns_spliced]
+        raise ConfigError(
+            f"config.train.splice = {config.train.splice}: only for {', '.join(learning)}"
+        )
     if definition.check is not None:
         definition.check(config)
 
@@ -112,12 +117,17 @@ def map_size(config: ml_collections.ConfigDict) -> int:
     Raises ConfigError for a network without a map to train.
     """
 
+    method = from_config(config)
+
     def outputs():
-        model = from_config(config).network(None, nnx.Rngs(0))
+        model = method.network(None, nnx.Rngs(0))
         model.eval()
-        return model(jnp.zeros((1, config.data.image_size, config.data.image_size, 3)))
+        images = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
+        return model(images) if method.features is None else method.features(model, images)
 
     shapes = nnx.eval_shape(outputs)
+    if method.features is not None:
+        return shapes.shape[1]
     maps = shapes.attention if shapes.map_logits is None else shapes.map_logits
     if maps is None:
         raise ConfigError(f"{config.method} has no map to train, as setup c needs")

@@ -162,7 +162,7 @@ class Top(nnx.Module):
 
 
 class ImageClassifier(nnx.Module):
-    """The whole Xception with two classes, in two halves: Grad-CAM explains at their seam."""
+    """The whole Xception with two classes, in two halves: explanations are read at their seam."""
 
     def __init__(
         self,
@@ -177,16 +177,19 @@ class ImageClassifier(nnx.Module):
         self.trunk = Trunk(12, remat=remat, **kwargs, rngs=rngs)
         self.top = Top(self.trunk.features, **kwargs, rngs=rngs)
 
-    def lower(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
-        """Returns the activations of block 11, 19×19 for images of 299×299."""
+    def lower(self, images: Float[Array, "b h w 3"], block: int = 11) -> Float[Array, "b h2 w2 c"]:
+        """Returns the activations of a block, 1 to 12; of block 11, 19×19 for 299×299 pixels."""
         x = self.trunk.stem(images)
-        for block in self.trunk.blocks[:11]:
-            x = block(x)
+        for layers in self.trunk.blocks[:block]:
+            x = layers(x)
         return x
 
-    def upper(self, activations: Float[Array, "b h w c"]) -> Float[Array, "b 2"]:
-        """Returns image logits from the activations of block 11."""
-        return self.top(self.trunk.blocks[11](activations))
+    def upper(self, activations: Float[Array, "b h w c"], block: int = 11) -> Float[Array, "b 2"]:
+        """Returns image logits from the activations of a block, 1 to 12."""
+        x = activations
+        for layers in self.trunk.blocks[block:]:
+            x = layers(x)
+        return self.top(x)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:
         """images: float32 in [-1, 1]."""

@@ -156,9 +156,10 @@ def lower(
     config = configuration.for_devices(config, devices)
     for name in ("label", "place"):
         inputs[name] = jax.ShapeDtypeStruct((images,), jnp.int32)
-    if config.supervision == "full":
-        mask_side = methods.map_size(config)
-        inputs["mask"] = jax.ShapeDtypeStruct((images, mask_side, mask_side), jnp.int32)
+    if config.supervision == "full" or config.train.splice:
+        targets = (images, *[methods.map_size(config)] * 2)
+        name, kind = ("spliced", jnp.float32) if config.train.splice else ("mask", jnp.int32)
+        inputs[name] = jax.ShapeDtypeStruct(targets, kind)
     optimizer = runs.make_optimizer(config.train)
     train_step = make_train_step(method, model, optimizer, config.seed, config.train.microbatches)
     mapped = parallel.map(train_step, donate=True)
