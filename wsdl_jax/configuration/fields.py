@@ -58,7 +58,7 @@ def base() -> ml_collections.ConfigDict:
     data.manual_dir = config_dict.placeholder(str)  # the unpacked download of Dolos, to build from
     data.real = ("portraits/real",)  # subsets trained on; () under full supervision
     data.fake = config_dict.placeholder(tuple)
-    # Whole fakes, whose validation images are spliced to fit a map's threshold; (): those of `fake`.
+    # Whole fakes, whose validation images are spliced to fit the maps' threshold; (): as `fake`.
     data.spliced_fake = ()
     data.test_real = "portraits/real"  # subsets whose test split is scored
     data.test_fake = config_dict.placeholder(str)

@@ -1,9 +1,10 @@
 """The probability above which a location is called manipulated, fitted without anyone's masks.
 
-A map ranks the locations of an image; one half is not where manipulated and untouched ones part best
-if, for example, few of the locations that a network was trained on were fake. Validation images have
-masks for free where whole fakes are spliced into real images (`inputs.Spliced`): the threshold is
-the one at which maps of these agree best with where the fake is, by mean intersection over union.
+A map ranks the locations of an image; one half is not where manipulated and untouched ones part
+best if, for example, few of the locations that a network was trained on were fake. Validation
+images have masks for free where whole fakes are spliced into real images (`inputs.Spliced`): the
+threshold is the one at which maps of these agree best with where the fake is, by mean intersection
+over union.
 """
 
 import dataclasses
