@@ -1,5 +1,6 @@
 """Batches against Pillow and the files themselves, for any number of hosts and workers."""
 
+import dataclasses
 import itertools
 import re
 import shutil
@@ -62,17 +63,21 @@ def evaluated(
     source: inputs.Examples,
     config: ml_collections.ConfigDict,
     mask_size: int | None = None,
+    varied: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Iterator[inputs.Batch]:
-    reading = inputs.Reading.of(config.data, mask_size)
+    reading = dataclasses.replace(inputs.Reading.of(config.data, mask_size), **(varied or {}))
     return inputs.eval_batches(source, reading, batch=config.eval.batch, **kwargs)
 
 
 def trained_on(
-    config: ml_collections.ConfigDict, mask_size: int | None = None, **kwargs: Any
+    config: ml_collections.ConfigDict,
+    mask_size: int | None = None,
+    varied: dict[str, Any] | None = None,
+    **kwargs: Any,
 ) -> Iterator[inputs.Batch]:
     source = examples(config, "train", *config.data.real, *config.data.fake)
-    reading = inputs.Reading.of(config.data, mask_size)
+    reading = dataclasses.replace(inputs.Reading.of(config.data, mask_size), **(varied or {}))
     kwargs = {"batch": config.train.batch, "seed": config.seed, **kwargs}
     return inputs.train_batches(source, reading, **kwargs)
 
@@ -223,6 +228,80 @@ def test_hosts_and_restarts_read_the_same_global_batches(masked, hosts, start):
             assert part[step].keys() == whole[0].keys() == {"image", "label", "mask"}
             for name, values in part[step].items():
                 np.testing.assert_array_equal(values, whole[start + step][name][host::hosts])
+
+
+def darker(image: np.ndarray, target: np.ndarray | None, rng: np.random.Generator):
+    """An augmentation: darker by a random factor, and without the first random rows."""
+    rows = int(rng.integers(9))
+    kept = None if target is None else target[rows:]
+    return (image[rows:] * rng.uniform(0.5, 1)).astype(np.uint8), kept
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_and_restarts_vary_images_alike(config, hosts):
+    varied = {"splice": 0.7, "augment": darker, "flip": True}
+    config.train.batch = 12
+    whole = take(11, config, mask_size=16, varied=varied)
+    assert whole[0].keys() == {"image", "label", "spliced"}
+    start = 7
+    for host in range(hosts):
+        place = {"process": host, "processes": hosts, "start_step": start}
+        for step, batch in enumerate(take(3, config, mask_size=16, varied=varied, **place)):
+            for name, values in batch.items():
+                np.testing.assert_array_equal(values, whole[start + step][name][host::hosts])
+    # An image looks different in another pass.
+    images = [image.tobytes() for batch in whole for image in batch["image"]]
+    assert len(set(images)) == len(images)
+    for batch in whole:
+        means = batch["spliced"].mean((1, 2))
+        assert (means[batch["label"] == 0] == 0).all() and (means[batch["label"] == 1] > 0).all()
+    config.data.cache = True
+    for one, other in zip(take(3, config, mask_size=16, varied=varied), whole, strict=False):
+        for name, values in other.items():
+            np.testing.assert_array_equal(one[name], values)
+
+
+@pytest.mark.usefixtures("flags_parsed")
+def test_validation_varies_an_image_always_alike(config):
+    varied = {"splice": 1.0}
+    config.eval.batch = 8
+    source = examples(config, "test", REAL, MASKED)
+    runs = []
+    for workers in (0, 1):
+        config.data.workers = workers
+        batches = list(evaluated(source, config, mask_size=16, varied=varied))
+        runs.append({name: np.concatenate([b[name] for b in batches]) for name in batches[0]})
+    for name, values in runs[0].items():
+        np.testing.assert_array_equal(values, runs[1][name])
+    at_own_size, size = inputs.Spliced(source), (config.data.image_size,) * 2
+    for index in range(len(source)):
+        whole = at_own_size[index]
+        resized = Image.fromarray(whole["image"]).resize(size, Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(runs[0]["image"][index], np.asarray(resized))
+        assert whole["region"].mean() == pytest.approx(runs[0]["spliced"][index].mean(), abs=1e-5)
+        assert (whole["label"] == 1) == (0 < whole["region"].mean() < 1)
+
+
+def test_masks_are_varied_with_their_images(masked):
+    def second_half(image: np.ndarray, target: np.ndarray, _: np.random.Generator):
+        half = image.shape[1] // 2
+        return image[:, half:], target[:, half:]
+
+    source = examples(masked, "train", MASKED)
+    batches = evaluated(source, masked, mask_size=16, varied={"augment": second_half})
+    rows = next(batches)
+    for index, mask in zip(rows["index"], rows["mask"], strict=True):
+        full = inputs.full_mask(source[index])
+        half = Image.fromarray(full[:, full.shape[1] // 2 :])
+        expected = half.resize((16, 16), Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(mask, np.asarray(expected))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_places_of_a_label(config, label):
+    source = examples(config, "test", REAL, MASKED, REAL)
+    expected = [n for n in range(len(source)) if source[n]["label"] == label]
+    assert source.places(label).tolist() == expected
 
 
 @pytest.fixture
