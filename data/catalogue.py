@@ -161,9 +161,12 @@ _SOURCES = {
         Source(
             name="portraits",
             real="portraits/real",
-            full=_subsets("portraits/", ("ddpm", "regrain", "upsample"), "_full"),
+            full={
+                **_subsets("portraits/", ("ddpm_reconstructed",)),
+                **_subsets("portraits/", ("ddpm", "regrain", "upsample"), "_full"),
+            },
             partial=_PORTRAITS,
-            usual={"a": "ddpm", "b": "ddpm_repaint", "c": "ddpm_repaint"},
+            usual={"a": "ddpm_reconstructed", "b": "ddpm_repaint", "c": "ddpm_repaint"},
             test_real="portraits/real",
             tested=_PORTRAITS,
             usually_tested="ddpm_repaint",

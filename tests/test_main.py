@@ -210,7 +210,7 @@ HELP = {  # of each command: what it has to tell of
     "wsdl_jax.evaluate": ("--run", "--fake", "--real", "--coordinator", "--perturb jpeg"),
     "wsdl_jax.convert": ("--layout", "--out", "--setup", "xcp_reg.tar"),
     "wsdl_jax.predict": ("--run", "--images", "--mode", "--false_positive_rate", "photo.jpg"),
-    "wsdl_jax.report": ("--out", "--gallery", "runs/patches-a-portraits-ddpm_full"),
+    "wsdl_jax.report": ("--out", "--gallery", "runs/patches-a-portraits-ddpm_reconstructed"),
     "wsdl_jax.sweep": ("--collect", "--runner", "--workdir", "configs/sweeps/setups.py"),
     "wsdl_jax.pod_check": ("--topology", "--find-batch", "v5e:16x16"),
     "wsdl_jax.diffusion.train": ("--config", "--workdir", "--config configs/diffusion.py"),

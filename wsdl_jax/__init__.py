@@ -1,7 +1,7 @@
 """Weakly-supervised localization of image manipulations, in JAX.
 
     from wsdl_jax import Localizer
-    localizer = Localizer.load("runs/patches-a-portraits-ddpm_full")
+    localizer = Localizer.load("runs/patches-a-portraits-ddpm_reconstructed")
 
 The package is imported in no time; what it offers is imported when it is asked for.
 """

@@ -1,6 +1,6 @@
 """Evaluates a trained run on a dataset's test split: predictions and results.
 
-python -m wsdl_jax.evaluate --run runs/patches-a-portraits-ddpm_full
+python -m wsdl_jax.evaluate --run runs/patches-a-portraits-ddpm_reconstructed
 python -m wsdl_jax.evaluate --run RUN --fake dolos/celebahq_lama --real dolos/celebahq_real
 python -m wsdl_jax.evaluate --run RUN --perturb jpeg --strengths 90,70,50
 """

@@ -1,6 +1,6 @@
 """Writes a folder with a page on runs and their results, which needs no server and no network.
 
-python -m wsdl_jax.report runs/patches-a-portraits-ddpm_full
+python -m wsdl_jax.report runs/patches-a-portraits-ddpm_reconstructed
 python -m wsdl_jax.report RUN1 RUN2 RUN3 --out compared --gallery 90
 """
 

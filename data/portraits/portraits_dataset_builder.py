@@ -41,8 +41,8 @@ def _subsets() -> dict[str, tuple[str, str | None]]:
         subsets[generator] = ("partial", generator)
     subsets |= {inpainter: ("partial", inpainter) for inpainter in INPAINTERS}
     for generator, model in forged.MODELS.items():
-        name, kind = (f"{generator}_full", "full") if model.whole else (generator, "partial")
-        subsets[name] = (kind, generator)
+        kind = "full" if model.whole else "partial"
+        subsets[generator + model.subset] = (kind, generator)
     return subsets
 
 
@@ -71,11 +71,13 @@ def _config(name: str, subset: str, size: int, seed: int) -> PortraitsConfig:
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Rendered portraits; configs are listed by `SUBSETS` and read by `config_for`."""
 
-    VERSION = tfds.core.Version("2.1.0")
+    VERSION = tfds.core.Version("2.2.0")
+    SUPPORTED_VERSIONS = [tfds.core.Version("2.1.0")]
     RELEASE_NOTES = {
         "1.0.0": "First release.",
         "2.0.0": "96 px by default; generators that are diffusion models, and OpenCV's.",
         "2.1.0": "The forger's hash is kept with what it has made; the images are those of 2.0.0.",
+        "2.2.0": "Reconstructions; the images of the other subsets are those of 2.1.0.",
     }
     BUILDER_CONFIGS = [_config(name, name, DEFAULT_SIZE, DEFAULT_SEED) for name in SUBSETS]
 
@@ -120,7 +122,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         model = forged.MODELS[config.generator]
         path = forged.FOLDER / model.file
         content = {"forger": provenance.digest_of_file(path)} if path.exists() else {}
-        return provenance.Origin(recipe | dataclasses.asdict(model), content)
+        return provenance.Origin(recipe | model.recipe(), content)
 
     @property
     def num_examples(self) -> int:

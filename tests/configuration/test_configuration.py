@@ -23,7 +23,7 @@ GET_CONFIG = {name: runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"] fo
 # Fakes that may be trained on, by source and setup: a has fully generated images, b and c masks.
 MASKED_CELEBAHQ = {"repaint_p2", "repaint_p2_9k", "ldm", "lama", "pluralistic"}
 GENERATORS = {
-    ("portraits", "a"): {"regrain", "upsample", "ddpm"},
+    ("portraits", "a"): {"regrain", "upsample", "ddpm", "ddpm_reconstructed"},
     ("portraits", "b"): {
         *("regrain", "upsample", "ddpm_repaint", "latent_ddpm", "telea", "navier_stokes")
     },
@@ -96,9 +96,12 @@ def test_published_data(method, variant, expected):
 @pytest.mark.parametrize("method", METHODS)
 def test_portraits_are_the_default(method):
     default = GET_CONFIG[method]()
-    full, partial = "portraits/ddpm_full", "portraits/ddpm_repaint"
+    full, partial = "portraits/ddpm_reconstructed", "portraits/ddpm_repaint"
     assert data(default) == (("portraits/real",), full, "portraits/real", partial)
-    assert GET_CONFIG[method]("setup=a,source=portraits,generator=ddpm") == default
+    usual = "setup=a,source=portraits,generator=ddpm_reconstructed"
+    assert GET_CONFIG[method](usual) == default
+    drawn = GET_CONFIG[method]("setup=a,generator=ddpm")
+    assert data(drawn) == (("portraits/real",), "portraits/ddpm_full", "portraits/real", partial)
     for setup, real in (("b", ("portraits/real",)), ("c", ())):
         config = GET_CONFIG[method](f"setup={setup}")
         assert data(config) == (real, partial, "portraits/real", partial)
@@ -126,7 +129,7 @@ def test_no_two_variants_have_one_run_directory():
         other = runs.setdefault(default_workdir(config), config)
         assert configuration.differences(other, config) == [], arg
     assert "runs/patches-b-dolos-celebahq_repaint_p2_9k" in runs
-    assert "runs/patches-a-portraits-ddpm_full" in runs
+    assert "runs/patches-a-portraits-ddpm_reconstructed" in runs
 
 
 def test_a_generator_is_tested_on_its_own_images():

@@ -100,8 +100,9 @@ def test_config_names():
     assert (Builder.config_for("real-seed7").size, Builder.config_for("real-64px").seed) == (96, 0)
     assert Builder.config_for("regrain") is Builder.builder_configs["regrain"]
     rendered = ["real", "regrain_full", "regrain", "upsample_full", "upsample"]
-    inpainted = ["telea", "navier_stokes", "ddpm_full", "ddpm_repaint", "latent_ddpm"]
-    assert list(SUBSETS) == rendered + inpainted
+    inpainted = ["telea", "navier_stokes"]
+    diffusion = ["ddpm_full", "ddpm_reconstructed", "ddpm_repaint", "latent_ddpm"]
+    assert list(SUBSETS) == rendered + inpainted + diffusion
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_the_models_that_come_with_it_draw_portraits():
     for file in files:
         one = trained.load(file)
         assert not any(name.endswith(("px", "seed0")) for name in one.config.data.real)
-        make = Maker(one, sampling, whole=True, batch=48, seed=0)
+        make = Maker(one, sampling, "draw", batch=48, seed=0)
         made = make(np.arange(48))
         distance = figures.frechet_distance(*map(figures.features, (made, real[1])))
         turned = figures.frechet_distance(*map(figures.features, (others, real[1])))

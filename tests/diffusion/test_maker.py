@@ -53,7 +53,7 @@ def test_pixels_survive_the_way_to_floats_and_back(value):
 @pytest.mark.parametrize("part", ["pixel", "latent"])
 def test_a_whole_image_is_a_function_of_seed_and_number(part, forgers):
     def maker(seed, batch=8):
-        return Maker(forgers[part], SAMPLING, whole=True, batch=batch, seed=seed)
+        return Maker(forgers[part], SAMPLING, "draw", batch=batch, seed=seed)
 
     first = maker(0)(np.arange(8))
     assert first.shape == (8, SIZE, SIZE, 3) and first.dtype == np.uint8
@@ -67,7 +67,7 @@ def test_a_whole_image_is_a_function_of_seed_and_number(part, forgers):
 
 def test_repaint_on_pixels_leaves_the_rest_untouched(forgers, sources):
     images, masks = sources
-    maker = Maker(forgers["pixel"], SAMPLING, whole=False, batch=8, seed=0)
+    maker = Maker(forgers["pixel"], SAMPLING, "repaint", batch=8, seed=0)
     made = maker(np.arange(8), images, masks)
     np.testing.assert_array_equal(made[~masks], images[~masks])
     assert (made != images)[masks].mean() > 0.9
@@ -78,20 +78,24 @@ def test_repaint_on_pixels_leaves_the_rest_untouched(forgers, sources):
 
 def test_latent_repaint_touches_every_part_of_the_image(forgers, sources):
     images, masks = sources
-    maker = Maker(forgers["latent"], SAMPLING, whole=False, batch=8, seed=0)
+    maker = Maker(forgers["latent"], SAMPLING, "repaint", batch=8, seed=0)
     made = maker(np.arange(8), images, masks)
     assert (made != images)[~masks].mean() > 0.9
 
 
 @pytest.mark.parametrize("part", ["pixel", "latent"])
-@pytest.mark.parametrize("whole", [True, False])
-def test_eight_devices_make_what_one_makes(part, whole, forgers, sources):
+@pytest.mark.parametrize("way", ["draw", "repaint", "reconstruct"])
+def test_eight_devices_make_what_one_makes(part, way, forgers, sources):
     images, masks = sources
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), 8)))
-    batch = {"key": keys} | ({} if whole else {"image": images, "mask": masks})
+    batch = {"key": keys}
+    if way != "draw":
+        batch["image"] = images
+    if way == "repaint":
+        batch["mask"] = masks
     found = []
     for parallel in (Parallel("shard_map"), Parallel("shard_map", jax.devices()[:1])):
-        step = parallel.map(make_step(forgers[part], SAMPLING, whole=whole))
+        step = parallel.map(make_step(forgers[part], SAMPLING, way))
         _, made = step(parallel.replicate(forgers[part].weights), parallel.shard(batch))
         found.append(parallel.gather(made).astype(int))
     np.testing.assert_allclose(*found, atol=1)
@@ -100,7 +104,7 @@ def test_eight_devices_make_what_one_makes(part, whole, forgers, sources):
 def test_what_cannot_be_made_is_refused(trained_forgers, forgers):
     one = trained.load(trained_forgers["autoencoder"])
     with pytest.raises(UserError, match="an autoencoder alone forges nothing"):
-        Maker(one, SAMPLING, whole=True, batch=8, seed=0)
+        Maker(one, SAMPLING, "draw", batch=8, seed=0)
     for sampling, message in (
         (Sampling(steps=21), "trained with 20"),
         (Sampling(steps=4, jump=5), "jump"),
@@ -108,4 +112,4 @@ def test_what_cannot_be_made_is_refused(trained_forgers, forgers):
         (Sampling(steps=4, jump=2, eta=1.5), "eta"),
     ):
         with pytest.raises(UserError, match=message):
-            Maker(forgers["pixel"], sampling, whole=False, batch=8, seed=0)
+            Maker(forgers["pixel"], sampling, "repaint", batch=8, seed=0)

@@ -171,6 +171,27 @@ def test_resampling_once_is_the_straight_path():
         np.testing.assert_array_equal(found, expected)
 
 
+@given(steps=st.integers(1, 60), strength=st.floats(0.001, 1))
+@settings(deadline=None)
+def test_partial_path_is_the_end_of_a_straight_one(steps, strength):
+    path = process.partial(LEVELS, steps, strength)
+    assert len(path.time) == max(1, round(steps * strength))
+    top = max(1, round(1000 * strength))
+    assert np.isclose(path.time[0], top / 1000) and path.end[-1] == 1
+    np.testing.assert_allclose(path.start[0], LEVELS[top - 1], rtol=1e-6)
+    np.testing.assert_array_equal(path.start[1:], path.end[:-1])
+    assert (path.end > path.start).all()
+
+
+def test_partial_path_of_the_portraits():
+    path = process.partial(LEVELS, 10, 0.3)
+    np.testing.assert_allclose(path.time, [0.3, 0.2, 0.1])
+    for found, expected in zip(
+        process.partial(LEVELS, 12, 1.0), process.straight(LEVELS, 12), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 # ----- Samplers -----------------------------------------------------------------------------------
 
 
@@ -190,6 +211,57 @@ def test_clipping_keeps_images_in_range():
         lambda x, t: jnp.zeros_like(x), keys(8), (2, 2, 1), process.straight(LEVELS, 5)
     )
     assert jnp.abs(found).max() <= 1
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_reconstructions_of_a_gaussian_are_that_gaussian(eta):
+    """Noised and brought back by the best denoiser, images have the distribution they had."""
+    mean, covariance = np.array([0.3, -0.5]), np.array([[0.25, 0.12], [0.12, 0.16]])
+    images = np.random.default_rng(0).multivariate_normal(mean, covariance, 10_000)
+    given = jnp.asarray(images[:, None, None], jnp.float32)
+    path = process.partial(LEVELS, 250, 0.4)
+    denoise = gaussian(mean, covariance)
+    found = process.reconstruct(denoise, keys(10_000), given, path, eta=eta, clip=None)
+    found = np.asarray(found)[:, 0, 0]
+    np.testing.assert_allclose(found.mean(axis=0), mean, atol=0.02)
+    np.testing.assert_allclose(np.cov(found.T), covariance, atol=0.012)
+    # And they are of the images given, the less so the more noise there was.
+    weak = process.reconstruct(
+        denoise, keys(10_000), given, process.partial(LEVELS, 250, 0.1), eta=eta, clip=None
+    )
+    kept = [np.corrcoef(x[:, 0], images[:, 0])[0, 1] for x in (np.asarray(weak)[:, 0, 0], found)]
+    assert kept[0] > 0.95 > kept[1] > 0.5
+
+
+def test_level_of_the_noised_state():
+    """The denoiser is first asked at the strength, for √ᾱ · image + √(1 − ᾱ) · noise."""
+    images, level = jnp.full((20_000, 1, 1, 1), 0.7), LEVELS[299]
+    seen = []
+
+    def denoise(state, time):
+        seen.append((state, time))
+        return jnp.zeros_like(state)
+
+    with jax.disable_jit():
+        process.reconstruct(denoise, keys(20_000), images, process.partial(LEVELS, 10, 0.3))
+    assert [float(time[0]) for _, time in seen] == pytest.approx([0.3, 0.2, 0.1])
+    state = np.asarray(seen[0][0])
+    assert np.isclose(state.mean(), 0.7 * np.sqrt(level), atol=0.02)
+    assert np.isclose(state.var(), 1 - level, atol=0.02)
+
+
+def test_reconstruction_at_a_strength_near_zero_is_the_image():
+    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 3, 3, 2)), jnp.float32)
+    path = process.partial(LEVELS, 10, 1e-9)
+    assert len(path.time) == 1 and path.time[0] == np.float32(0.001)
+    noise = np.sqrt(1 - LEVELS[0])  # of the first of all steps: 0.006
+    found = process.reconstruct(lambda x, t: 0 * x, keys(4), images, path)
+    assert np.abs(found - images).max() < 6 * noise < 0.04
+    # A denoiser that knows the noise brings the image back to the last bits.
+    exact = process.reconstruct(
+        lambda x, t: (x - np.sqrt(LEVELS[0]) * images) / noise, keys(4), images, path
+    )
+    np.testing.assert_allclose(exact, images, atol=1e-5)
 
 
 def test_repaint_recovers_a_conditional_gaussian():

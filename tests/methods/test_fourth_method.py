@@ -154,8 +154,8 @@ def test_variants_of_a_method_name_the_run(place: Path):
         assert values["rate"] == ("high" if "rate=high" in arg else "low")
         names.add(default_workdir(config))
     assert len(names) == 5
-    assert "runs/colours-METHOD-a-portraits-ddpm_full" in names
-    assert "runs/colours-METHOD-a-portraits-ddpm_full-rate=high" in names
+    assert "runs/colours-METHOD-a-portraits-ddpm_reconstructed" in names
+    assert "runs/colours-METHOD-a-portraits-ddpm_reconstructed-rate=high" in names
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def assess(
     forger = trained.load(path)
     config = forger.config
     config.data.dir = data_dir or config.data.dir
-    maker = Maker(forger, sampling, whole=True, batch=batch, seed=seed)
+    maker = Maker(forger, sampling, "draw", batch=batch, seed=seed)
     training, fresh = (_read(config, split) for split in ("train", "valid"))
     batches = np.split(np.arange(count), range(maker.batch, count, maker.batch))
     made = np.concatenate(list(maker.map((numbers,) for numbers in batches)))

@@ -127,7 +127,7 @@ def _forger(
     own_size = forger.config.data.image_size
     if size not in (None, own_size):
         raise UserError(f"{path} makes images of {own_size} pixels, not of {size}")
-    maker = Maker(forger, sampling, whole=name == "full", batch=batch, seed=seed)
+    maker = Maker(forger, sampling, "draw" if name == "full" else "repaint", batch=batch, seed=seed)
     without_use = ("jump", "times") if name == "full" else ()
     used = {
         field: value

@@ -133,6 +133,18 @@ def straight(levels: Float[np.ndarray, "n"], steps: int) -> Path:
     return _path(levels, _spaced(len(levels), steps)[::-1])
 
 
+def partial(levels: Float[np.ndarray, "n"], steps: int, strength: float) -> Path:
+    """Returns the last part of a straight path, from the level that images are noised to.
+
+    Args:
+      levels: of the schedule's n steps.
+      steps: of the whole path from noise to image; this part has its share of them, at least one.
+      strength: where it starts, as a share of the schedule, in (0, 1]; 1 is `straight`.
+    """
+    start = max(1, round(strength * len(levels)))
+    return _path(levels, _spaced(start, max(1, round(strength * steps)))[::-1])
+
+
 def resampling(levels: Float[np.ndarray, "n"], steps: int, jump: int, times: int) -> Path:
     """Returns RePaint's path (Lugmayr et al., 2022, figure 9; there 250 steps, jump and times 10).
 
@@ -205,10 +217,51 @@ def sample(
     """
     keys = _split(keys, 2)
     state = _noise(keys[:, 0], jnp.zeros((len(keys), *shape)))
+    return _descend(denoise, keys[:, 1], state, path, eta, clip)
+
+
+def reconstruct(
+    denoise: Denoiser,
+    keys: Key[Array, "b"],
+    images: Images,
+    path: Path,
+    *,
+    eta: float = 0.0,
+    clip: float | None = 1.0,
+) -> Images:
+    """Noises images part of the way and brings them back (SDEdit, Meng et al., 2022).
+
+    What they show stays, the more so the lower the level that the path starts at; every pixel is
+    the network's. As fakes to train on beside real images: DRCT (Chen et al., 2024), B-Free
+    (Guillaro et al., 2025).
+
+    Args:
+      denoise: the network.
+      keys: one an image.
+      images: in [-1, 1], or latents.
+      path: `partial`.
+      eta: as in `sample`.
+      clip: as in `sample`.
+    """
+    keys = _split(keys, 2)
+    level = jnp.full(len(images), path.start[0])
+    state = noised(images, _noise(keys[:, 0], images), level)
+    return _descend(denoise, keys[:, 1], state, path, eta, clip)
+
+
+def _descend(
+    denoise: Denoiser,
+    keys: Key[Array, "b"],
+    state: Images,
+    path: Path,
+    eta: float,
+    clip: float | None,
+) -> Images:
+    """Returns the images at the end of a path that goes down only."""
 
     def move(state: Images, at: tuple[Path, Array]):
         path, number = at
-        fresh = _noise(_fold(keys[:, 1], number), state) if eta else None
+        fresh = _noise(_fold(keys, number), state) if eta else None
         return _down(denoise, state, fresh, path, eta, clip), None
 
     state, _ = jax.lax.scan(move, state, (_on_device(path), jnp.arange(len(path.time))))

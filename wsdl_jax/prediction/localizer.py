@@ -101,7 +101,7 @@ class Prediction:
 class Localizer:
     """A trained network, for images of any size.
 
-        localizer = Localizer.load("runs/patches-a-portraits-ddpm_full")
+        localizer = Localizer.load("runs/patches-a-portraits-ddpm_reconstructed")
         for prediction in localizer(images):
             print(prediction.score, prediction.verdict, prediction.map.shape)
 
