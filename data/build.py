@@ -4,7 +4,10 @@
     python -m wsdl_data.build dolos --config celebahq_real --manual_dir DIR
     python -m wsdl_data.build image_folder/NAME --images SOURCE --masks white
 
-A subset is complete or absent: it is built in a temporary folder, which is renamed at the end.
+A split is complete or absent: it is built in a temporary folder, from which it is moved at the end.
+The splits of portraits are built one by one where not all are needed:
+
+    python -m wsdl_data.build portraits --config ddpm_repaint --split test
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ import contextlib
 import fcntl
 import importlib
 import io
+import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from tqdm import tqdm
 
 from wsdl_data import provenance
 from wsdl_data.provenance import Origin
+from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 
 _MODULES = {
@@ -37,6 +42,8 @@ _MODULES = {
 }
 _OWN = "image_folder"  # the dataset of a user's own images, whose configs are the user's to name
 _KINDS = ("real", "fake")  # its subsets
+_SPLITS = ("train", "valid", "test")
+_DESCRIPTION = "dataset_info.json"  # TFDS's, in the folder of a subset
 
 
 class BuildError(UserError):
@@ -90,42 +97,80 @@ def make_builder(
         ) from error
 
 
-def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    """Returns whether a subset is on disk with all its files, also if another process built it."""
-    return builder.data_path.exists() and not faults(builder)
+def is_prepared(builder: tfds.core.DatasetBuilder, splits: Collection[str] | None = None) -> bool:
+    """Returns whether a subset is on disk with all its files, also if another process built it.
+
+    Args:
+        builder: from `make_builder`.
+        splits: that it must have; None for all. A split that the subset cannot have is not missed,
+            and of a dataset that is built as a whole none is.
+    """
+    return (
+        builder.data_path.exists() and not faults(builder) and not missing_splits(builder, splits)
+    )
 
 
-def command(builder: tfds.core.DatasetBuilder) -> str:
-    """Returns the command that a user types to build a subset."""
+def has_any(builder: tfds.core.DatasetBuilder, splits: Collection[str] | None) -> bool:
+    """Returns whether a subset can have any of these splits, as far as that is known unbuilt."""
+    sizes = provenance.split_sizes(builder)
+    return splits is None or not sizes or not sizes.keys().isdisjoint(splits)
+
+
+def missing_splits(
+    builder: tfds.core.DatasetBuilder, splits: Collection[str] | None = None
+) -> list[str]:
+    """Returns those of the splits, by default of all, that can be added to a subset on disk."""
+    sizes = provenance.split_sizes(builder)
+    wanted = [split for split in sizes if splits is None or split in splits]
+    if not set(wanted) <= set(builder.info.splits) and builder.data_path.exists():
+        with _tfds_silenced():  # Another process may have added some since `builder` was made.
+            builder.info.read_from_directory(builder.data_dir)
+    return [split for split in wanted if split not in builder.info.splits]
+
+
+def command(builder: tfds.core.DatasetBuilder, split: str | None = None) -> str:
+    """Returns the command that a user types to build a subset, or one split of it."""
     name = builder.builder_config_name
     if builder.name == _OWN:
         own = name.rpartition("_")[0]
         return f"python -m wsdl_data.build {_OWN}/{own} --images SOURCE --masks white|black|none"
-    return f"python -m wsdl_data.build {builder.name} --config {name}"
+    only = f" --split {split}" if split in provenance.split_sizes(builder) else ""
+    return f"python -m wsdl_data.build {builder.name} --config {name}{only}"
 
 
-def prepare(builder: tfds.core.DatasetBuilder, manual_dir: str | None = None) -> None:
-    """Builds a subset unless it is prepared; returns when it is ready to be read.
+def prepare(
+    builder: tfds.core.DatasetBuilder,
+    manual_dir: str | None = None,
+    splits: Collection[str] | None = None,
+) -> None:
+    """Builds what a subset lacks; returns when it is ready to be read.
 
     Of two processes that prepare the same subset the second waits for the first. What a killed
-    build has left is removed. On failure, and on KeyboardInterrupt, nothing half-built stays.
+    build has left is removed. On failure, and on KeyboardInterrupt, nothing half-built stays, and
+    splits that were there before are as they were.
 
     Args:
         builder: from `make_builder`.
         manual_dir: folder of the files downloaded by hand, for datasets that need them; None for
             TFDS's own, `downloads/manual` in the data directory.
+        splits: that are needed; None for all. A dataset whose splits cannot be built one by one is
+            built as a whole.
 
     Raises:
         BuildError: the build failed, or what is there is damaged.
     """
-    _prepared_here(builder, manual_dir)
+    _prepared_here(builder, manual_dir, splits)
 
 
-def _prepared_here(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> bool:
-    """Does what `prepare` says. Returns whether it is this call that has built the subset."""
+def _prepared_here(
+    builder: tfds.core.DatasetBuilder,
+    manual_dir: str | None,
+    splits: Collection[str] | None = None,
+) -> bool:
+    """Does what `prepare` says. Returns whether it is this call that has built something."""
     name = f"{builder.name}/{builder.builder_config_name}"
     try:
-        if is_prepared(builder):
+        if not has_any(builder, splits) or is_prepared(builder, splits):
             return False
         own = builder.name == _OWN
         if own and not builder.builder_config.splits and not builder.data_path.exists():
@@ -135,15 +180,17 @@ def _prepared_here(builder: tfds.core.DatasetBuilder, manual_dir: str | None) ->
         folder = Path(builder.data_dir).parent
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / ".build.lock", name):
-            if is_prepared(builder):
+            if is_prepared(builder, splits):
                 return False
-            if builder.data_path.exists():
-                raise BuildError(
-                    f"{builder.data_dir}: {faults(builder)}; delete this folder and build again"
-                )
+            there = builder.data_path.exists()
+            if there and (found := faults(builder)):
+                raise BuildError(f"{builder.data_dir}: {found}; delete this folder and build again")
             _remove_unfinished(folder)
             try:
-                _build(builder, name, manual_dir)
+                if there:
+                    _add(builder, name, missing_splits(builder, splits))
+                else:
+                    _build(builder, name, manual_dir, missing_splits(builder, splits))
             finally:
                 with contextlib.suppress(OSError):  # the next build tries again
                     _remove_unfinished(folder)
@@ -175,10 +222,49 @@ def _manual_dir(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> st
     return os.fspath(folder)
 
 
-def _build(builder: tfds.core.DatasetBuilder, name: str, manual_dir: str | None) -> None:
+def _build(
+    builder: tfds.core.DatasetBuilder, name: str, manual_dir: str | None, splits: Sequence[str]
+) -> None:
+    """Builds a new subset, of a dataset whose splits are built one by one with these alone."""
+    if splits:
+        builder.chosen_splits = tuple(splits)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
     with _tfds_silenced(), _progress(builder, name):
         builder.download_and_prepare(file_format="array_record", download_config=config)
+
+
+def _add(builder: tfds.core.DatasetBuilder, name: str, splits: Sequence[str]) -> None:
+    """Adds splits to a subset: first their records, and at last the description that names them."""
+    folder = Path(builder.data_dir)
+    with _tfds_silenced():
+        made = type(builder)(
+            config=builder.builder_config,
+            data_dir=os.fspath(folder.parent / "incomplete.splits"),
+            version=builder.version,
+        )
+    _build(made, name, None, splits)
+    descriptions = [
+        json.loads((Path(path) / _DESCRIPTION).read_text(encoding="utf-8"))
+        for path in (folder, made.data_dir)
+    ]
+    order = list(provenance.split_sizes(builder))
+    both = [split for description in descriptions for split in description["splits"]]
+    both.sort(key=lambda split: order.index(split["name"]))
+    text = json.dumps({**descriptions[0], "splits": both}, indent=2, sort_keys=True)
+    added = []
+    try:
+        for split in made.info.splits.values():
+            for path in map(Path, split.filepaths):
+                added.append(folder / path.name)
+                path.replace(added[-1])
+        storage.write_whole(folder / _DESCRIPTION, text)
+    except BaseException:
+        if (folder / _DESCRIPTION).read_text(encoding="utf-8") != text:
+            for path in added:
+                path.unlink(missing_ok=True)
+        raise
+    with _tfds_silenced():
+        builder.info.read_from_directory(builder.data_dir)
 
 
 def faults(builder: tfds.core.DatasetBuilder) -> str:
@@ -383,6 +469,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", action="append", default=[], help="only this config of NAME; may be repeated"
     )
+    parser.add_argument(
+        "--split",
+        action="append",
+        choices=_SPLITS,
+        help="only this split, of portraits; may be repeated",
+    )
     parser.add_argument("--manual_dir", metavar="DIR", help="the unpacked Dolos folder")
     parser.add_argument(
         "--data_dir", metavar="DIR", help="where to write (default: ~/tensorflow_datasets)"
@@ -414,6 +506,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = [] if own else _expand(arguments.names, arguments.config)
     except ValueError as error:
         parser.error(str(error))
+    splits = arguments.split
+    if splits and any(name.partition("/")[0] != "portraits" for name in arguments.names):
+        parser.error("--split goes with portraits: other datasets are built as a whole")
 
     logging.basicConfig(format="warning: %(message)s")
     name = arguments.names[0]
@@ -423,11 +518,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             builders = own_builders(own_name, arguments.images, arguments.masks, data_dir)
         else:
             builders = {name: make_builder(name, data_dir) for name in names}
-        already = {name for name, builder in builders.items() if is_prepared(builder)}
+        already = {name for name, builder in builders.items() if is_prepared(builder, splits)}
         if own:
             prepare_together(list(builders.values()))
         for name, builder in builders.items():
-            prepare(builder, arguments.manual_dir)
+            if not has_any(builder, splits):
+                print(
+                    f"{name}: has no such split, only {', '.join(provenance.split_sizes(builder))}"
+                )
+                continue
+            prepare(builder, arguments.manual_dir, splits)
             sizes = ", ".join(f"{s.num_examples} {k}" for k, s in builder.info.splits.items())
             seen = " already" if name in already else ""
             print(f"{name}: {sizes} images{seen} in {builder.data_dir}")

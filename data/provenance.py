@@ -87,8 +87,18 @@ def digest_of_file(path: epath.PathLike) -> str:
     return hashlib.new(_HASH, epath.Path(path).read_bytes()).hexdigest()
 
 
+def split_sizes(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
+    """Returns the images of all splits that a subset can have, made or not, by their names.
+
+    It is empty for a dataset whose splits are not built one by one.
+    """
+    return dict(getattr(builder, "split_sizes", {}))
+
+
 def of(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
     """Returns version, split sizes and `Origin` of a prepared subset.
+
+    The sizes are of all splits that it can have: a split that is added later makes no other data.
 
     Raises OSError or ValueError where its description cannot be read.
     """
@@ -99,9 +109,10 @@ def of(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
         raise ValueError(
             f"{path} is damaged ({error}); delete this folder and build again"
         ) from error
+    present = {name: split.num_examples for name, split in builder.info.splits.items()}
     return {
         "version": str(builder.version),
-        "splits": {name: split.num_examples for name, split in builder.info.splits.items()},
+        "splits": split_sizes(builder) | present,
         **{field.name: kept.get(field.name, {}) for field in dataclasses.fields(Origin)},
     }
 

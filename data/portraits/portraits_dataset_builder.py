@@ -81,6 +81,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     }
     BUILDER_CONFIGS = [_config(name, name, DEFAULT_SIZE, DEFAULT_SEED) for name in SUBSETS]
 
+    # Those that are built; None for all of the config's.
+    chosen_splits: tuple[str, ...] | None = None
+
     @classmethod
     def config_for(cls, name: str) -> PortraitsConfig:
         """Returns the config of a name: a subset, then optionally its size in pixels and its seed.
@@ -125,9 +128,17 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return provenance.Origin(recipe | model.recipe(), content)
 
     @property
+    def split_sizes(self) -> dict[str, int]:
+        """Returns the number of images of each split, made or not; they are built one by one."""
+        return {split: samples.SPLITS[split] for split in self.builder_config.splits}
+
+    @property
     def num_examples(self) -> int:
-        """Returns the number of images of all splits together, before they are made."""
-        return sum(samples.SPLITS[split] for split in self.builder_config.splits)
+        """Returns the number of images that are built, before they are made."""
+        return sum(self.split_sizes[split] for split in self._splits())
+
+    def _splits(self) -> tuple[str, ...]:
+        return self.builder_config.splits if self.chosen_splits is None else self.chosen_splits
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -149,7 +160,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # nothing to download
-        return {split: self._generate_examples(split) for split in self.builder_config.splits}
+        return {split: self._generate_examples(split) for split in self._splits()}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config

@@ -79,7 +79,7 @@ def _of_folder(folder: Path) -> Iterator[Source]:
 def _of_subset(name: str, data_dir: str | None) -> Iterator[Source]:
     if "/" not in name:
         raise UserError(f"{name}: neither a folder nor a prepared subset such as portraits/real")
-    inputs.prepare_subsets([name], data_dir, None)
+    inputs.prepare_subsets({name: None}, data_dir, None)
     for split in listing.SHARES:
         try:
             examples = inputs.Examples((name,), split, data_dir)

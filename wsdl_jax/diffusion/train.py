@@ -27,7 +27,8 @@ def main(_: list[str]) -> None:
     run = epath.Path(_WORKDIR.value or f"runs/forger/{config.part}")
     runs.check(run, config, load_config)
     data = config.data
-    hosts.first_then_each(lambda: inputs.prepare_subsets(data.real, data.dir, data.manual_dir))
+    needed = dict.fromkeys(data.real, ("train", "valid"))
+    hosts.first_then_each(lambda: inputs.prepare_subsets(needed, data.dir, data.manual_dir))
     train(config, run)
 
 

@@ -1,6 +1,6 @@
 """Records of prepared subsets, still encoded, and how one of them becomes pixels."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import ml_collections
@@ -35,23 +35,26 @@ class Examples:
         self.provenance: dict[str, dict[str, Any]] = {}
         for name in names:
             builder = _builder(name, data_dir)
-            if not build.is_prepared(builder):
-                if builder.data_path.exists():
+            if not build.has_any(builder, (split,)):
+                raise _no_split(name, split, provenance.split_sizes(builder))
+            if not build.is_prepared(builder, (split,)):
+                there = builder.data_path.exists()
+                if there and (faults := build.faults(builder)):
                     raise ConfigError(
-                        f"{name}: {builder.data_dir} is {build.faults(builder)}; delete this folder"
-                        f" and run {build.command(builder)}"
+                        f"{name}: {builder.data_dir} is {faults}; delete this folder and run"
+                        f" {build.command(builder)}"
                     )
+                what = f"the {split} split of {name}" if there else name
                 raise ConfigError(
-                    f"{name} is not prepared in {builder.data_dir}: run {build.command(builder)}"
+                    f"{what} is not prepared in {builder.data_dir}: run"
+                    f" {build.command(builder, split)}"
                 )
             try:
                 self.provenance[name] = provenance.of(builder)
             except ValueError as error:
                 raise ConfigError(f"{name}: {error}") from error
             if split not in builder.info.splits:
-                raise ConfigError(
-                    f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}"
-                )
+                raise _no_split(name, split, builder.info.splits)
             decoders = {
                 feature: tfds.decode.SkipDecoding()
                 for feature in ("image", "mask")
@@ -94,6 +97,10 @@ class Examples:
             ) from error
 
 
+def _no_split(name: str, split: str, present: Iterable[str]) -> ConfigError:
+    return ConfigError(f"{name} has no split {split!r}, only {', '.join(present)}")
+
+
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     root = data_dir or tfds.core.constants.DATA_DIR
     if is_remote(root):
@@ -108,25 +115,42 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def prepare(config: ml_collections.ConfigDict, also: Sequence[str] = ()) -> None:
-    """Builds every subset that the config trains or tests on and that is not there yet.
+    """Builds every split that the config trains or tests on and that is not there yet.
 
-    also: names of further subsets to build.
+    also: names of further subsets to test on.
 
     Raises ConfigError for an unknown subset and wsdl_data.build.BuildError where one cannot be
     built.
     """
     data = config.data
-    names = (*data.real, *data.fake, *data.spliced_fake, data.test_real, data.test_fake, *also)
-    prepare_subsets(names, data.dir, data.manual_dir)
+    needed: dict[str, set[str]] = {}
+    for names, splits in (
+        ((*data.real, *data.fake), ("train", "valid")),
+        # The verdict comes from real validation images, also where none are learned from.
+        ((*data.spliced_fake, *(data.real or (data.test_real,))), ("valid",)),
+        ((data.test_real, data.test_fake, *also), ("test",)),
+    ):
+        for name in names:
+            needed.setdefault(name, set()).update(splits)
+    prepare_subsets(needed, data.dir, data.manual_dir)
 
 
-def prepare_subsets(names: Iterable[str], data_dir: str | None, manual_dir: str | None) -> None:
-    """Builds the subsets of these names that are not there yet. Raises as `prepare` does."""
+def prepare_subsets(
+    needed: Mapping[str, Collection[str] | None], data_dir: str | None, manual_dir: str | None
+) -> None:
+    """Builds what subsets lack of the splits that are needed.
+
+    Args:
+      needed: names of the splits, by the names of the subsets; None for all splits.
+      data_dir: the prepared datasets.
+      manual_dir: as of `build.prepare`.
+
+    Raises ConfigError and BuildError as `prepare` does.
+    """
     # Unknown names fail before any work.
-    builders = [_builder(name, data_dir) for name in dict.fromkeys(names)]
-    for builder in builders:
-        if not build.is_prepared(builder):
-            build.prepare(builder, manual_dir=manual_dir)
+    builders = {name: _builder(name, data_dir) for name in needed}
+    for name, builder in builders.items():
+        build.prepare(builder, manual_dir, needed[name])
 
 
 def check_sides(
