@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from wsdl_jax import weights
 from wsdl_jax.evaluation import metrics
 from wsdl_jax.methods import objectives
-from wsdl_jax.methods.explanation import grad_cam
+from wsdl_jax.methods.explanation import explain
 
 GOLDEN = pathlib.Path(golden.__file__).parent
 OUTPUTS = np.load(GOLDEN / "outputs.npz")
@@ -140,10 +140,10 @@ def test_grad_cam_weak():
     model = network("timm-xception")
 
     @nnx.jit
-    def explain(model, images):
-        return grad_cam(model.upper, model.lower(images))
+    def grad_cam(model, images):
+        return explain(model.upper, model.lower(images))
 
-    logits, maps = explain(model, IMAGES)
+    logits, maps = grad_cam(model, IMAGES)
     close(logits, OUTPUTS["timm-xception/logits"])
     close(maps, OUTPUTS["timm-xception/cam"])
 

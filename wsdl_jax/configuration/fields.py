@@ -21,7 +21,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.mask_resize": ("nearest", "bilinear"),
     "model.dtype": ("float32", "bfloat16"),
     "init.scheme": ("torch", "xavier", "normal"),
-    "loss.location": ("every", "max", "average"),
+    "loss.location": ("every", "max", "average", "lse", "topk", "gem"),
+    "explanation.kind": methods.EXPLANATIONS,
+    "score.pooling": methods.POOLINGS,
     "train.schedule": ("constant", "cosine"),
     "train.scaling": ("none", "linear"),
     "parallel.backend": ("shard_map", "pmap"),
@@ -29,11 +31,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 _POSITIVE = (
     *("train.batch", "train.epochs", "train.steps_per_epoch", "train.log_every"),
     *("train.microbatches", "train.keep_best", "eval.batch", "model.width"),
-    *("train.learning_rate", "loss.fake_weight"),
+    *("train.learning_rate", "loss.fake_weight", "loss.sharpness"),
 )
 _NOT_NEGATIVE = (
     *("train.clip_norm", "train.per_device_batch", "train.warmup", "data.workers"),
-    "loss.mask_weight",
+    *("loss.mask_weight", "score.sigma"),
 )
 # Where and how fast data is read, and names: a run may be continued with other values.
 CIRCUMSTANCES = (
@@ -82,9 +84,24 @@ def base() -> ml_collections.ConfigDict:
     init.layout = config_dict.placeholder(str)
 
     config.loss = loss = ml_collections.ConfigDict()
-    loss.location = "every"  # Patches, weak: which locations are trained
+    # Patches, weak: which locations are trained, or how they are pooled before they are.
+    loss.location = "every"
+    loss.sharpness = 5.0  # lse: of logit differences; towards infinity it is their maximum
+    loss.topk = 0.1  # topk: share of the locations whose mean is taken, in (0, 1]
+    loss.power = 3.0  # gem: of the generalized mean, at least 1
     loss.mask_weight = 1.0  # λ of the map's loss: Attention, weak; Grad-CAM, spliced
     loss.fake_weight = 1.0  # spliced: factor of the fake side of every location's loss
+
+    config.explanation = explanation = ml_collections.ConfigDict()
+    explanation.kind = "grad_cam"  # or hires_cam, layer_cam
+    explanation.block = 11  # of Xception, 1 to 12, whose output is explained
+
+    config.score = score = ml_collections.ConfigDict()
+    score.from_map = False  # where the score is an image logit: the map's instead
+    score.pooling = "mean"  # of a map: mean, gem, topk or max, see wsdl_jax.methods.pooling
+    score.power = 3.0  # gem: at least 1
+    score.topk = 0.1  # topk: share of the locations whose mean is taken, in (0, 1]
+    score.sigma = 1.0  # topk: of the Gaussian that smooths the map before, in locations; 0: none
 
     config.train = train = ml_collections.ConfigDict()
     train.batch = 16  # images a step, over all devices
@@ -214,6 +231,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.train.splice = {config.train.splice}: a share, from 0 to below 1"
         )
+    for path in ("loss.topk", "score.topk"):
+        if not 0 < field(config, path) <= 1:
+            raise ConfigError(f"config.{path} = {field(config, path)}: a share, above 0 to 1")
+    for path in ("loss.power", "score.power"):
+        if not field(config, path) >= 1:
+            raise ConfigError(f"config.{path} = {field(config, path)}: must be at least 1")
     if config.train.splice and config.setup != "a":
         fakes = "have masks" if config.setup == "c" else "are not fake everywhere"
         raise ConfigError(
@@ -230,7 +253,25 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError for a field that was changed, and that this config does not read."""
-    read_where = (("loss.fake_weight", config.train.splice > 0, "goes with train.splice"),)
+    definition = methods.get(config.method)
+    who = f"{config.method} in setup {config.setup}"
+    explains = definition.explains and config.supervision == "weak"
+    may_pool = config.supervision in definition.logit_scores
+    pools = methods.pools(config)
+    unpooled = "goes with score.from_map" if may_pool else f"{who} pools no map"
+    read_where = (
+        ("loss.fake_weight", config.train.splice > 0, "goes with train.splice"),
+        ("loss.sharpness", config.loss.location == "lse", "goes with loss.location=lse"),
+        ("loss.topk", config.loss.location == "topk", "goes with loss.location=topk"),
+        ("loss.power", config.loss.location == "gem", "goes with loss.location=gem"),
+        ("explanation.kind", explains, f"{who} has no explanations"),
+        ("explanation.block", explains, f"{who} has no explanations"),
+        ("score.from_map", may_pool, f"{who} has no image logit that is its score"),
+        ("score.pooling", pools, unpooled),
+        ("score.power", pools and config.score.pooling == "gem", "goes with score.pooling=gem"),
+        ("score.topk", pools and config.score.pooling == "topk", "goes with score.pooling=topk"),
+        ("score.sigma", pools and config.score.pooling == "topk", "goes with score.pooling=topk"),
+    )
     default = base()
     for path, is_read, reason in read_where:
         if not is_read and field(config, path) != field(default, path):

@@ -1,5 +1,6 @@
 """The methods: how each learns to localize, in one registry."""
 
+from wsdl_jax.methods.explanation import KINDS as EXPLANATIONS
 from wsdl_jax.methods.method import (
     SETUPS,
     Batch,
@@ -13,6 +14,8 @@ from wsdl_jax.methods.method import (
     network_arguments,
     network_input,
 )
+from wsdl_jax.methods.pooling import KINDS as POOLINGS
+from wsdl_jax.methods.pooling import Pooling
 from wsdl_jax.methods.registry import (
     blank,
     build,
@@ -22,14 +25,18 @@ from wsdl_jax.methods.registry import (
     layouts,
     map_size,
     names,
+    pools,
 )
 
 __all__ = [
+    "EXPLANATIONS",
+    "POOLINGS",
     "SETUPS",
     "Batch",
     "Definition",
     "Localization",
     "Method",
+    "Pooling",
     "blank",
     "build",
     "check",
@@ -44,4 +51,5 @@ __all__ = [
     "names",
     "network_arguments",
     "network_input",
+    "pools",
 ]

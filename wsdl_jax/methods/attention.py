@@ -18,6 +18,7 @@ from wsdl_jax.methods.method import (
     from_maps,
     network_arguments,
 )
+from wsdl_jax.methods.pooling import Pooling
 from wsdl_jax.models.attention import Attention
 from wsdl_jax.models.torch_names import Dialect, Layout, Place
 
@@ -38,11 +39,16 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
         total = label_loss + config.loss.mask_weight * mask_loss
         return total, {"label_loss": label_loss, "mask_loss": mask_loss}
 
+    def localize_by_mask(model: Attention, images: Array) -> Localization:
+        return from_maps(model(images).attention, Pooling.of(config.score))
+
     kwargs, is_full = network_arguments(config), config.supervision == "full"
+    # Full supervision does not train the image classifier.
+    by_mask = is_full or config.score.from_map
     return Method(
         network=lambda axis_name, rngs: Attention(axis_name=axis_name, rngs=rngs, **kwargs),
         loss=_full if is_full else weak,
-        localize=_localize_by_mask if is_full else _localize,
+        localize=localize_by_mask if by_mask else _localize,
     )
 
 
@@ -56,11 +62,6 @@ def _localize(model: Attention, images: Array) -> Localization:
     return from_image_logits(outputs.image_logits, outputs.attention)
 
 
-def _localize_by_mask(model: Attention, images: Array) -> Localization:
-    # Full supervision does not train the image classifier.
-    return from_maps(model(images).attention)
-
-
 def _places(model: nnx.Module) -> Iterator[Place]:
     dialect = Dialect(depthwise="c", shortcut_norm="skip_bn")
     yield from dialect.trunk(model.trunk)
@@ -72,6 +73,8 @@ def _places(model: nnx.Module) -> Iterator[Place]:
 METHOD = Definition(
     bind=_bind,
     learns_spliced=True,
+    map_scores=("full",),
+    logit_scores=("weak",),
     check=check_xception,
     layouts=(
         Layout(

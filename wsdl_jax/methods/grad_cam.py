@@ -1,7 +1,7 @@
 """Grad-CAM: an explanation of an image classifier; in setup C an FCN on the same backbone."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from wsdl_jax.methods import objectives
-from wsdl_jax.methods.explanation import evidence, grad_cam, to_image_size
+from wsdl_jax.methods.explanation import evidence, explain, to_image_size
 from wsdl_jax.methods.method import (
     Batch,
     Definition,
@@ -19,79 +19,110 @@ from wsdl_jax.methods.method import (
     check_xception,
     from_image_logits,
     from_map_logits,
+    from_maps,
     map_loss,
     network_arguments,
 )
+from wsdl_jax.methods.pooling import Pooling
 from wsdl_jax.models.fcn import FCN
 from wsdl_jax.models.torch_names import Dialect, Layout, Place
-from wsdl_jax.models.xception import ImageClassifier
+from wsdl_jax.models.xception import BLOCKS, ImageClassifier
+from wsdl_jax.runtime.errors import ConfigError
 
 
 def _bind(config: ml_collections.ConfigDict) -> Method:
-    kwargs = network_arguments(config)
     if config.supervision == "full":
-        return Method(
-            network=lambda axis_name, rngs: FCN(axis_name=axis_name, rngs=rngs, **kwargs),
-            loss=map_loss(objectives.patches_full, "mask"),
-            localize=from_map_logits,
-        )
-
-    def network(axis_name: str | None, rngs: nnx.Rngs) -> ImageClassifier:
-        return ImageClassifier(axis_name=axis_name, rngs=rngs, **kwargs)
-
-    if config.train.splice:
-        return Method(
-            network=network,
-            loss=functools.partial(
-                _spliced_loss,
-                map_weight=config.loss.mask_weight,
-                fake_weight=config.loss.fake_weight,
-            ),
-            localize=_localize_by_evidence,
-            features=lambda model, images: model.lower(images),
-        )
-    return Method(network=network, loss=_loss, localize=_localize)
+        return _fcn(config)
+    return _explained_by_itself(config) if config.train.splice else _explained(config)
 
 
-def _loss(model: ImageClassifier, batch: Batch) -> tuple[Array, Metrics]:
-    logits = model(batch["image"]).image_logits
-    return objectives.image_cross_entropy(logits, batch["label"], batch.get("weight")), {}
+def _fcn(config: ml_collections.ConfigDict) -> Method:
+    kwargs = network_arguments(config)
+    return Method(
+        network=lambda axis_name, rngs: FCN(axis_name=axis_name, rngs=rngs, **kwargs),
+        loss=map_loss(objectives.patches_full, "mask"),
+        localize=functools.partial(from_map_logits, pool=Pooling.of(config.score)),
+    )
 
 
-def _spliced_loss(
-    model: ImageClassifier, batch: Batch, *, map_weight: float, fake_weight: float
-) -> tuple[Array, Metrics]:
-    """Returns the cross-entropy of the labels plus a loss of the network's own explanation.
+def _classifier(config: ml_collections.ConfigDict) -> Callable[..., ImageClassifier]:
+    kwargs = network_arguments(config)
+    return lambda axis_name, rngs: ImageClassifier(axis_name=axis_name, rngs=rngs, **kwargs)
+
+
+def _explained(config: ml_collections.ConfigDict) -> Method:
+    """Returns the published method: trained by labels, explained afterwards."""
+    kind, block = config.explanation.kind, config.explanation.block
+
+    def loss(model: ImageClassifier, batch: Batch) -> tuple[Array, Metrics]:
+        logits = model(batch["image"]).image_logits
+        return objectives.image_cross_entropy(logits, batch["label"], batch.get("weight")), {}
+
+    def localize(model: ImageClassifier, images: Array) -> Localization:
+        upper = functools.partial(model.upper, block=block)
+        logits, maps = explain(upper, model.lower(images, block), kind)
+        return from_image_logits(logits, to_image_size(maps, *images.shape[1:3]))
+
+    return Method(network=_classifier(config), loss=loss, localize=localize)
+
+
+def _explained_by_itself(config: ml_collections.ConfigDict) -> Method:
+    """Returns the method for spliced batches, whose explanation is trained beside the labels.
 
     The explanation of the logit of "fake" is trained to be what is known of each location, as a
     right reason (Ross et al., 2017) or as guided attention (Li et al., 2018): the weighted sum of
     activations, before ReLU and scaling, is taken as the logit of a location. So a real image has
     an empty map, which scaling each map to [0, 1] could not say, and `localize` reads the same map
-    by a sigmoid. The explained half is differentiated twice, and runs once more, in evaluation
-    mode: statistics of a batch would couple its images, and most of the gradient of the sum of
-    their logits would cancel in them. With block 11 that half is block 12 and what follows.
+    by a sigmoid, one probability a location of the explained block.
+
+    The loss differentiates the half of the network above the block twice. That half runs a second
+    time, in evaluation mode as in `localize`: in training mode an image's logit depends on the
+    others through the statistics of the batch, and the part of the gradient that images have in
+    common, which explains most, would cancel.
     """
-    activations, weight = model.lower(batch["image"]), batch.get("weight")
-    logits = model.upper(activations)
-    explained = nnx.clone(model)
-    explained.eval()
-    _, found = evidence(explained.upper, activations)
-    label_loss = objectives.image_cross_entropy(logits, batch["label"], weight)
-    map_loss = objectives.explanation_spliced(
-        found, batch["spliced"], weight, fake_weight=fake_weight
+    kind, block, pool = config.explanation.kind, config.explanation.block, Pooling.of(config.score)
+
+    def found(model: ImageClassifier, activations: Array) -> tuple[Array, Array]:
+        return evidence(functools.partial(model.upper, block=block), activations, kind)
+
+    def loss(model: ImageClassifier, batch: Batch) -> tuple[Array, Metrics]:
+        activations, weight = model.lower(batch["image"], block), batch.get("weight")
+        logits = model.upper(activations, block)
+        label_loss = objectives.image_cross_entropy(logits, batch["label"], weight)
+        evaluated = nnx.clone(model)
+        evaluated.eval()
+        _, map_logits = found(evaluated, activations)
+        map_loss = objectives.explanation_spliced(
+            map_logits, batch["spliced"], weight, fake_weight=config.loss.fake_weight
+        )
+        total = label_loss + config.loss.mask_weight * map_loss
+        return total, {"label_loss": label_loss, "map_loss": map_loss}
+
+    def localize(model: ImageClassifier, images: Array) -> Localization:
+        logits, map_logits = found(model, model.lower(images, block))
+        maps = jax.nn.sigmoid(map_logits)
+        return from_maps(maps, pool) if config.score.from_map else from_image_logits(logits, maps)
+
+    return Method(
+        network=_classifier(config),
+        loss=loss,
+        localize=localize,
+        features=lambda model, images: model.lower(images, block),
     )
-    total = label_loss + map_weight * map_loss
-    return total, {"label_loss": label_loss, "map_loss": map_loss}
 
 
-def _localize_by_evidence(model: ImageClassifier, images: Array) -> Localization:
-    logits, found = evidence(model.upper, model.lower(images))
-    return from_image_logits(logits, jax.nn.sigmoid(found))
-
-
-def _localize(model: ImageClassifier, images: Array) -> Localization:
-    logits, maps = grad_cam(model.upper, model.lower(images))
-    return from_image_logits(logits, to_image_size(maps, *images.shape[1:3]))
+def _check(config: ml_collections.ConfigDict) -> None:
+    check_xception(config)
+    if not 1 <= config.explanation.block <= BLOCKS:
+        raise ConfigError(
+            f"config.explanation.block = {config.explanation.block}: Xception has blocks 1 to "
+            f"{BLOCKS}"
+        )
+    if config.score.from_map and config.supervision == "weak" and not config.train.splice:
+        raise ConfigError(
+            "config.score.from_map = True: goes with train.splice for grad_cam, as other "
+            "explanations are scaled to the same maximum in every image"
+        )
 
 
 def _classifier_places(model: nnx.Module) -> Iterator[Place]:
@@ -121,7 +152,10 @@ def _fcn_unused(model: nnx.Module) -> Iterator[Place]:
 METHOD = Definition(
     bind=_bind,
     learns_spliced=True,
-    check=check_xception,
+    map_scores=("full",),
+    logit_scores=("weak",),
+    explains=True,
+    check=_check,
     layouts=(
         Layout(
             name="timm-xception",

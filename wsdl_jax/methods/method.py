@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from wsdl_jax.methods.explanation import FAKE
+from wsdl_jax.methods.pooling import Pooling
 from wsdl_jax.models.torch_names import Layout
 from wsdl_jax.models.xception import BLOCKS, SMALLEST_IMAGE
 from wsdl_jax.runtime.errors import ConfigError
@@ -19,6 +20,7 @@ from wsdl_jax.runtime.variants import Variant
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 SETUPS = ("a", "b", "c")
+_MEAN = Pooling()
 
 
 class Localization(NamedTuple):
@@ -70,6 +72,12 @@ class Definition:
       locations: the values of `loss.location` that the method has: which locations of a map its
         weak objective trains.
       learns_spliced: whether its loss reads `spliced`, where only a region of some fakes is fake.
+      map_scores: the supervisions, "weak" and "full", under which its score is pooled from its map
+        as config.score says.
+      logit_scores: the supervisions under which it has image logits, which are the score unless
+        config.score.from_map asks for one from the map.
+      explains: whether its maps are explanations under weak supervision, which config.explanation
+        chooses.
       check: raises ConfigError for a config that the method cannot run; called after the checks
         that all methods have in common.
       layouts: the published PyTorch layouts of its networks. Weight files are read and written in
@@ -83,6 +91,9 @@ class Definition:
     setups: tuple[str, ...] = SETUPS
     locations: tuple[str, ...] = ("every",)
     learns_spliced: bool = False
+    map_scores: tuple[str, ...] = ()
+    logit_scores: tuple[str, ...] = ()
+    explains: bool = False
     check: Callable[[ml_collections.ConfigDict], None] | None = None
     layouts: tuple[Layout, ...] = ()
     variants: tuple[Variant, ...] = ()
@@ -123,15 +134,17 @@ def network_input(
 # ----- How a map and a score are read from what networks give -------------------------------------
 
 
-def from_maps(maps: Float[Array, "b h w"]) -> Localization:
-    """Returns maps of probabilities with their means as scores and as probabilities."""
-    scores = maps.mean((1, 2))
+def from_maps(maps: Float[Array, "b h w"], pool: Pooling = _MEAN) -> Localization:
+    """Returns maps of probabilities with what is pooled of them as scores and as probabilities."""
+    scores = pool(maps)
     return Localization(scores, scores, maps)
 
 
-def from_map_logits(model: Any, images: Float[Array, "b h w 3"]) -> Localization:
-    """Returns the softmax of a network's map logits as maps, and their means as scores."""
-    return from_maps(jax.nn.softmax(model(images).map_logits)[..., FAKE])
+def from_map_logits(
+    model: Any, images: Float[Array, "b h w 3"], *, pool: Pooling = _MEAN
+) -> Localization:
+    """Returns the softmax of a network's map logits as maps, and scores pooled from them."""
+    return from_maps(jax.nn.softmax(model(images).map_logits)[..., FAKE], pool)
 
 
 def from_image_logits(logits: Float[Array, "b 2"], maps: Float[Array, "b h w"]) -> Localization:

@@ -4,6 +4,8 @@ Labels are 0 = real and 1 = fake; in masks 1 = manipulated. Every objective is a
 so that an optional `weight` [B] of zeros and ones leaves padding out exactly. B is the batch.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -70,6 +72,115 @@ def patches_weak_average(
     return image_cross_entropy(log_mean + AVERAGE_OFFSET, labels, weight)
 
 
+def patches_weak_lse(
+    map_logits: Float[Array, "b h w 2"],
+    labels: Int[Array, " b"],
+    weight: Float[Array, " b"] | None = None,
+    *,
+    sharpness: float,
+) -> Scalar:
+    """Returns the cross-entropy of a smooth maximum of the locations' logit differences.
+
+    After Pinheiro and Collobert (2015), who pool scores before the softmax as well: the image's
+    logit is log(mean(exp(r x))) / r, over the logit differences x of its locations.
+
+    Args:
+      map_logits: class scores of every location, [real, fake].
+      labels: of the images.
+      weight: of the images.
+      sharpness: r, above 0: towards 0 the mean of the differences, towards infinity their maximum.
+    """
+    differences = _differences(map_logits)
+    pooled = jax.nn.logsumexp(sharpness * differences, axis=1) - jnp.log(differences.shape[1])
+    return _difference_cross_entropy(pooled / sharpness, labels, weight)
+
+
+def patches_weak_topk(
+    map_logits: Float[Array, "b h w 2"],
+    labels: Int[Array, " b"],
+    weight: Float[Array, " b"] | None = None,
+    *,
+    topk: float,
+) -> Scalar:
+    """Returns the cross-entropy of the mean of the largest logit differences of the locations.
+
+    Scores are pooled before the softmax, as Durand et al. (2016) do, who select the highest.
+
+    Args:
+      map_logits: class scores of every location, [real, fake].
+      labels: of the images.
+      weight: of the images.
+      topk: share of the locations whose mean is taken, in (0, 1]; at least one.
+    """
+    differences = _differences(map_logits)
+    highest, _ = jax.lax.top_k(differences, math.ceil(topk * differences.shape[1]))
+    return _difference_cross_entropy(highest.mean(1), labels, weight)
+
+
+def patches_weak_gem(
+    map_logits: Float[Array, "b h w 2"],
+    labels: Int[Array, " b"],
+    weight: Float[Array, " b"] | None = None,
+    *,
+    power: float,
+) -> Scalar:
+    """Returns the cross-entropy of the generalized mean of the locations' probabilities.
+
+    The generalized mean (Radenović et al., 2019) is of numbers that are not negative, so that
+    probabilities of "fake" are pooled here: mean(p ** power) ** (1 / power).
+
+    Args:
+      map_logits: class scores of every location, [real, fake].
+      labels: of the images.
+      weight: of the images.
+      power: at least 1, which is `patches_weak_average`; towards infinity, the maximum.
+    """
+    # Both sides of the cross-entropy are logarithms throughout, that of "real" from complements:
+    # of a probability that is rounded to 1 nothing could be learnt.
+    differences = _differences(map_logits)
+    log_count = jnp.log(differences.shape[1])
+    log_powers = -power * jax.nn.softplus(-differences)
+    log_rests = _log_one_minus_power(differences, power)
+    log_rest = jax.nn.logsumexp(log_rests, axis=1) - log_count  # of 1 - mean(p ** power)
+    rest = jnp.exp(log_rest)
+    is_high = rest < 0.5
+    log_mean = jnp.where(
+        is_high,
+        jnp.log1p(-jnp.where(is_high, rest, 0)),
+        jax.nn.logsumexp(log_powers, axis=1) - log_count,
+    )
+    # 1 - (1 - rest) ** (1 / power), by its series where the rest is small.
+    is_small = rest < 1e-3
+    by_series = log_rest - math.log(power) + (1 - 1 / power) / 2 * rest
+    log_fake = log_mean / power
+    log_real = jnp.log(-jnp.expm1(jnp.where(is_small, -1, log_fake)))
+    log_real = jnp.where(is_small, by_series, log_real)
+    return image_cross_entropy(jnp.stack([log_real, log_fake], axis=-1), labels, weight)
+
+
+def _differences(map_logits: Float[Array, "b h w 2"]) -> Float[Array, "b n"]:
+    flat = map_logits.reshape(map_logits.shape[0], -1, 2)
+    return flat[..., 1] - flat[..., 0]
+
+
+def _difference_cross_entropy(
+    differences: Float[Array, " b"], labels: Array, weight: Array | None
+) -> Scalar:
+    logits = jnp.stack([jnp.zeros_like(differences), differences], axis=-1)
+    return image_cross_entropy(logits, labels, weight)
+
+
+def _log_one_minus_power(differences: Array, power: float) -> Array:
+    """Returns log(1 - sigmoid(x) ** power), whose value and gradient are finite for any x."""
+    minus_log = power * jax.nn.softplus(-differences)
+    is_small = minus_log < 1e-3
+    # There softplus(-x) is exp(-x) but for its next term; exp(-x) itself underflows.
+    large = jnp.where(is_small, differences, 0)
+    by_series = math.log(power) - large - jnp.exp(-large) / 2 - minus_log / 2
+    direct = jnp.log(-jnp.expm1(-jnp.where(is_small, 1, minus_log)))
+    return jnp.where(is_small, by_series, direct)
+
+
 def patches_full(
     map_logits: Float[Array, "b h w 2"],
     masks: Int[Array, "b h w"],
@@ -115,8 +226,8 @@ def explanation_spliced(
 
     Arguments are those of `map_spliced`, but for the evidence, see `explanation.evidence`.
     """
-    logits = jnp.stack([jnp.zeros_like(evidence), evidence], axis=-1)
-    return map_spliced(logits, shares, weight, fake_weight=fake_weight)
+    map_logits = jnp.stack([jnp.zeros_like(evidence), evidence], axis=-1)
+    return map_spliced(map_logits, shares, weight, fake_weight=fake_weight)
 
 
 def _logarithms(probability: Array) -> tuple[Array, Array]:

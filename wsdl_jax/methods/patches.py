@@ -1,10 +1,11 @@
 """Patches (Chai et al., 2020): scores of local patches, from the first blocks of Xception."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import ml_collections
 from flax import nnx
+from jaxtyping import Array
 
 from wsdl_jax.methods import objectives
 from wsdl_jax.methods.method import (
@@ -15,9 +16,20 @@ from wsdl_jax.methods.method import (
     map_loss,
     network_arguments,
 )
+from wsdl_jax.methods.pooling import Pooling
 from wsdl_jax.models.patches import Patches
 from wsdl_jax.models.torch_names import Dialect, Layout, Place
 from wsdl_jax.runtime.errors import ConfigError
+
+# The objectives of weak supervision, from config.loss.
+_BY_LOCATION: Mapping[str, Callable[[ml_collections.ConfigDict], Callable[..., Array]]] = {
+    "every": lambda _: objectives.patches_weak,
+    "max": lambda _: objectives.patches_weak_max,
+    "average": lambda _: objectives.patches_weak_average,
+    "lse": lambda loss: functools.partial(objectives.patches_weak_lse, sharpness=loss.sharpness),
+    "topk": lambda loss: functools.partial(objectives.patches_weak_topk, topk=loss.topk),
+    "gem": lambda loss: functools.partial(objectives.patches_weak_gem, power=loss.power),
+}
 
 
 def _bind(config: ml_collections.ConfigDict) -> Method:
@@ -27,17 +39,12 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
         balanced = functools.partial(objectives.map_spliced, fake_weight=config.loss.fake_weight)
         loss = map_loss(balanced, "spliced")
     else:
-        by_location = {
-            "every": objectives.patches_weak,
-            "max": objectives.patches_weak_max,
-            "average": objectives.patches_weak_average,
-        }
-        loss = map_loss(by_location[config.loss.location], "label")
+        loss = map_loss(_BY_LOCATION[config.loss.location](config.loss), "label")
     kwargs = {"depth": config.model.depth, **network_arguments(config)}
     return Method(
         network=lambda axis_name, rngs: Patches(axis_name=axis_name, rngs=rngs, **kwargs),
         loss=loss,
-        localize=from_map_logits,
+        localize=functools.partial(from_map_logits, pool=Pooling.of(config.score)),
     )
 
 
@@ -63,8 +70,9 @@ def _places(model: nnx.Module) -> Iterator[Place]:
 
 METHOD = Definition(
     bind=_bind,
-    locations=("every", "max", "average"),
+    locations=tuple(_BY_LOCATION),
     learns_spliced=True,
+    map_scores=("weak", "full"),
     check=_check,
     layouts=(
         Layout(

@@ -84,6 +84,14 @@ def check(config: ml_collections.ConfigDict) -> None:
         definition.check(config)
 
 
+def pools(config: ml_collections.ConfigDict) -> bool:
+    """Returns whether scores are pooled from maps, as config.score says, in a config's method."""
+    definition = get(config.method)
+    return config.supervision in definition.map_scores or (
+        config.supervision in definition.logit_scores and config.score.from_map
+    )
+
+
 # ----- A method of a config -----------------------------------------------------------------------
 
 
@@ -116,7 +124,6 @@ def map_size(config: ml_collections.ConfigDict) -> int:
 
     Raises ConfigError for a network without a map to train.
     """
-
     method = from_config(config)
 
     def outputs():

@@ -53,7 +53,9 @@ class View:
 class Prediction:
     """What a method says of one image.
 
-    For an image of several windows, score and probability are means over the windows.
+    For an image of several windows, score and probability are means over the windows; or, where
+    config.score pools maps by anything but their mean, they are pooled from the blended map of the
+    whole image, of which a window would show only a part.
 
     Attributes:
       score: higher = more likely fake; a probability or a logit, by method.
@@ -141,6 +143,8 @@ class Localizer:
         self.batch = self._parallel.rounded_up(batch or config.eval.batch)
         method = methods.from_config(config)
         self._step, self._state = on_devices(method, model, self._parallel)
+        pools = methods.pools(config) and config.score.pooling != "mean"
+        self._pool = methods.Pooling.of(config.score) if pools else None
         one = jax.ShapeDtypeStruct((1, self._size, self._size, 3), jnp.float32)
         self._map_size = jax.eval_shape(lambda x: method.localize(model, x), one).maps.shape[1]
 
@@ -215,7 +219,7 @@ class Localizer:
         """
         windows = (
             (blend, corner, pixels)
-            for blend in (_Blend(name, view) for name, view in views)
+            for blend in (_Blend(name, view, self._pool) for name, view in views)
             for corner, pixels in zip(blend.view.corners, blend.view.pixels, strict=True)
         )
         pending = None  # the batch that the devices are at, while the next one is read
@@ -253,8 +257,9 @@ class Localizer:
 class _Blend:
     """One image's prediction, put together of its windows as the network is done with them."""
 
-    def __init__(self, name: str, view: View):
-        self.name, self.view = name, view
+    def __init__(self, name: str, view: View, pool: methods.Pooling | None = None):
+        """pool: of the blended map of several windows, to a score; None: their mean score."""
+        self.name, self.view, self._pool = name, view, pool
         self._scores: list[float] = []  # of the windows so far
         self._probabilities: list[float] = []
         self._sum, self._weights = (np.zeros(view.map_size, np.float32) for _ in range(2))
@@ -288,9 +293,12 @@ class _Blend:
     def prediction(self, threshold: float | None, cut: float) -> Prediction:
         windows = list(zip(self._scores, self._probabilities, strict=True))
         score, probability = np.mean(windows, axis=0).tolist()
+        raw = self._sum / self._weights
+        if self._pool is not None and len(windows) > 1:
+            rows, columns = (math.ceil(side) for side in self.view.covered)
+            score = probability = float(self._pool(raw[None, :rows, :columns])[0])
         fake = probability > metrics.THRESHOLD if threshold is None else score > threshold
         called = "fake" if fake else "real"
-        raw = self._sum / self._weights
         return Prediction(score, probability, called, raw, self.view.size, self.view.covered, cut)
 
 
