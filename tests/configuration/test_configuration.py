@@ -348,6 +348,17 @@ def test_refusals_list_the_choices(path):
         ("model.depth", 0),
         ("model.depth", 13),
         ("loss.mask_weight", -0.1),
+        ("loss.fake_weight", 0.0),
+        ("loss.sharpness", 0.0),
+        ("loss.topk", 0.0),
+        ("loss.topk", 1.1),
+        ("loss.power", 0.9),
+        ("score.topk", 0.0),
+        ("score.power", 0.5),
+        ("score.sigma", -1.0),
+        ("train.splice", -0.1),
+        ("train.splice", 1.0),
+        ("train.splice", float("nan")),
         ("data.workers", -1),
         ("data.image_size", 63),
     ],
@@ -370,12 +381,59 @@ def test_refusals_name_field_and_value(path, value):
         ("init.layout", "xception", "grad_cam", None, "choose from dolos-patches, timm-xception"),
         ("loss.location", "average", "attention", None, "loss.location"),
         ("method", None, "patches", None, "config.method"),
+        ("train.splice", 0.5, "patches", "setup=b", "0.5 with config.setup = 'b': only fully"),
+        ("train.splice", 0.5, "grad_cam", "setup=c", "those of setup c have masks"),
+        ("loss.fake_weight", 2.0, "attention", None, "2.0: goes with train.splice"),
+        ("loss.sharpness", 1.0, "patches", "setup=b", "1.0: goes with loss.location=lse"),
+        ("loss.topk", 0.2, "patches", "setup=b", "0.2: goes with loss.location=topk"),
+        ("loss.power", 2.0, "patches", "setup=b", "2.0: goes with loss.location=gem"),
+        ("loss.location", "gem", "patches", "setup=c", "only for weak supervision"),
+        ("explanation.kind", "hires_cam", "patches", None, "patches in setup a has no expl"),
+        ("explanation.block", 2, "attention", "setup=b", "attention in setup b has no expl"),
+        ("explanation.block", 2, "grad_cam", "setup=c", "grad_cam in setup c has no expl"),
+        ("explanation.block", 13, "grad_cam", None, "13: Xception has blocks 1 to 12"),
+        ("explanation.kind", "cam", "grad_cam", None, "choose from grad_cam, hires_cam, layer"),
+        ("score.pooling", "median", "patches", None, "choose from mean, gem, topk, max"),
+        ("score.pooling", "gem", "attention", None, "'gem': goes with score.from_map"),
+        ("score.from_map", True, "attention", "setup=c", "has no image logit that is its"),
+        ("score.from_map", True, "patches", None, "has no image logit that is its score"),
+        ("score.from_map", True, "grad_cam", None, "goes with train.splice for grad_cam"),
+        ("score.power", 2.0, "patches", None, "2.0: goes with score.pooling=gem"),
+        ("score.topk", 0.2, "patches", None, "0.2: goes with score.pooling=topk"),
+        ("score.sigma", 2.0, "patches", None, "2.0: goes with score.pooling=topk"),
     ],
 )
 def test_impossible_combinations(path, value, method, arg, named):
     with pytest.raises(ConfigError, match=named) as raised:
         configuration.validate(invalid(path, value, method, arg))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "arg", "fields"),
+    [
+        ("patches", "setup=b", {"loss.location": "lse", "loss.sharpness": 1.0}),
+        ("patches", "setup=b", {"loss.location": "topk", "loss.topk": 0.2}),
+        ("patches", "setup=a", {"loss.location": "gem", "loss.power": 2.0}),
+        ("patches", None, {"train.splice": 0.7, "loss.fake_weight": 2.0}),
+        ("patches", "setup=c", {"score.pooling": "topk", "score.topk": 0.2, "score.sigma": 0.0}),
+        ("attention", "setup=b", {"score.from_map": True, "score.pooling": "max"}),
+        ("attention", None, {"train.splice": 0.7, "score.from_map": True}),
+        ("grad_cam", None, {"explanation.kind": "layer_cam", "explanation.block": 2}),
+        ("grad_cam", None, {"train.splice": 0.7, "explanation.kind": "hires_cam"}),
+        (
+            "grad_cam",
+            None,
+            {"train.splice": 0.7, "score.from_map": True, "score.pooling": "gem"},
+        ),
+        ("grad_cam", "setup=c", {"score.pooling": "gem", "score.power": 2.0}),
+    ],
+)
+def test_what_goes_together(method, arg, fields):
+    config = GET_CONFIG[method](arg)
+    config.update_from_flattened_dict(fields)
+    configuration.validate(config)
+    assert configuration.load(configuration.save(config)) == config
 
 
 def test_a_config_without_a_method_is_refused():

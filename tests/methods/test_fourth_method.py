@@ -164,6 +164,16 @@ def test_variants_of_a_method_name_the_run(place: Path):
         ("setup=c", {}, "config.setup = 'c': colours:METHOD is trained in a, b"),
         ("", {"data.image_size": 66}, "config.data.image_size = 66: not cells of 8"),
         ("", {"loss.location": "max"}, "config.loss.location = 'max': only for patches"),
+        (
+            "",
+            {"train.splice": 0.5},
+            "config.train.splice = 0.5: only for patches, grad_cam, attention",
+        ),
+        (
+            "",
+            {"score.pooling": "max"},
+            "config.score.pooling = 'max': colours:METHOD in setup a pools no map",
+        ),
     ],
 )
 def test_what_a_method_cannot_run_is_refused(place: Path, arg: str, fields: dict, reason: str):

@@ -1,10 +1,12 @@
 """The objectives against closed forms in NumPy's float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 
 from wsdl_jax.methods import objectives
 
@@ -14,6 +16,7 @@ IMAGE_LOGITS = RNG.normal(0, 2, (5, 2)).astype(np.float32)
 ATTENTION = RNG.uniform(0.01, 0.99, (5, 4, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 1, 0, 1])
 MASKS = (RNG.random((5, 4, 3)) < 0.4).astype(np.int32)
+SHARES = RNG.random((5, 4, 3)).astype(np.float32).round(1)  # some are 0, or 1
 WEIGHT = np.array([1, 0, 1, 1, 0], np.float32)
 
 
@@ -48,12 +51,74 @@ def average(logits, labels):
     return -np.log(p[np.arange(len(p)), labels])
 
 
+def of_differences(pool):
+    """The binary cross-entropy of what is pooled of the locations' logit differences."""
+
+    def closed_form(logits, labels):
+        logits = logits.astype(float).reshape(len(logits), -1, 2)
+        pooled = np.array([pool(image[:, 1] - image[:, 0]) for image in logits])
+        return -log_expit(np.where(labels == 1, pooled, -pooled))
+
+    return closed_form
+
+
+def generalized_mean(power):
+    def closed_form(logits, labels):
+        p = softmax(logits.astype(float), -1)[..., 1].reshape(len(logits), -1)
+        pooled = (p**power).mean(1) ** (1 / power)
+        return -np.log(np.where(labels == 1, pooled, 1 - pooled))
+
+    return closed_form
+
+
+def balanced(p, shares, fake_weight):
+    p, shares = p.astype(float), shares.astype(float)
+    loss = -(fake_weight * shares * np.log(p) + (1 - shares) * np.log(1 - p))
+    return loss.mean((1, 2))
+
+
 # Objective, its network output, its targets, and its value for each image.
 OBJECTIVES = {
     "image": (objectives.image_cross_entropy, IMAGE_LOGITS, LABELS, cross_entropy),
     "every": (objectives.patches_weak, MAP_LOGITS, LABELS, every),
     "max": (objectives.patches_weak_max, MAP_LOGITS, LABELS, largest_difference),
     "average": (objectives.patches_weak_average, MAP_LOGITS, LABELS, average),
+    "lse": (
+        functools.partial(objectives.patches_weak_lse, sharpness=2.5),
+        MAP_LOGITS,
+        LABELS,
+        of_differences(lambda x: np.log(np.exp(2.5 * x).mean()) / 2.5),
+    ),
+    "topk": (
+        functools.partial(objectives.patches_weak_topk, topk=0.3),
+        MAP_LOGITS,
+        LABELS,
+        of_differences(lambda x: np.sort(x)[-4:].mean()),  # 0.3 of 12 locations, rounded up
+    ),
+    "gem": (
+        functools.partial(objectives.patches_weak_gem, power=2.5),
+        MAP_LOGITS,
+        LABELS,
+        generalized_mean(2.5),
+    ),
+    "map spliced": (
+        functools.partial(objectives.map_spliced, fake_weight=2.5),
+        MAP_LOGITS,
+        SHARES,
+        lambda x, t: balanced(softmax(x.astype(float), -1)[..., 1], t, 2.5),
+    ),
+    "explanation spliced": (
+        functools.partial(objectives.explanation_spliced, fake_weight=0.5),
+        MAP_LOGITS[..., 0],
+        SHARES,
+        lambda x, t: balanced(expit(x.astype(float)), t, 0.5),
+    ),
+    "attention spliced": (
+        functools.partial(objectives.attention_spliced, fake_weight=2.5),
+        ATTENTION,
+        SHARES,
+        lambda x, t: balanced(x, t, 2.5),
+    ),
     "full": (
         objectives.patches_full,
         MAP_LOGITS,
@@ -127,6 +192,50 @@ def test_average_offset_changes_nothing(monkeypatch):
     np.testing.assert_allclose(published[1], without[1], rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("objective", "limit"),
+    [
+        (functools.partial(objectives.patches_weak_lse, sharpness=1e5), largest_difference),
+        (functools.partial(objectives.patches_weak_lse, sharpness=1e-3), of_differences(np.mean)),
+        (functools.partial(objectives.patches_weak_topk, topk=1e-3), largest_difference),
+        (functools.partial(objectives.patches_weak_topk, topk=1.0), of_differences(np.mean)),
+        (functools.partial(objectives.patches_weak_gem, power=1.0), average),
+        (functools.partial(objectives.patches_weak_gem, power=1e4), largest_difference),
+    ],
+)
+def test_limits_of_pooling(objective, limit):
+    loss = objective(jnp.array(MAP_LOGITS), jnp.array(LABELS))
+    np.testing.assert_allclose(loss, limit(MAP_LOGITS, LABELS).mean(), rtol=2e-3)
+
+
+@pytest.mark.parametrize("power", [1.0, 3.0, 20.0])
+def test_generalized_mean_of_saturated_locations(power):
+    """Where all locations are alike it is the location's probability, for any power."""
+    objective = functools.partial(objectives.patches_weak_gem, power=power)
+    for difference in (-200.0, -30.0, -7.0, -1.0, 0.0, 5.0, 6.9, 8.0, 17.0, 30.0, 90.0, 200.0):
+        logits = jnp.zeros((1, 3, 2, 2)).at[..., 1].set(difference)
+        for label, sign in ((0, 1), (1, -1)):
+            loss, gradient = jax.value_and_grad(objective)(logits, jnp.array([label]))
+            expected = np.logaddexp(0, sign * difference)
+            np.testing.assert_allclose(loss, expected, rtol=3e-6, atol=3e-7)
+            slope = sign * expit(sign * difference)
+            np.testing.assert_allclose(gradient[..., 1], slope / 6, rtol=1e-4, atol=3e-8)
+
+
+def test_shares_of_whole_images_are_labels():
+    shares = jnp.broadcast_to(jnp.array(LABELS, jnp.float32)[:, None, None], (5, 4, 3))
+    np.testing.assert_allclose(
+        objectives.map_spliced(jnp.array(MAP_LOGITS), shares),
+        objectives.patches_weak(jnp.array(MAP_LOGITS), jnp.array(LABELS)),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        objectives.attention_spliced(jnp.array(ATTENTION), jnp.array(MASKS, jnp.float32)),
+        objectives.attention_full(jnp.array(ATTENTION), jnp.array(MASKS)),
+        rtol=1e-6,
+    )
+
+
 def test_gradients_against_finite_differences():
     step = 1e-6
     for objective, outputs, targets, closed_form in OBJECTIVES.values():
@@ -164,12 +273,21 @@ def test_extreme_logits_stay_finite(size, target, sign):
         (objectives.patches_weak, maps, label),
         (objectives.patches_weak_max, maps, label),
         (objectives.patches_weak_average, maps, label),
+        (functools.partial(objectives.patches_weak_lse, sharpness=5.0), maps, label),
+        (functools.partial(objectives.patches_weak_topk, topk=0.5), maps, label),
+        (functools.partial(objectives.patches_weak_gem, power=3.0), maps, label),
         (objectives.patches_full, maps, mask),
+        (objectives.map_spliced, maps, mask.astype(jnp.float32)),
+        (objectives.explanation_spliced, 2 * maps[..., 1], mask.astype(jnp.float32)),
     ]:
         loss, gradient = jax.value_and_grad(objective)(x, t)
         np.testing.assert_allclose(loss, 2 * size if wrong else 0, rtol=1e-5, atol=1e-8)
         assert np.isfinite(gradient).all()
-    for objective, t in [(objectives.attention_map_weak, label), (objectives.attention_full, mask)]:
+    for objective, t in [
+        (objectives.attention_map_weak, label),
+        (objectives.attention_full, mask),
+        (objectives.attention_spliced, mask.astype(jnp.float32)),
+    ]:
         loss, gradient = jax.value_and_grad(lambda x, t, f=objective: f(jax.nn.sigmoid(x), t))(
             sign * jnp.full((1, 2, 2), size), t
         )

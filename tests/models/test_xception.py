@@ -256,14 +256,23 @@ def test_outputs_that_a_network_has():
 
 
 @pytest.mark.slow
-def test_halves_of_the_classifier_meet_at_block_11():
+def test_halves_of_the_classifier_meet_at_any_block():
     model = small("classifier")
     model.eval()
-    whole = nnx.jit(lambda m, x: (m(x).image_logits, m.lower(x)))
-    expected, activations = whole(model, IMAGES)
-    assert activations.shape == (3, 4, 5, scaled(728, WIDTH))
-    logits = nnx.jit(lambda m, x: m.upper(x))(model, activations)
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    blocks = {1: (16, 20, 128), 2: (8, 10, 256), 7: (4, 5, 728), 11: (4, 5, 728), 12: (2, 3, 1024)}
+
+    @nnx.jit
+    def halves(model, images):
+        lower = {block: model.lower(images, block) for block in blocks}
+        default = model.lower(images)
+        upper = {block: model.upper(x, block) for block, x in lower.items()}
+        return model(images).image_logits, model.upper(default), lower, upper
+
+    expected, by_default, lower, upper = halves(model, IMAGES)
+    np.testing.assert_allclose(by_default, expected, rtol=1e-4, atol=1e-5)
+    for block, (height, width, channels) in blocks.items():
+        assert lower[block].shape == (3, height, width, scaled(channels, WIDTH))
+        np.testing.assert_allclose(upper[block], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import shutil
 
 import numpy as np
@@ -167,6 +168,21 @@ def test_tiles_are_blended(tiler, network):
     assert found.covered == pytest.approx((150 / pitch, 97 / pitch))
     assert found.map.shape == (150, 97)
     assert found.score == pytest.approx(np.mean(scores), abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(150, 97), (150, 30)])
+def test_pooled_scores_of_tiles(trained, tiler, size):
+    """Of the whole image's map, and of what the image covers of it, where windows are larger."""
+    config, model, *_ = runs.load(trained)
+    config.score.pooling = "max"
+    pooled = Localizer(config, model, mode="tile", batch=16)
+    image, small = noise(*size, seed=3), noise(50, 40)
+    (found, of_one_window), (plain, _) = pooled([image, small]), tiler([image, small])
+    np.testing.assert_array_equal(found.raw, plain.raw)
+    rows, columns = (math.ceil(side * 15 / SIZE) for side in size)
+    assert found.score == found.probability == found.raw[:rows, :columns].max()
+    assert plain.score < found.score
+    assert of_one_window.score == pytest.approx(of_one_window.raw.max(), abs=1e-6)
 
 
 def test_small_images_are_not_tiled(tiler, localizer):

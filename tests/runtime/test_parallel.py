@@ -28,6 +28,7 @@ CASES = {
     "grad_cam-full": ("grad_cam", "full", "every"),
     "attention": ("attention", "weak", "every"),
     "attention-full": ("attention", "full", "every"),
+    "grad_cam-spliced": ("grad_cam", "weak", "every"),
 }
 
 
@@ -45,6 +46,7 @@ def get_config(case: str) -> ml_collections.ConfigDict:
     config.data.image_size = SIZE
     config.model.width, config.model.depth = 0.05, 1
     config.train.learning_rate = 1e-3
+    config.train.splice = 0.5 if case.endswith("spliced") else 0.0
     if case == "grad_cam-full":
         config.seed = 3  # with others a ReLU or a maximum is decided by the last bit
     return config
@@ -74,6 +76,9 @@ def batches(config: ml_collections.ConfigDict) -> list[dict[str, np.ndarray]]:
         if config.supervision == "full":
             size = methods.map_size(config)
             batch["mask"] = rng.integers(0, 2, (BATCH, size, size), dtype=np.int32)
+        if config.train.splice:
+            size = methods.map_size(config)
+            batch["spliced"] = rng.random((BATCH, size, size), np.float32)
         out.append(batch)
     return out
 
