@@ -144,10 +144,10 @@ seam.defvjp(lambda x: (x, None), _refuse)
 
 def test_only_the_upper_half_is_differentiated():
     @jax.jit
-    def explain(images):
+    def explained(images):
         return explain(linear, seam(jnp.sin(images)))
 
-    _, maps = explain(ACTIVATIONS)
+    _, maps = explained(ACTIVATIONS)
     _, expected = explain(linear, jnp.sin(jnp.array(ACTIVATIONS)))
     np.testing.assert_allclose(maps, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(AssertionError, match="lower half"):
