@@ -14,7 +14,7 @@ from wsdl_jax.inputs import perturbations
 from wsdl_jax.inputs.perturbations import KINDS, Perturbation
 from wsdl_jax.runtime.errors import ConfigError
 
-WITH_IDENTITY = [kind for kind in KINDS if kind != "jpeg"]
+WITH_IDENTITY = [kind for kind in KINDS if kind not in ("jpeg", "webp")]
 
 
 def photograph(height: int = 61, width: int = 48) -> np.ndarray:
@@ -76,6 +76,15 @@ def test_jpeg_is_pillows():
     assert Image.open(file).quantization[0][0] == round(16 * 50 / 40)
 
 
+def test_webp_is_pillows_and_lossy():
+    image = photograph()
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "WEBP", quality=40)
+    assert file.getvalue()[8:16] == b"WEBPVP8 "  # of the container: one lossy frame
+    expected = np.asarray(Image.open(file))
+    np.testing.assert_array_equal(Perturbation("webp", 40.0)(image, 0), expected)
+
+
 @pytest.mark.parametrize("sigma", [0.5, 1.5, 3])
 def test_blur_is_a_sum_of_products(sigma):
     image = photograph()
@@ -132,7 +141,8 @@ def test_gamma(exponent):
 
 def test_series():
     assert [p.strength for p in perturbations.series("jpeg", ["90", "5e1"])] == [90, 50]
-    for kind, (_, _, identity, defaults, _) in KINDS.items():
+    for kind, of_kind in KINDS.items():
+        identity, defaults = of_kind.identity, of_kind.defaults
         series = perturbations.series(kind, None)
         assert [(p.kind, p.strength) for p in series] == [(kind, s) for s in defaults]
         assert identity not in defaults
@@ -145,6 +155,7 @@ def test_series():
         ("jpeg", "high", "'high' is no strength of jpeg .JPEG quality.: a whole number from 1 to"),
         ("jpeg", "0", "'0' is no strength"),
         ("jpeg", "72.5", "'72.5' is no strength"),
+        ("webp", "72.5", "'72.5' is no strength of webp .WebP quality.: a whole number from 1 to"),
         ("blur", "-1", "'-1' is no strength of blur .*pixels"),
         ("blur", "inf", "'inf'"),
         ("noise", "nan", "'nan' .* from 0 to 255"),

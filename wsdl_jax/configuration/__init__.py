@@ -1,5 +1,7 @@
 """Configs: their fields, with units and defaults, their variants, and what cannot be run."""
 
+from wsdl_jax.configuration.augmentation import VARIANT as AUGMENT
+from wsdl_jax.configuration.augmentation import set_augment
 from wsdl_jax.configuration.config_files import set_data, start, variant
 from wsdl_jax.configuration.fields import (
     CHOICES,
@@ -17,6 +19,7 @@ from wsdl_jax.configuration.stored import FORMAT, load, save
 from wsdl_jax.runtime.errors import ConfigError
 
 __all__ = [
+    "AUGMENT",
     "CHOICES",
     "CIRCUMSTANCES",
     "FORMAT",
@@ -30,6 +33,7 @@ __all__ = [
     "load",
     "profiled_steps",
     "save",
+    "set_augment",
     "set_data",
     "start",
     "validate",

@@ -11,6 +11,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from wsdl_jax import methods
+from wsdl_jax.configuration import augmentation
 from wsdl_jax.runtime import differences as trees
 from wsdl_jax.runtime.errors import ConfigError
 
@@ -70,6 +71,8 @@ def base() -> ml_collections.ConfigDict:
     data.flip = False  # horizontal flips with probability 0.5
     data.workers = 0  # processes that read and decode; 0: threads of this process
     data.cache = False  # keep decoded training images in memory: image_size² × 3 bytes each
+
+    config.augment = augmentation.fields()  # random changes of training images; none by default
 
     config.model = model = ml_collections.ConfigDict()
     model.width = 1.0  # multiplies every channel count of Xception
@@ -247,6 +250,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError("config.data.real is empty: weak supervision needs real images")
     if config.supervision == "full" and config.data.real:
         raise ConfigError("config.data.real is set: full supervision trains on masked fakes alone")
+    augmentation.check(config.augment)
     methods.check(config)
     _refuse_without_effect(config)
 

@@ -2,7 +2,8 @@
 
 A perturbation changes an image at its own size, as it was decoded and before it is resized for the
 network; the mask stays as it is. Pixels are computed in floating point, then rounded and clipped to
-8 bits, as a file would hold them.
+8 bits, as a file would hold them. Evaluation applies perturbations one by one and at known
+strengths, `augmentation` draws them.
 """
 
 import io
@@ -21,14 +22,23 @@ from wsdl_jax.runtime.errors import ConfigError
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
-def jpeg(image: Pixels, quality: float, _: int) -> Pixels:
+def jpeg(image: Pixels, quality: float) -> Pixels:
     """Saves an image as JPEG, by Pillow with standard tables, and reads it again."""
+    return _saved(image, "JPEG", quality)
+
+
+def webp(image: Pixels, quality: float) -> Pixels:
+    """Saves an image as lossy WebP, by Pillow, and reads it again."""
+    return _saved(image, "WEBP", quality)
+
+
+def _saved(image: Pixels, file_format: str, quality: float) -> Pixels:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=int(quality))
+    Image.fromarray(image).save(file, file_format, quality=int(quality))
     return np.asarray(Image.open(file))
 
 
-def blur(image: Pixels, sigma: float, _: int) -> Pixels:
+def blur(image: Pixels, sigma: float) -> Pixels:
     """Blurs by a Gaussian of so many pixels, cut off at 4 sigma; edges go on with their pixels."""
     if not sigma:
         return image
@@ -36,16 +46,13 @@ def blur(image: Pixels, sigma: float, _: int) -> Pixels:
     return _to_8_bits(ndimage.gaussian_filter(pixels, (sigma, sigma, 0), mode="nearest"))
 
 
-def noise(image: Pixels, std: float, index: int) -> Pixels:
-    """Adds Gaussian noise, independent in every channel, of a standard deviation out of 255.
-
-    An image has the same noise at every strength, but for the factor.
-    """
-    drawn = np.random.default_rng(index).standard_normal(image.shape, np.float32)
+def noise(image: Pixels, std: float, rng: np.random.Generator) -> Pixels:
+    """Adds Gaussian noise, independent in every channel, of a standard deviation out of 255."""
+    drawn = rng.standard_normal(image.shape, np.float32)
     return _to_8_bits(image + np.float32(std) * drawn)
 
 
-def resize(image: Pixels, factor: float, _: int) -> Pixels:
+def resize(image: Pixels, factor: float) -> Pixels:
     """Scales each side by a factor and brings it back, both by Pillow's bicubic filter."""
     height, width = image.shape[:2]
     small = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -57,13 +64,22 @@ def resize(image: Pixels, factor: float, _: int) -> Pixels:
     )
 
 
-def gamma(image: Pixels, exponent: float, _: int) -> Pixels:
+def gamma(image: Pixels, exponent: float) -> Pixels:
     """Raises pixels in [0, 1] to the power of an exponent: darker above 1, lighter below."""
     return _to_8_bits(255 * (np.arange(256) / 255) ** exponent)[image]
 
 
 def _to_8_bits(values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return values.round().clip(0, 255).astype(np.uint8)
+
+
+def _noise_of_image(image: Pixels, std: float, index: int) -> Pixels:
+    # An image has the same noise at every strength, but for the factor.
+    return noise(image, std, np.random.default_rng(index))
+
+
+def _same_for_all(change: Callable[[Pixels, float], Pixels]) -> Callable[..., Pixels]:
+    return lambda image, strength, _: change(image, strength)
 
 
 class Kind(NamedTuple):
@@ -75,6 +91,7 @@ class Kind(NamedTuple):
       identity: the strength that changes nothing, if there is one.
       defaults: strengths, from mild to strong.
       limits: the least and the largest strength.
+      is_whole: whether strengths are whole numbers.
     """
 
     apply: Callable[[Pixels, float, int], Pixels]
@@ -82,15 +99,28 @@ class Kind(NamedTuple):
     identity: float | None
     defaults: tuple[float, ...]
     limits: tuple[float, float]
+    is_whole: bool = False
 
 
 _SMALL = 1e-3  # what has to be positive is at least this
+_QUALITIES = (95, 90, 80, 70, 60, 50, 30)
 KINDS = {
-    "jpeg": Kind(jpeg, "JPEG quality", None, (95, 90, 80, 70, 60, 50, 30), (1, 100)),
-    "blur": Kind(blur, "sigma of the Gaussian, pixels", 0, (0.5, 1, 1.5, 2, 3, 4), (0, 100)),
-    "noise": Kind(noise, "standard deviation, of 255", 0, (1, 2, 5, 10, 20), (0, 255)),
-    "resize": Kind(resize, "factor, down and up", 1, (0.9, 0.75, 0.5, 0.35, 0.25), (_SMALL, 1)),
-    "gamma": Kind(gamma, "exponent", 1, (0.5, 0.7, 0.85, 1.2, 1.5, 2), (_SMALL, 100)),
+    "jpeg": Kind(_same_for_all(jpeg), "JPEG quality", None, _QUALITIES, (1, 100), True),
+    "webp": Kind(_same_for_all(webp), "WebP quality", None, _QUALITIES, (1, 100), True),
+    "blur": Kind(
+        _same_for_all(blur),
+        "sigma of the Gaussian, pixels",
+        0,
+        (0.5, 1, 1.5, 2, 3, 4),
+        (0, 100),
+    ),
+    "noise": Kind(_noise_of_image, "standard deviation, of 255", 0, (1, 2, 5, 10, 20), (0, 255)),
+    "resize": Kind(
+        _same_for_all(resize), "factor, down and up", 1, (0.9, 0.75, 0.5, 0.35, 0.25), (_SMALL, 1)
+    ),
+    "gamma": Kind(
+        _same_for_all(gamma), "exponent", 1, (0.5, 0.7, 0.85, 1.2, 1.5, 2), (_SMALL, 100)
+    ),
 }
 
 
@@ -126,9 +156,9 @@ def series(kind: str, strengths: Sequence[str | int | float] | None) -> list[Per
             strength = float(given)
         except ValueError:
             strength = math.nan
-        whole = kind != "jpeg" or strength.is_integer()
-        if not (least <= strength <= largest and whole):
-            number = "a whole number" if kind == "jpeg" else "a number"
+        is_whole = KINDS[kind].is_whole
+        if not (least <= strength <= largest and (strength.is_integer() or not is_whole)):
+            number = "a whole number" if is_whole else "a number"
             raise ConfigError(
                 f"{given!r} is no strength of {kind} ({unit}): {number} from {least:g} to "
                 f"{largest:g}"
