@@ -35,7 +35,7 @@ def webp(image: Pixels, quality: float) -> Pixels:
 def _saved(image: Pixels, file_format: str, quality: float) -> Pixels:
     file = io.BytesIO()
     Image.fromarray(image).save(file, file_format, quality=int(quality))
-    return np.asarray(Image.open(file))
+    return np.asarray(Image.open(file, formats=(file_format,)))
 
 
 def blur(image: Pixels, sigma: float) -> Pixels:
@@ -66,7 +66,7 @@ def resize(image: Pixels, factor: float) -> Pixels:
 
 def gamma(image: Pixels, exponent: float) -> Pixels:
     """Raises pixels in [0, 1] to the power of an exponent: darker above 1, lighter below."""
-    return _to_8_bits(255 * (np.arange(256) / 255) ** exponent)[image]
+    return _to_8_bits(255 * (np.arange(256) / 255) ** exponent).take(image)
 
 
 def _to_8_bits(values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
