@@ -253,7 +253,16 @@ def plain_depthwise(x, kernel):
     )
 
 
+@pytest.fixture
+def compile_quickly():
+    """What is compared are programs, not their speed."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("compile_quickly")
 def test_gradients_of_a_trained_explanation(monkeypatch: pytest.MonkeyPatch):
     """Layers with gradients of their own are differentiated twice as plain operators are."""
     found = gradients(*small_classifier(remat=False))
@@ -273,6 +282,20 @@ def test_gradients_of_a_trained_explanation(monkeypatch: pytest.MonkeyPatch):
         size = max(np.linalg.norm(leaf), 1e-4)
         assert np.linalg.norm(found[path] - leaf) < 1e-3 * size, path
         assert np.linalg.norm(again[path] - leaf) < 1e-3 * size, path
+
+
+def test_explanations_of_blocks_that_are_computed_again():
+    fields = {"data.image_size": 64, "model.width": 0.05, "model.remat": True}
+    config = get_config("grad_cam", "", fields)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: methods.blank(config, None)))
+
+    def localize(state, images):
+        model = nnx.merge(graphdef, state)
+        model.eval()
+        return methods.from_config(config).localize(model, images)
+
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    assert jax.eval_shape(localize, state, images).maps.shape == (2, 64, 64)
 
 
 def test_a_plain_explanation_has_no_map_to_train():

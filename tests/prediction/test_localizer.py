@@ -204,7 +204,7 @@ def test_tiles_of_finer_maps(tiler):
         assert not blend.complete
         blend.add(corner, score, np.float32(0.5), part)
     assert blend.complete
-    found = blend.prediction(2.4)
+    found = blend.prediction(2.4, 0.5)
     left, right = maps.reshape(2, 16, 4, 16, 4).mean((2, 4))
     assert found.raw[:, :8] == pytest.approx(left[:, :8], abs=1e-6)
     assert found.raw[:, 16:] == pytest.approx(right[:, 8:], abs=1e-6)

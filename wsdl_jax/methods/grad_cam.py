@@ -50,6 +50,19 @@ def _classifier(config: ml_collections.ConfigDict) -> Callable[..., ImageClassif
     return lambda axis_name, rngs: ImageClassifier(axis_name=axis_name, rngs=rngs, **kwargs)
 
 
+def _upper(model: ImageClassifier, block: int) -> Callable[[Array], Array]:
+    """Returns what follows a block, in evaluation mode, as a function to be differentiated."""
+    graphdef, state = nnx.split(model)
+
+    def upper(activations: Array) -> Array:
+        # A copy, whose variables belong to the gradient: blocks that are computed again set them.
+        network = nnx.merge(graphdef, state, copy=True)
+        network.eval()
+        return network.upper(activations, block)
+
+    return upper
+
+
 def _explained(config: ml_collections.ConfigDict) -> Method:
     """Returns the published method: trained by labels, explained afterwards."""
     kind, block = config.explanation.kind, config.explanation.block
@@ -59,8 +72,7 @@ def _explained(config: ml_collections.ConfigDict) -> Method:
         return objectives.image_cross_entropy(logits, batch["label"], batch.get("weight")), {}
 
     def localize(model: ImageClassifier, images: Array) -> Localization:
-        upper = functools.partial(model.upper, block=block)
-        logits, maps = explain(upper, model.lower(images, block), kind)
+        logits, maps = explain(_upper(model, block), model.lower(images, block), kind)
         return from_image_logits(logits, to_image_size(maps, *images.shape[1:3]))
 
     return Method(network=_classifier(config), loss=loss, localize=localize)
@@ -82,16 +94,11 @@ def _explained_by_itself(config: ml_collections.ConfigDict) -> Method:
     """
     kind, block, pool = config.explanation.kind, config.explanation.block, Pooling.of(config.score)
 
-    def found(model: ImageClassifier, activations: Array) -> tuple[Array, Array]:
-        return evidence(functools.partial(model.upper, block=block), activations, kind)
-
     def loss(model: ImageClassifier, batch: Batch) -> tuple[Array, Metrics]:
         activations, weight = model.lower(batch["image"], block), batch.get("weight")
         logits = model.upper(activations, block)
         label_loss = objectives.image_cross_entropy(logits, batch["label"], weight)
-        evaluated = nnx.clone(model)
-        evaluated.eval()
-        _, map_logits = found(evaluated, activations)
+        _, map_logits = evidence(_upper(model, block), activations, kind)
         map_loss = objectives.explanation_spliced(
             map_logits, batch["spliced"], weight, fake_weight=config.loss.fake_weight
         )
@@ -99,7 +106,7 @@ def _explained_by_itself(config: ml_collections.ConfigDict) -> Method:
         return total, {"label_loss": label_loss, "map_loss": map_loss}
 
     def localize(model: ImageClassifier, images: Array) -> Localization:
-        logits, map_logits = found(model, model.lower(images, block))
+        logits, map_logits = evidence(_upper(model, block), model.lower(images, block), kind)
         maps = jax.nn.sigmoid(map_logits)
         return from_maps(maps, pool) if config.score.from_map else from_image_logits(logits, maps)
 
