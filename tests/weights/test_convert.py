@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 
 from wsdl_jax import configuration, inputs, methods, runs, training, weights
 from wsdl_jax.evaluation import evaluate
+from wsdl_jax.methods.explanation import KINDS, evidence
 from wsdl_jax.models.attention import Attention
 from wsdl_jax.models.fcn import FCN
 from wsdl_jax.models.patches import Patches
@@ -353,6 +354,52 @@ def test_networks_run_in_pytorch(torch, layout):
             pairs = [(ours.map_logits, theirs.permute(0, 2, 3, 1))]
     for a, b in pairs:
         np.testing.assert_allclose(a, b.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_explanations_are_pytorchs(torch):
+    """Maps of block 11 by PyTorch's gradients, and by its second ones what a loss of them trains.
+
+    In JAX the second gradients pass through derivatives that the layers define themselves.
+    """
+    network = reference(torch, "timm-xception").eval()
+    with torch.no_grad():
+        stem = network.stem(torch.from_numpy(images().transpose(0, 3, 1, 2)))
+        activations = network.blocks(stem, 1, 11)
+    activations.requires_grad_()
+    logits = network.fc(network.pooled(network.blocks(activations, 12, 12)))
+    (slopes,) = torch.autograd.grad(logits[:, 1].sum(), activations, create_graph=True)
+    channels = {
+        "grad_cam": slopes.mean((2, 3), keepdim=True),
+        "hires_cam": slopes,
+        "layer_cam": slopes.relu(),
+    }
+    assert channels.keys() == set(KINDS)
+    locations = activations[0, 0].numel()
+    theirs = {kind: (x * activations).sum(1) * locations for kind, x in channels.items()}
+    sum((found**2).mean() for found in theirs.values()).backward()
+
+    graphdef, params, rest = nnx.split(narrow("timm-xception"), nnx.Param, ...)
+
+    def loss(params, x):
+        upper = nnx.merge(graphdef, params, rest, copy=True).upper
+        maps = {kind: evidence(upper, x, kind)[1] for kind in KINDS}
+        return sum((found**2).mean() for found in maps.values()), maps
+
+    x = jnp.asarray(activations.detach().numpy().transpose(0, 2, 3, 1))
+    (gradients, of_x), ours = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, x)
+    for kind, found in theirs.items():
+        scale = found.abs().max().item()
+        np.testing.assert_allclose(ours[kind], found.detach(), rtol=0, atol=1e-4 * scale)
+    held = nnx.merge(graphdef, gradients, rest, copy=True)  # each variable holds its gradient
+    tensors = weights.to_torch(held, "timm-xception")
+    pairs = {"activations": (of_x.transpose(0, 3, 1, 2), activations.grad.numpy())}
+    for name, parameter in network.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        pairs[name] = tensors[name], expected.numpy()
+    for name, (actual, expected) in pairs.items():
+        error = np.linalg.norm(np.asarray(actual) - expected)
+        assert error <= 1e-3 * np.linalg.norm(expected), name
+    assert np.linalg.norm(pairs["block12.rep.1.pointwise.weight"][1]) > 1e-3
 
 
 def test_three_training_steps_are_pytorchs(torch):
