@@ -3,18 +3,20 @@
 python -m wsdl_jax.evaluate --run runs/patches-a-portraits-ddpm_reconstructed
 python -m wsdl_jax.evaluate --run RUN --fake dolos/celebahq_lama --real dolos/celebahq_real
 python -m wsdl_jax.evaluate --run RUN --perturb jpeg --strengths 90,70,50
+python -m wsdl_jax.evaluate --run RUN --perturb all
 """
 
 import jax
 from absl import flags
 from etils import epath
 
-from wsdl_jax.evaluation import evaluate, robustness
+from wsdl_jax.evaluation import evaluate, everyday_robustness, robustness
 from wsdl_jax.inputs import perturbations
 from wsdl_jax.runtime import command, hosts
 from wsdl_jax.runtime.errors import ConfigError
 
-__all__ = ["evaluate", "robustness"]
+__all__ = ["evaluate", "everyday_robustness", "robustness"]
+_ALL = "all"
 
 
 def main(_: list[str]) -> None:
@@ -23,7 +25,11 @@ def main(_: list[str]) -> None:
     hosts.start_by_flags()
     run = epath.Path(_RUN.value)
     where = {"fake": _FAKE.value, "real": _REAL.value, "data_dir": _DATA_DIR.value}
-    if _PERTURB.value is not None:
+    if _PERTURB.value == _ALL and _STRENGTHS.value is not None:
+        raise ConfigError(f"--strengths goes with one kind, --perturb {_ALL} has its own")
+    if _PERTURB.value == _ALL:
+        everyday_robustness(run, **where)
+    elif _PERTURB.value is not None:
         robustness(run, _PERTURB.value, _STRENGTHS.value, **where)
     elif _STRENGTHS.value is not None:
         raise ConfigError("--strengths goes with --perturb")
@@ -37,7 +43,10 @@ if __name__ == "__main__":
     _REAL = flags.DEFINE_string("real", None, "A prepared subset of real images to test on.")
     _DATA_DIR = flags.DEFINE_string("data_dir", None, "Prepared datasets; default: the run's.")
     _PERTURB = flags.DEFINE_enum(
-        "perturb", None, list(perturbations.KINDS), "Test on images perturbed in this way instead."
+        "perturb",
+        None,
+        [*perturbations.KINDS, _ALL],
+        "Test on images perturbed in this way instead, or in each of the everyday ways.",
     )
     _STRENGTHS = flags.DEFINE_list("strengths", None, "Of the perturbation, from mild to strong.")
     hosts.define_flags()

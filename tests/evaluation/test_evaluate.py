@@ -24,7 +24,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 
 from wsdl_data import provenance
 from wsdl_jax import configuration, inputs, methods, runs
-from wsdl_jax.evaluation import evaluate, robustness
+from wsdl_jax.evaluation import evaluate, everyday_robustness, robustness
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime import locks
 from wsdl_jax.runtime.errors import UserError
@@ -430,6 +430,40 @@ def test_robustness(run, dolos_folder):
     labels = np.repeat([0, 1], [len(scores[REAL]), len(scores[other])])
     auc = 100 * roc_auc_score(labels, np.r_[scores[REAL], scores[other]])
     assert point["auc"] == pytest.approx(auc, abs=0.2)
+
+
+def test_everyday_robustness(run, monkeypatch, caplog):
+    compiled = []
+    monkeypatch.setattr(
+        Parallel, "map", lambda self, step, of=Parallel.map: compiled.append(step) or of(self, step)
+    )
+    with caplog.at_level("INFO", "wsdl_jax"):
+        stored = everyday_robustness(run)
+    assert len(compiled) == 1
+    assert json.loads((run / "robustness-all.json").read_text()) == stored
+    plain = results(run)
+    assert stored["all_fake_iou"] == plain["trivial"]["all fake"]["iou_lg"]
+    for name, value in stored["clean"].items():
+        assert value == plain[name], name
+    points = {point["perturbation"]: point for point in stored["points"]}
+    assert len(points) == len(stored["points"]) == 12
+    # One of them, alone, has the same figures to the last bit.
+    alone = robustness(run, "jpeg", [60])["points"][0]
+    assert {**points["jpeg 60"], **alone} == {**points["jpeg 60"], "strength": 60}
+    for point in stored["points"]:
+        for part, iou in (("retained", "iou_lg"), ("retained_fitted", "iou_fitted")):
+            above = plain[iou] - stored["all_fake_iou"]
+            if above > 0:
+                kept = (point[iou] - stored["all_fake_iou"]) / above
+                assert point[part] == pytest.approx(kept)
+            else:
+                assert point[part] is None
+    table = (run / "robustness-all.md").read_text()
+    assert table in caplog.text and "| resize 0.75, jpeg 75 " in table
+    with Image.open(run / "robustness-all.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 300
+    # What the report is about stays as it was.
+    assert results(run) == plain
 
 
 def test_an_interrupted_series_leaves_no_trace(run, monkeypatch, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Results read back: whatever others have made of them is told in one line."""
 
 import copy
+import io
 import json
 import shutil
 from pathlib import Path
@@ -11,12 +12,14 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdl_jax.evaluation import results, robustness
+from wsdl_jax.evaluation import everyday_robustness, results, retention, robustness
+from wsdl_jax.inputs import perturbations
 from wsdl_jax.runtime.errors import UserError
 
 READERS = {
     "results.json": results.read,
     "robustness-gamma.json": results.read_robustness,
+    "robustness-all.json": results.read_everyday,
 }
 
 
@@ -25,6 +28,9 @@ def written(evaluated: epath.Path, tmp_path_factory) -> dict[str, str]:
     """What evaluations have written, by the names of their files."""
     run = epath.Path(shutil.copytree(evaluated, tmp_path_factory.mktemp("written") / "run"))
     robustness(run, "gamma", [1.5])
+    with pytest.MonkeyPatch.context() as patch:  # one of them is enough
+        patch.setattr(perturbations, "EVERYDAY", perturbations.EVERYDAY[-1:])
+        everyday_robustness(run)
     return {name: (run / name).read_text() for name in READERS}
 
 
@@ -81,3 +87,6 @@ def test_one_changed_value_is_read_or_told(written, tmp_path_factory, data):
         for figure in ("ap", "auc"):
             figures = found.get("clean", found)
             assert f"{figures[figure]:.1f}"
+        if "all_fake_iou" in found:
+            assert retention.markdown(found, "x")
+            retention.save_picture(found, io.BytesIO())

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from wsdl_jax.inputs import perturbations
-from wsdl_jax.inputs.perturbations import KINDS, Perturbation
+from wsdl_jax.inputs.perturbations import EVERYDAY, KINDS, Chain, Perturbation
 from wsdl_jax.runtime.errors import ConfigError
 
 WITH_IDENTITY = [kind for kind in KINDS if kind not in ("jpeg", "webp")]
@@ -147,6 +147,27 @@ def test_series():
         assert [(p.kind, p.strength) for p in series] == [(kind, s) for s in defaults]
         assert identity not in defaults
         assert pickle.loads(pickle.dumps(series)) == series  # they go to worker processes
+
+
+def test_a_chain_is_one_after_the_other():
+    image, resize, jpeg = photograph(), Perturbation("resize", 0.5), Perturbation("jpeg", 30.0)
+    chain = Chain((resize, jpeg))
+    np.testing.assert_array_equal(chain(image, 3), jpeg(resize(image, 3), 3))
+    assert not np.array_equal(chain(image, 3), Chain((jpeg, resize))(image, 3))
+    np.testing.assert_array_equal(Chain((jpeg,))(image, 3), jpeg(image, 3))
+    noise = Chain((Perturbation("noise", 3.0),))  # which goes by the image's place
+    assert not np.array_equal(noise(image, 3), noise(image, 4))
+    assert pickle.loads(pickle.dumps(chain)) == chain  # they go to worker processes
+
+
+def test_everyday_perturbations():
+    assert [str(chain) for chain in EVERYDAY] == [
+        *("jpeg 90", "jpeg 80", "jpeg 70", "jpeg 60", "webp 80", "resize 0.75", "resize 0.5"),
+        *("blur 1", "noise 2", "gamma 0.7", "gamma 1.5", "resize 0.75, jpeg 75"),
+    ]
+    for chain in EVERYDAY:
+        for step in chain.steps:  # of strengths that there are
+            assert perturbations.series(step.kind, [step.strength]) == [step]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import hashlib
 import html
 import html.parser
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -22,10 +23,11 @@ from sklearn.metrics import average_precision_score
 
 from wsdl_jax import evaluation, inputs, runs
 from wsdl_jax.evaluation import metrics
+from wsdl_jax.inputs import perturbations
 from wsdl_jax.reporting import gallery
 from wsdl_jax.reporting.evaluated_runs import read
 from wsdl_jax.reporting.page import report
-from wsdl_jax.reporting.tables import settings, tables
+from wsdl_jax.reporting.tables import everyday_tables, settings, tables
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 
@@ -39,8 +41,18 @@ def pair(evaluated: epath.Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     first = epath.Path(shutil.copytree(evaluated, folder / "one" / "run"))
     second = epath.Path(shutil.copytree(evaluated, folder / "two" / "run"))
     evaluation.robustness(second, "noise", [5, 20])
+    with pytest.MonkeyPatch.context() as patch:  # two of them are enough
+        patch.setattr(perturbations, "EVERYDAY", perturbations.EVERYDAY[-2:])
+        retain(second, evaluation.everyday_robustness(second))
     evaluation.evaluate(second, fake="dolos/celebahq_repaint_p2_9k")
     return [first, second]
+
+
+def retain(run: epath.Path, stored: dict[str, Any]) -> None:
+    """Lets a run whose IoU is below the all-fake map's have retained something of it at 0.5."""
+    for place, figures in enumerate((*stored["points"], stored)):
+        figures["retained"] = 0.25 + place
+    (run / "robustness-all.json").write_text(json.dumps(stored))
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +119,7 @@ def test_plots(page, pair):
         "Scores: two/run",
         "IoU against the size of the mask",
         "IoU against the threshold",
+        *("Retained IoU, %", "AP", "Real images called fake, %"),
         "iou_lg after noise",
         "ap after noise",
         "Training loss",
@@ -121,6 +134,25 @@ def test_plots(page, pair):
     for strength, value in ((0, clean), (20, point)):
         shown = f"{round(value, 2):,.2f}".rstrip("0").rstrip(".")
         assert f"two/run: {strength}, {shown}<" in text
+
+
+def test_everyday_perturbations(page, pair):
+    stored = json.loads((pair[1] / "robustness-all.json").read_text())
+    (table,) = everyday_tables(read(pair))
+    assert table.title == "two/run: dolos/celebahq_repaint_p2 and dolos/celebahq_real"
+    assert [row.name for row in table.rows[1:-1]] == [p["perturbation"] for p in stored["points"]]
+    text = (page / "index.html").read_text()
+    for row, figures in zip(table.rows, (stored["clean"], *stored["points"]), strict=False):
+        assert row.colour == 1
+        cells = dict(zip(table.head, (cell.text for cell in row.cells), strict=True))
+        assert cells["iou_lg"] == f"{figures['iou_lg']:.1f}"
+        assert cells["ap"] == f"{figures['ap']:.1f}"
+        shown = f"{round(figures['ap'], 1):,.1f}".removesuffix(".0")
+        assert f"<title>two/run: {row.name}, {shown}</title>" in text
+        retained = 100 * figures.get("retained", math.nan)
+        assert cells["retained"] == ("–" if math.isnan(retained) else f"{retained:.1f}")
+    assert "<title>two/run: gamma 1.5, 25</title>" in text  # %
+    assert "<title>two/run: resize 0.75, jpeg 75, 125</title>" in text
 
 
 def test_cards_show_what_was_measured(page, pair, dolos_folder):

@@ -2,13 +2,14 @@
 
 from wsdl_jax.evaluation.measures import TRIVIAL
 from wsdl_jax.evaluation.network import make_localize_step, on_devices
-from wsdl_jax.evaluation.scoring import evaluate, robustness
+from wsdl_jax.evaluation.scoring import evaluate, everyday_robustness, robustness
 from wsdl_jax.evaluation.tested_run import TestedRun, load, localized
 
 __all__ = [
     "TRIVIAL",
     "TestedRun",
     "evaluate",
+    "everyday_robustness",
     "load",
     "localized",
     "make_localize_step",

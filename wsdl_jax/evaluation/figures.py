@@ -17,7 +17,7 @@ from wsdl_jax import inputs
 from wsdl_jax.evaluation import measures, metrics
 from wsdl_jax.evaluation.measures import PADDING, TRIVIAL, ImageMeasures, MapMeasures
 from wsdl_jax.evaluation.tested_run import TestedRun, localized
-from wsdl_jax.inputs.perturbations import Perturbation
+from wsdl_jax.inputs.perturbations import Chain, Perturbation
 from wsdl_jax.runtime import hosts
 
 _SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
@@ -51,7 +51,7 @@ def score(
     threshold: float | None,
     map_threshold: float | None,
     path: epath.Path,
-    perturbation: Perturbation | None = None,
+    perturbation: Perturbation | Chain | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[int, Float[np.ndarray, "h w"]]]]:
     """Scores all images of both sides and writes predictions.csv, image by image.
 
@@ -115,7 +115,7 @@ def _measure_side(
     test: TestedRun,
     side: str,
     map_threshold: float | None,
-    perturbation: Perturbation | None,
+    perturbation: Perturbation | Chain | None,
     pool: ThreadPoolExecutor,
     maps: dict[int, Any],
 ) -> Iterator[tuple[list[ImageMeasures], dict[int, str]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from wsdl_jax.evaluation import metrics
+from wsdl_jax.evaluation import metrics, retention
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 
@@ -45,6 +45,28 @@ def read_robustness(path: epath.Path) -> dict[str, Any]:
         _check(all(_is_number(point["strength"]) for point in content["points"]), "points")
         for name in ("perturbation", "unit"):
             _check(isinstance(content[name], str), name)
+
+    return _read(path, check)
+
+
+def read_everyday(path: epath.Path) -> dict[str, Any]:
+    """Returns the content of the results of an evaluation after everyday perturbations.
+
+    Raises:
+      UserError: a file that is damaged, or that another version has written.
+    """
+
+    def check(content: Any) -> None:
+        _check(isinstance(content["perturbation"], str), "perturbation")
+        _check_known(content, "all_fake_iou")
+        _check(isinstance(content["points"], list) and content["points"], "points")
+        for figures in (content["clean"], *content["points"]):
+            _check_figures(figures)
+        for point in content["points"]:
+            _check(isinstance(point["perturbation"], str), "points")
+        for figures in (content, *content["points"]):
+            for name in retention.RETAINED:
+                _check_known(figures, name)
 
     return _read(path, check)
 
@@ -105,6 +127,11 @@ def _is_number(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_known(figures: Any, name: str) -> None:
+    """Checks that a figure is a number, or null."""
+    _check(figures[name] is None or _is_number(figures[name]), name)
 
 
 def _check_figures(figures: Any) -> None:

@@ -1,6 +1,7 @@
 """Scores a trained run on a dataset's test split, and writes predictions and results."""
 
 import contextlib
+import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,12 @@ from jaxtyping import Bool, Float
 
 from wsdl_data import provenance
 from wsdl_jax import inputs, runs
-from wsdl_jax.evaluation import map_threshold, measures, sheet, summary, verdict
+from wsdl_jax.evaluation import map_threshold, measures, retention, sheet, summary, verdict
 from wsdl_jax.evaluation.figures import score
 from wsdl_jax.evaluation.measures import ImageMeasures
 from wsdl_jax.evaluation.tested_run import TestedRun, load, localized
 from wsdl_jax.inputs import perturbations
+from wsdl_jax.inputs.perturbations import Chain, Perturbation
 from wsdl_jax.runtime import hosts, locks
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.storage import temporary_folder, write_whole
@@ -106,35 +108,103 @@ def robustness(
     """
     series = perturbations.series(kind, strengths)
     test = load(run, fake=fake, real=real, data_dir=data_dir)
-    threshold, cut = _threshold(run, test), _map_threshold(run, test)
-    with temporary_folder() as folder:
-        table, points = runs.ResultsFolder(epath.Path(folder)).predictions, []
-        for perturbation in (None, *series):
-            figures, _ = score(test, threshold, cut, table, perturbation)
-            del figures["trivial"], figures["iou_by_threshold"]
-            strength = "clean" if perturbation is None else f"{perturbation.strength:g}"
-            iou = summary.figure(figures["iou_lg"])
-            log.info("%s %-6s iou_lg %5s  ap %5.1f", kind, strength, iou, figures["ap"])
-            points.append(figures)
-        results = {
-            "perturbation": kind,
-            "unit": perturbations.KINDS[kind].unit,
-            "clean": points[0],
-            "points": [
-                {"strength": perturbation.strength, **figures}
-                for perturbation, figures in zip(series, points[1:], strict=True)
-            ],
-            **_subject(test),
-        }
-        path = test.out.robustness(kind)
+    scored = _scored(run, test, series)
+    results = {
+        "perturbation": kind,
+        "unit": perturbations.KINDS[kind].unit,
+        "clean": _without_comparison(scored[0]),
+        "points": [
+            {"strength": perturbation.strength, **_without_comparison(figures)}
+            for perturbation, figures in zip(series, scored[1:], strict=True)
+        ],
+        **_subject(test),
+    }
+    path = test.out.robustness(kind)
 
-        def put() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(results, indent=2) + "\n")
+    def put() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(results, indent=2) + "\n")
 
-        hosts.first(put)
+    hosts.first(put)
     log.info("written to %s", path)
     return results
+
+
+def everyday_robustness(
+    run: epath.Path,
+    *,
+    fake: str | None = None,
+    real: str | None = None,
+    data_dir: str | None = None,
+) -> dict[str, Any]:
+    """Scores a run as `evaluate` does, on clean test images and after each everyday perturbation.
+
+    Writes `robustness-all.json`, `robustness-all.md` and `robustness-all.png` where `evaluate`
+    writes its results, once all is scored.
+
+    Args:
+      run: a run directory.
+      fake: a prepared subset of fake images; the config's own by default.
+      real: a prepared subset of real images; the config's own by default.
+      data_dir: the folder of the prepared datasets; the run's own by default.
+
+    Returns:
+      The content of the file: what `retention.results` has of `perturbations.EVERYDAY`, and what
+      it is of.
+
+    Raises:
+      ConfigError, UserError: as `evaluate`.
+    """
+    test = load(run, fake=fake, real=real, data_dir=data_dir)
+    chains = perturbations.EVERYDAY
+    clean, *perturbed = _scored(run, test, chains)
+    results = {
+        "perturbation": "all",
+        **retention.results(
+            _without_comparison(clean),
+            clean["trivial"]["all fake"]["iou_lg"],
+            list(zip(chains, map(_without_comparison, perturbed), strict=True)),
+        ),
+        **_subject(test),
+    }
+    table = retention.markdown(results, f"{test.config.method}, setup {test.config.setup}")
+
+    def put() -> None:
+        test.out.path.mkdir(parents=True, exist_ok=True)
+        picture = io.BytesIO()
+        retention.save_picture(results, picture)
+        with locks.locked(test.out.path, locks.RESULTS, wait=True):
+            write_whole(test.out.everyday_table, table)
+            write_whole(test.out.everyday_picture, picture.getvalue())
+            write_whole(test.out.everyday, json.dumps(results, indent=2) + "\n")
+
+    hosts.first(put)
+    log.info("%s\nwritten to %s", table, test.out.everyday)
+    return results
+
+
+def _scored(
+    run: epath.Path, test: TestedRun, series: Sequence[Perturbation | Chain]
+) -> list[dict[str, Any]]:
+    """Returns the figures of the images as they are, then after each perturbation of a series."""
+    threshold, cut = _threshold(run, test), _map_threshold(run, test)
+    names = ["clean", *map(str, series)]
+    width = max(map(len, names))
+    found = []
+    with temporary_folder() as folder:
+        table = runs.ResultsFolder(epath.Path(folder)).predictions
+        for name, perturbation in zip(names, (None, *series), strict=True):
+            figures, _ = score(test, threshold, cut, table, perturbation)
+            iou = summary.figure(figures["iou_lg"])
+            log.info("%-*s iou_lg %5s  ap %5.1f", width, name, iou, figures["ap"])
+            found.append(figures)
+    return found
+
+
+def _without_comparison(figures: dict[str, Any]) -> dict[str, Any]:
+    """Returns figures without those that only images as they are have."""
+    compared = ("trivial", "iou_by_threshold")
+    return {name: value for name, value in figures.items() if name not in compared}
 
 
 def _put(

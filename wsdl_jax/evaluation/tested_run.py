@@ -12,7 +12,7 @@ from tqdm import tqdm
 from wsdl_data import provenance
 from wsdl_jax import configuration, inputs, methods, runs
 from wsdl_jax.evaluation.network import on_devices
-from wsdl_jax.inputs.perturbations import Perturbation
+from wsdl_jax.inputs.perturbations import Chain, Perturbation
 from wsdl_jax.runs import State
 from wsdl_jax.runtime import hosts
 from wsdl_jax.runtime.parallel import AXIS, Parallel, Step
@@ -96,7 +96,7 @@ def localized(
     description: str,
     *,
     places: Sequence[int] | None = None,
-    perturbation: Perturbation | None = None,
+    perturbation: Perturbation | Chain | None = None,
     spliced: bool = False,
 ) -> Iterator[tuple[inputs.Batch, methods.Localization]]:
     """Yields this host's part of every batch of images, with what the network finds in it.

@@ -143,6 +143,44 @@ class Perturbation:
         """
         return KINDS[self.kind].apply(image, self.strength, index)
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.strength:g}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Perturbations one after the other, as an image has several on its way.
+
+    Attributes:
+      steps: the first one first.
+    """
+
+    steps: tuple[Perturbation, ...]
+
+    def __call__(self, image: Pixels, index: int) -> Pixels:
+        """Returns an image perturbed by all steps; `index` is as in `Perturbation`."""
+        for step in self.steps:
+            image = step(image, index)
+        return image
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.steps))
+
+
+# What an image may go through without getting worse to the eye; the last as in a social network.
+EVERYDAY = tuple(
+    Chain(tuple(Perturbation(kind, strength) for kind, strength in steps))
+    for steps in (
+        *([("jpeg", quality)] for quality in (90.0, 80.0, 70.0, 60.0)),
+        [("webp", 80.0)],
+        *([("resize", factor)] for factor in (0.75, 0.5)),
+        [("blur", 1.0)],
+        [("noise", 2.0)],
+        *([("gamma", exponent)] for exponent in (0.7, 1.5)),
+        [("resize", 0.75), ("jpeg", 75.0)],
+    )
+)
+
 
 def series(kind: str, strengths: Sequence[str | int | float] | None) -> list[Perturbation]:
     """Returns a kind at several strengths, by default its own list.

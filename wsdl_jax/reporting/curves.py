@@ -17,6 +17,12 @@ _BINS = 30  # of a histogram of scores
 _SIZES = 8  # groups of fake images by the size of their mask, of equal numbers
 _REAL, _FAKE, _BASELINE = 2, 1, 7  # colours
 _PERCENT = (0.0, 100.0)
+_EVERYDAY = (  # figure of a point, title, factor
+    ("retained", "Retained IoU, %", 100),
+    ("retained_fitted", "Retained IoU at the fitted threshold, %", 100),
+    ("ap", "AP", 1),
+    ("real_above", "Real images called fake, %", 1),
+)
 
 
 def curves(all_runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[Markup]]]:
@@ -24,7 +30,7 @@ def curves(all_runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[Markup]]]:
     sections = (
         ("Detection", _detection_plots(all_runs)),
         ("Localization", _localization_plots(all_runs)),
-        ("Robustness", _robustness_plots(all_runs)),
+        ("Robustness", [*_everyday_plots(all_runs), *_robustness_plots(all_runs)]),
         ("Training", _training_plots(all_runs)),
     )
     return [(heading, drawn) for heading, drawn in sections if drawn]
@@ -146,6 +152,37 @@ def _localization_plots(all_runs: Sequence[EvaluatedRun]) -> list[Markup]:
             y_range=_PERCENT,
         ),
     ]
+
+
+def _everyday_plots(all_runs: Sequence[EvaluatedRun]) -> list[Markup]:
+    groups: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
+    for number, run in enumerate(all_runs):
+        for found in run.everyday:
+            groups.setdefault((found["test_fake"], found["test_real"]), []).append((number, found))
+    out = []
+    for (fake, real), entries in groups.items():
+        where = f": {fake}, {real}" if len(groups) > 1 else ""
+        for figure, title, factor in _EVERYDAY:
+            by_run = {}
+            for number, found in entries:
+                points = {point["perturbation"]: point[figure] for point in found["points"]}
+                if figure in found["clean"]:
+                    points = {"clean": found["clean"][figure], **points}
+                known = {
+                    name: factor * value for name, value in points.items() if value is not None
+                }
+                if known:
+                    by_run[number] = known
+            names = list(dict.fromkeys(name for known in by_run.values() for name in known))
+            series = [
+                plots.Bars(
+                    all_runs[number].name, [known.get(name, math.nan) for name in names], number
+                )
+                for number, known in by_run.items()
+            ]
+            if series:
+                out.append(plots.bars(names, series, title=title + where, x_range=_PERCENT))
+    return out
 
 
 def _robustness_plots(all_runs: Sequence[EvaluatedRun]) -> list[Markup]:

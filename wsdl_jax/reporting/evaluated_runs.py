@@ -44,7 +44,8 @@ class EvaluatedRun(NamedTuple):
       config: the run's.
       losses: (step, loss) as logged, in training ("loss") and in validation ("valid_loss").
       results: what evaluations have written, the run's own first, then those of other subsets.
-      robustness: what evaluations on perturbed images have written.
+      robustness: what evaluations on perturbed images have written, of one kind each.
+      everyday: what evaluations after everyday perturbations have written.
       images: of the run's own test subsets, of sides "fake" and "real".
     """
 
@@ -54,6 +55,7 @@ class EvaluatedRun(NamedTuple):
     losses: dict[str, list[tuple[int, float]]]
     results: list[dict[str, Any]]
     robustness: list[dict[str, Any]]
+    everyday: list[dict[str, Any]]
     images: dict[str, list[ScoredImage]]
 
 
@@ -65,7 +67,9 @@ def read(paths: Sequence[epath.Path]) -> list[EvaluatedRun]:
     """
     evaluated = [_read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     results_of.check_same_data(
-        (run.path, results) for run in evaluated for results in (*run.results, *run.robustness)
+        (run.path, results)
+        for run in evaluated
+        for results in (*run.results, *run.robustness, *run.everyday)
     )
     return evaluated
 
@@ -94,7 +98,9 @@ def _read_run(path: epath.Path, name: str) -> EvaluatedRun:
     results = [results_of.read(file) for file in files if file.exists()]
     files = [folder.robustness(kind) for folder in folders for kind in perturbations.KINDS]
     robustness = [results_of.read_robustness(file) for file in files if file.exists()]
-    for other in (*results, *robustness):
+    files = [folder.everyday for folder in folders]
+    everyday = [results_of.read_everyday(file) for file in files if file.exists()]
+    for other in (*results, *robustness, *everyday):
         if results_of.network(other) != results_of.network(results[0]):
             subsets = f"--fake {other['test_fake']} --real {other['test_real']}"
             kind = f" --perturb {other['perturbation']}" if "perturbation" in other else ""
@@ -114,7 +120,7 @@ def _read_run(path: epath.Path, name: str) -> EvaluatedRun:
             f"{directory.predictions} is not of {directory.results.name}: evaluate it again"
         )
     losses = _read_losses(directory.metrics)
-    return EvaluatedRun(name, path, config, losses, results, robustness, images)
+    return EvaluatedRun(name, path, config, losses, results, robustness, everyday, images)
 
 
 def _read_images(path: epath.Path) -> dict[str, list[ScoredImage]]:

@@ -35,6 +35,20 @@ class Series(NamedTuple):
     style: str = "line"
 
 
+class Bars(NamedTuple):
+    """One bar for each name of a plot of bars.
+
+    Attributes:
+      name: shown in the legend, and when the mouse points at a bar.
+      values: one for each name; what is not finite is left out.
+      colour: as of a `Series`.
+    """
+
+    name: str
+    values: Sequence[float]
+    colour: int
+
+
 def plot(
     series: Sequence[Series],
     *,
@@ -87,17 +101,65 @@ def plot(
     parts.append(_text(y_label, 12.0, middle, "middle", f' transform="rotate(-90 12 {middle})"'))
     for one in drawn:
         parts.append(_draw(one, [across(x) for x in one.x], [down(y) for y in one.y], floor))
-    legend = Markup("").join(
-        Markup('<li><i class="c{} {}"></i>{}</li>').format(
-            one.colour % COLOURS, one.style, one.name
-        )
-        for one in drawn
-    )
     drawing = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         _WIDTH, _HEIGHT, title, Markup("").join(parts)
     )
+    return _figure(title, drawing, [(one.colour, one.style, one.name) for one in drawn])
+
+
+def bars(
+    names: Sequence[str], series: Sequence[Bars], *, title: str, x_range: tuple[float, float]
+) -> Markup:
+    """Returns horizontal bars, grouped by names, as a `figure` element. Its texts are escaped.
+
+    Args:
+      names: of the groups, from top to bottom.
+      series: bars of each group, from top to bottom.
+      title: of the plot.
+      x_range: ends of the horizontal axis, at which bars are cut off; the number beside a bar is
+        its whole value.
+    """
+    left, right, thickness, gap = _LEFT + 60, _WIDTH - _RIGHT - 24, 12, 6
+    group = thickness * len(series) + gap
+    floor = _TOP + group * len(names)
+    ticks, low, high = _axis(np.asarray(x_range), x_range)
+
+    def across(x: float) -> float:
+        return left + (min(max(x, low), high) - low) / (high - low) * (right - left)
+
+    parts = []
+    for tick in ticks:
+        x = across(tick)
+        parts.append(Markup(f'<path class="grid" d="M{x:.1f} {_TOP}V{floor}"/>'))
+        parts.append(_text(_number(tick), x, floor + 15, "middle"))
+    for place, name in enumerate(names):
+        top = _TOP + group * place + gap / 2
+        parts.append(_text(name, left - 6, top + (group - gap) / 2 + 4, "end"))
+        for one in series:
+            value = one.values[place]
+            if math.isfinite(value):
+                start, end = across(0), across(value)
+                shape = f"M{start:.1f} {top:.1f}H{end:.1f}V{top + thickness - 1:.1f}H{start:.1f}Z"
+                path = Markup('<path class="c{} area" d="{}"><title>{}: {}, {}</title></path>')
+                number = _number(round(value, 1))
+                colour = one.colour % COLOURS
+                parts.append(path.format(colour, shape, one.name, name, number))
+                parts.append(_text(number, end + 4, top + thickness - 2, "start"))
+            top += thickness
+    drawing = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        _WIDTH, floor + 24, title, Markup("").join(parts)
+    )
+    return _figure(title, drawing, [(one.colour, "area", one.name) for one in series])
+
+
+def _figure(title: str, drawing: Markup, legend: Sequence[tuple[int, str, str]]) -> Markup:
+    """Returns a drawing with its title and a legend of colours, styles and names."""
+    entries = Markup("").join(
+        Markup('<li><i class="c{} {}"></i>{}</li>').format(colour % COLOURS, style, name)
+        for colour, style, name in legend
+    )
     return Markup("<figure><figcaption>{}</figcaption>{}<ul>{}</ul></figure>").format(
-        title, drawing, legend
+        title, drawing, entries
     )
 
 

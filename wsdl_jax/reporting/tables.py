@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from wsdl_jax import configuration, evaluation
-from wsdl_jax.evaluation import metrics, summary
+from wsdl_jax.evaluation import metrics, retention, summary
 from wsdl_jax.reporting.evaluated_runs import EvaluatedRun
 
 DETECTION = ("ap", "auc", "balanced_accuracy")
@@ -32,12 +32,12 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The figures of runs on one pair of test subsets.
+    """Figures on one pair of test subsets.
 
     Attributes:
       title: says what the test images are.
       head: names of the columns.
-      rows: of the runs, then of the baselines.
+      rows: of the runs, then of the baselines; or of one run's perturbations.
     """
 
     title: str
@@ -79,6 +79,19 @@ def tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
         )
         head = (*metrics.LOCALIZATION, *DETECTION, "called fake", "best iou_lg")
         made.append(Table(title, head, rows))
+    return made
+
+
+def everyday_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
+    """Returns, of every run and pair of test subsets, a table of everyday perturbations."""
+    made = []
+    for number, run in enumerate(all_runs):
+        for found in run.everyday:
+            head, rows = retention.table(found)
+            title = f"{run.name}: {found['test_fake']} and {found['test_real']}"
+            made.append(
+                Table(title, head, [Row(name, number, list(map(Cell, row))) for name, row in rows])
+            )
     return made
 
 

@@ -57,6 +57,21 @@ class ResultsFolder:
         """Returns the file of the figures on test images that are perturbed in one way."""
         return self.path / kind.join(_ROBUSTNESS)
 
+    @property
+    def everyday(self) -> epath.Path:
+        """Returns the file of the figures on test images after each everyday perturbation."""
+        return self.path / "robustness-all.json"
+
+    @property
+    def everyday_table(self) -> epath.Path:
+        """Returns the same figures as a table in Markdown."""
+        return self.path / "robustness-all.md"
+
+    @property
+    def everyday_picture(self) -> epath.Path:
+        """Returns the picture of how much of the localization each of them leaves."""
+        return self.path / "robustness-all.png"
+
 
 @dataclasses.dataclass(frozen=True)
 class RunDirectory(ResultsFolder):
