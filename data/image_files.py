@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from etils import epath
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
 from wsdl_data import decoding
 from wsdl_jax.runtime import storage
@@ -92,6 +92,45 @@ def read_pair(path: Path, mask: Path | None) -> tuple[bytes, Image.Image | None]
             f" its image {image.width}x{image.height}"
         )
     return encoded, pixels
+
+
+# What brings an image that was turned by its EXIF orientation back to how it is stored, and again.
+_TURNS = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_LEFT_RIGHT),
+    3: (Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_180),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_TOP_BOTTOM),
+    5: (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSPOSE),
+    6: (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
+    7: (Image.Transpose.TRANSVERSE, Image.Transpose.TRANSVERSE),
+    8: (Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_90),
+}
+
+
+def compressed_as(image: Image.Image, path: Path) -> Image.Image:
+    """Returns the pixels of an image after it was saved as the JPEG file `path` was.
+
+    The tables of quantization and the subsampling of colour are the file's, in the direction in
+    which it is stored. Where `path` is no JPEG file the image is returned as it is.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no image; the message names it.
+    """
+    with _named(path), path.open("rb") as opened:
+        try:
+            file = Image.open(opened)
+        except Image.UnidentifiedImageError as error:
+            raise ValueError("no image") from error
+        if not isinstance(file, JpegImagePlugin.JpegImageFile):  # of which MPO is a kind
+            return image
+        options = {"qtables": file.quantization}
+        if (subsampling := JpegImagePlugin.get_sampling(file)) >= 0:
+            options["subsampling"] = subsampling
+        turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+    stream = io.BytesIO()
+    (image.transpose(turn[0]) if turn else image).save(stream, "JPEG", **options)
+    saved = Image.open(stream).convert("RGB")
+    return saved.transpose(turn[1]) if turn else saved
 
 
 def png(image: Image.Image) -> bytes:

@@ -128,3 +128,41 @@ def test_a_mask_that_is_transparent_in_parts_is_refused(mode: str, tmp_path: Pat
     Image.fromarray(paint, mode).save(path)
     expected = np.repeat(paint[..., :1], 3, -1)
     np.testing.assert_array_equal(np.asarray(image_files.read_mask(path)), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(1, 70),
+    height=st.integers(1, 70),
+    orientation=st.sampled_from(list(UPRIGHT)),
+    mode=st.sampled_from(["RGB", "L"]),
+    quality=st.integers(30, 98),
+    subsampling=st.integers(0, 2),
+)
+def test_pixels_are_compressed_as_a_file_is(
+    width: int, height: int, orientation: int, mode: str, quality: int, subsampling: int
+) -> None:
+    """Its own pixels become what Pillow makes of the file when it is to keep its quality."""
+    noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with tempfile.TemporaryDirectory() as folder:
+        path, again = Path(folder) / "a.jpg", Path(folder) / "b.jpg"
+        options = {"subsampling": subsampling} if mode == "RGB" else {}
+        image = Image.fromarray(noise).convert(mode)
+        image.save(path, quality=quality, exif=exif, **options)
+        found = image_files.compressed_as(image_files.read_pixels(path), path)
+        with Image.open(path) as file:
+            file.save(again, quality="keep", exif=exif)
+        expected = np.asarray(image_files.read_pixels(again)).astype(int)
+    difference = np.abs(np.asarray(found) - expected)
+    assert difference.max() <= (0 if mode == "RGB" else 6)  # grey as colour is rounded once more
+
+
+def test_what_is_no_jpeg_file_compresses_nothing(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    image.save(tmp_path / "a.png")
+    assert image_files.compressed_as(image, tmp_path / "a.png") is image
+    (tmp_path / "b.jpg").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"b\.jpg: no image"):
+        image_files.compressed_as(image, tmp_path / "b.jpg")

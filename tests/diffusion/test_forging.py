@@ -6,17 +6,23 @@ import shutil
 import subprocess
 import sys
 
+import hypothesis
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
 from scipy import ndimage
 
-from wsdl_data import build
+from wsdl_data import build, image_files, shapes
 from wsdl_data.image_folder import listing
 from wsdl_jax import inputs
-from wsdl_jax.diffusion import forging, generators, masks
+from wsdl_jax.diffusion import forging, generators, trained
 from wsdl_jax.diffusion.forging import forge
 from wsdl_jax.diffusion.maker import Sampling
+from wsdl_jax.diffusion.networks import structures
 from wsdl_jax.runtime.errors import ConfigError, UserError
 
 SIZE = 32
@@ -108,7 +114,7 @@ def test_drawn_masks_grow_and_real_sources_are_kept(place, monkeypatch):
     for number, record in enumerate(records("image_folder/mine_fake", "test", place), 29):
         real = inputs.full_image(reals[record["key"]])
         np.testing.assert_array_equal(real, before[record["key"].decode()])
-        drawn = masks.draw("boxes", np.random.default_rng([0, number]), SIZE)
+        drawn = shapes.draw("boxes", np.random.default_rng([0, number]), SIZE, SIZE)
         mask = inputs.full_mask(record).astype(bool)
         sizes = [
             n
@@ -135,12 +141,13 @@ def test_limit_takes_the_first_of_each_split(place):
 # ----- With forgers that are trained here ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("generator", ["repaint", "latent", "full"])
+@pytest.mark.parametrize("generator", ["repaint", "latent", "full", "reconstruct"])
 def test_forgers_of_ones_own(generator, place, trained_forgers):
     sampling = Sampling(steps=4, jump=2, times=2)
     part = "latent" if generator == "latent" else "pixel"
+    without = generator in generators.WHOLE
     settings = {
-        "masks": None if generator == "full" else "own",
+        "masks": None if without else "own",
         "generator": generator,
         "path": trained_forgers[part],
         "sampling": sampling,
@@ -155,14 +162,38 @@ def test_forgers_of_ones_own(generator, place, trained_forgers):
     for record in forged:
         image = inputs.full_image(record)
         source = sources["test/" + record["key"].decode().removesuffix(".png")]
-        mask = np.zeros(image.shape[:2], bool) if generator == "full" else inputs.full_mask(record)
+        mask = np.zeros(image.shape[:2], bool) if without else inputs.full_mask(record)
         changed.append((image != source)[mask == 0].mean())
     assert len(forged) == 8
     assert (max(changed) == 0) if generator == "repaint" else (min(changed) > 0.5)
     kept = metadata("image_folder/mine_fake", place)
     recipe = kept["recipe"]
     assert recipe["forger_step"] == recipe["steps"] == 4 and len(kept["content"]["forger"]) == 64
-    assert ("jump" in recipe) == (generator != "full")
+    assert ("jump" in recipe) == (not without)
+    assert recipe.get("strength") == (0.3 if generator == "reconstruct" else None)
+
+
+@pytest.mark.parametrize("part", ["latent", "autoencoder"])
+def test_an_autoencoder_alone(part, place, trained_forgers):
+    """What it makes of other sizes, too, is a decoder's image of the source."""
+    settings = {"generator": "autoencode", "path": trained_forgers[part], "masks": None}
+    forge("mine", REALS, size=40, limit=3, data_dir=place, **settings)
+    autoencoder = nnx.merge(
+        structures(trained.load(trained_forgers[part]).config)["autoencoder"][0],
+        trained.load(trained_forgers[part]).weights["autoencoder"],
+    )
+    reals = {
+        r["key"]: inputs.full_image(r) for r in records("image_folder/mine_real", "test", place)
+    }
+    found = records("image_folder/mine_fake", "test", place)
+    assert len(found) == 3 and "mask" not in found[0]
+    for record in found:
+        given = jnp.asarray(reals[record["key"]][None] / 127.5 - 1, jnp.float32)
+        decoded = autoencoder.decode(autoencoder.encode(given)[0])[0]
+        expected = np.clip(127.5 * (np.asarray(decoded) + 1), 0, 255)
+        np.testing.assert_allclose(inputs.full_image(record), expected, atol=0.6)
+    recipe = metadata("image_folder/mine_fake", place)["recipe"]
+    assert "steps" not in recipe and recipe["size"] == 40
 
 
 @pytest.mark.slow
@@ -181,6 +212,129 @@ def test_a_run_on_forged_images(place, real_config):
     training.train(config, epath.Path(place) / "run")
     lines = (epath.Path(place) / "run/metrics.jsonl").read_text().splitlines()
     assert np.isfinite(json.loads(lines[-1])["valid_loss"])
+
+
+# ----- Crops --------------------------------------------------------------------------------------
+
+
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    size=st.integers(16, 130),
+    count=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_crops_lie_in_the_image_on_the_grid_and_apart(width, height, size, count, seed):
+    places = forging.crop_places((width, height), size, count, np.random.default_rng(seed))
+    assert len(places) <= count and bool(places) == (min(width, height) >= size)
+    covered = np.zeros((height, width), int)
+    for left, top in places:
+        assert left % 16 == top % 16 == 0
+        assert left + size <= width and top + size <= height
+        covered[top : top + size, left : left + size] += 1
+    assert covered.max() <= 1
+    if places:  # As many as there is room for, but for a row and a column at the border.
+        pitch = -(-size // 16) * 16
+        rows, columns = ((length - size) // pitch for length in (height, width))
+        assert len(places) >= min(count, max(1, rows) * max(1, columns))
+
+
+def test_crops_get_everywhere():
+    """Over many images no place is left out, and none is preferred by far."""
+    counts = np.zeros((9, 9))
+    for seed in range(1500):
+        for left, top in forging.crop_places((160, 160), 32, 2, np.random.default_rng(seed)):
+            counts[top // 16, left // 16] += 1
+    assert counts.sum() == 3000 and counts.min() > 15 and counts.max() < 3 * counts.mean()
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Photographs of several kinds: JPEG files, some turned, PNG files, and one that is small."""
+    folder = tmp_path / "album"
+    (folder / "trips").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for number in range(30):
+        noise = rng.normal(0, 12, (96, 128, 3))
+        smooth = np.linspace(40, 200, 128)[None, :, None] + noise
+        image = Image.fromarray(smooth.clip(0, 255).astype(np.uint8))
+        if number % 3 == 0:
+            image.save(folder / f"trips/{number}.jpg", quality=70, subsampling=2)
+        elif number % 3 == 1:
+            turned = Image.Exif()
+            turned[ExifTags.Base.Orientation] = 6
+            image.save(folder / f"{number}.jpg", quality=60, subsampling=1, exif=turned)
+        else:
+            image.save(folder / f"{number}.png")
+    image.crop((0, 0, 30, 90)).save(folder / "small.png")
+    return folder
+
+
+def test_crops_of_photographs_in_their_own_resolution(album, tmp_path):
+    data_dir = str(tmp_path / "data")
+    settings = {"size": 32, "crops": 3, "data_dir": data_dir}
+    forge("mine", str(album), masks="blobs", generator=BLACK, **settings)
+    found, splits = {}, {}
+    for split in listing.SHARES:
+        fakes, reals = (
+            records(f"image_folder/mine_{k}", split, data_dir) for k in ("fake", "real")
+        )
+        assert [r["key"] for r in fakes] == [r["key"] for r in reals]
+        for fake, real in zip(fakes, reals, strict=True):
+            name, left, top = fake["key"].decode().removesuffix(".png").rsplit("-", 2)
+            left, top = int(left), int(top)
+            found.setdefault(name, []).append((left, top))
+            splits.setdefault(name, set()).add(split)
+            photo = image_files.read_pixels(album / name)
+            crop = np.asarray(photo)[top : top + 32, left : left + 32]
+            np.testing.assert_array_equal(inputs.full_image(real), crop)
+            mask = inputs.full_mask(fake).astype(bool)
+            assert 0.02 <= mask.mean() <= 0.6
+            edited = Image.fromarray(np.where(mask[..., None], np.uint8(0), crop))
+            expected = image_files.compressed_as(edited, album / name)
+            np.testing.assert_array_equal(inputs.full_image(fake), expected)
+            if name.endswith("png"):
+                np.testing.assert_array_equal(expected, edited)
+            else:  # what was compressed so before hardly changes
+                far = ~ndimage.binary_dilation(mask, iterations=16)
+                changed = np.abs(np.asarray(expected).astype(int) - crop)[far]
+                assert changed.size < 100 or changed.mean() < 1.2
+    assert len(found) == 30 and all(len(set(places)) == 3 for places in found.values())
+    for name, of in splits.items():  # all crops of a photograph are in its split
+        assert of == {listing.split_of(album / name)}
+    assert metadata("image_folder/mine_fake", data_dir)["recipe"]["crops"] == 3
+    # Another generator takes the same crops.
+    forge("other", str(album), masks="boxes", generator="telea", **settings)
+    for split in listing.SHARES:
+        one, two = (records(f"image_folder/{n}_real", split, data_dir) for n in ("mine", "other"))
+        assert [(r["key"], r["image"]) for r in one] == [(r["key"], r["image"]) for r in two]
+
+
+def test_crops_by_a_forger_of_another_size(album, tmp_path, trained_forgers):
+    data_dir = str(tmp_path / "data")
+    settings = {"generator": "reconstruct", "path": trained_forgers["pixel"], "masks": None}
+    settings |= {"sampling": Sampling(steps=10, strength=0.2), "data_dir": data_dir, "batch": 8}
+    forge("mine", str(album), size=48, crops=1, **settings)
+    fakes, reals = (records(f"image_folder/mine_{k}", "train", data_dir) for k in ("fake", "real"))
+    for fake, real in zip(fakes, reals, strict=True):
+        pixels = [inputs.full_image(record).astype(int) for record in (fake, real)]
+        assert pixels[0].shape == (48, 48, 3)
+        assert 0 < np.abs(pixels[0] - pixels[1]).mean() < 60
+
+
+def test_crops_that_find_no_room_or_no_mask(album, tmp_path):
+    settings = {"generator": "telea", "data_dir": str(tmp_path / "data"), "crops": 2}
+    with pytest.raises(UserError, match="none of its images has 112 pixels a side"):
+        forge("mine", str(album), masks="boxes", size=112, **settings)
+    masks = tmp_path / "masks"
+    for path in album.rglob("*.*"):
+        target = (masks / path.relative_to(album)).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (96, 128), 255).save(target)
+    told = "its mask is 96x128, the image 128x96"
+    with pytest.raises(UserError, match=told):
+        forge("mine", str(album), masks=str(masks), manipulated="white", size=32, **settings)
 
 
 # ----- From folders -------------------------------------------------------------------------------
@@ -298,8 +452,14 @@ def test_no_split_is_left_empty(photos, tmp_path):
         ({"generator": f"{__name__}:wrong_size"}, "must keep shape and type"),
         ({"generator": "repaint", "path": "/nowhere"}, "no forger /nowhere"),
         ({"generator": "diffusers"}, "needs --pipeline"),
-        ({"generator": "full"}, "goes with every generator but full"),
+        ({"generator": "full"}, "goes with every generator but full, reconstruct, autoencode"),
+        ({"generator": "reconstruct"}, "goes with every generator but full, reconstruct, autoenc"),
         ({"masks": None}, "goes with every generator but full"),
+        ({"generator": "telea", "diffusers": "x"}, "--pipeline does not go with --generator telea"),
+        (
+            {"generator": "reconstruct", "masks": None, "diffusers": "x", "path": "y"},
+            "--pipeline does not go with --forger",
+        ),
         ({"masks": "own"}, "has no masks of its own"),
         ({"masks": "/nowhere"}, "say what is made anew in them, --manipulated"),
         ({"masks": "/nowhere", "manipulated": "white"}, "/nowhere: no folder of masks"),
@@ -325,6 +485,17 @@ def test_forgers_are_of_a_part_and_a_size(trained_forgers, place, tmp_path, monk
     settings = {"images": REALS, "masks": "boxes", "data_dir": place}
     with pytest.raises(UserError, match="is of part pixel: latent needs part latent"):
         forge("mine", generator="latent", path=trained_forgers["pixel"], **settings)
+    autoencode = {"generator": "autoencode", "images": REALS, "masks": None, "data_dir": place}
+    with pytest.raises(UserError, match="a forger on pixels has no autoencoder"):
+        forge("mine", path=trained_forgers["pixel"], **autoencode)
+    with pytest.raises(UserError, match="makes images of multiples of 4 pixels, not of 30"):
+        forge("mine", path=trained_forgers["latent"], size=30, **autoencode)
+    with pytest.raises(UserError, match="an autoencoder alone forges nothing"):
+        forge("mine", path=trained_forgers["autoencoder"], **autoencode | {"generator": "full"})
+    with pytest.raises(UserError, match=r"strength = 0\.0: must be above 0, and at most 1"):
+        forge(
+            "mine", **autoencode | {"generator": "reconstruct", "sampling": Sampling(strength=0.0)}
+        )
     with pytest.raises(UserError, match="makes images of 32 pixels, not of 64"):
         forge("mine", generator="repaint", path=trained_forgers["pixel"], size=64, **settings)
 
@@ -350,5 +521,7 @@ def test_the_command(place, tmp_path):
     assert metadata("image_folder/mine_fake", place)["recipe"]["dilation"] == "1,2"
     wrong = command(*some, "--generator=magic")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: no generator 'magic'")
+    wrong = command(*some, "--generator=reconstruct", "--strength=1.2")
+    assert wrong.returncode == 2 and "strength" in wrong.stderr, wrong.stderr
     wrong = command(*some, "--generator=telea", "--dilate=1,x")
     assert wrong.returncode == 2 and "FEWEST,MOST" in wrong.stderr, wrong.stderr

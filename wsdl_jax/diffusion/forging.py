@@ -1,15 +1,17 @@
 """Forges a dataset of fakes out of a prepared subset or a folder of images."""
 
+import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,14 +20,16 @@ from wsdl_data.masks import dilate
 from wsdl_data.provenance import Origin
 from wsdl_data.shapes import SHAPES, draw
 from wsdl_jax.diffusion import sources as reading
-from wsdl_jax.diffusion.generators import Generator, make_generator
+from wsdl_jax.diffusion.generators import WHOLE, Generator, make_generator
 from wsdl_jax.diffusion.maker import Sampling
 from wsdl_jax.diffusion.sources import OWN, Source
+from wsdl_jax.runtime import threads
 from wsdl_jax.runtime.errors import UserError, in_one_line
 from wsdl_jax.runtime.storage import remove_abandoned, staging_folder
 
 log = logging.getLogger("wsdl_jax")
 PAPER = Sampling()  # RePaint's steps, jumps and times
+_GRID = 16  # pixels: where crops begin. JPEG's blocks have 8, those of halved colour 16.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +45,108 @@ class MaskChoice:
     dilation: tuple[int, int]
 
     def mask(
-        self, source: Source, size: int, rng: np.random.Generator
+        self, given: Bool[np.ndarray, "h w"] | None, size: int, rng: np.random.Generator
     ) -> Bool[np.ndarray, "{size} {size}"]:
-        """Returns the mask of a source, drawn or read, at the size of the image to be made."""
-        if self.policy in SHAPES:
+        """Returns a mask, given or else drawn, grown and at the size of the image to be made."""
+        if given is None:
             mask = draw(self.policy, rng, size, size)
+        elif given.shape != (size, size):
+            squashed = Image.fromarray(given).resize((size, size), Image.Resampling.NEAREST)
+            mask = np.array(squashed)
         else:
-            mask = source.read_mask()
-            if mask.shape != (size, size):
-                squashed = Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)
-                mask = np.array(squashed)
+            mask = given
         fewest, most = self.dilation
         return dilate(mask, int(rng.integers(fewest, most + 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What one fake is made of: a whole image, or a crop of one.
+
+    Attributes:
+      number: of its randomness.
+      source: the image that it is or is of; of a crop the key has the crop's place.
+      image: at the size of the fake.
+      mask: what is made anew; None where that is all.
+      compressed_as: the JPEG file, if it is one, whose compression the fake gets.
+    """
+
+    number: int
+    source: Source
+    image: Image.Image
+    mask: Bool[np.ndarray, "h w"] | None
+    compressed_as: Path | None = None
+
+
+def _whole(
+    sources: Iterable[Source], choice: MaskChoice | None, size: int, seed: int
+) -> Iterator[Piece]:
+    """Yields the sources, squashed to a size."""
+    for number, source in enumerate(sources):
+        rng = np.random.default_rng([seed, number])
+        with in_one_line():
+            image = source.read_image()
+            mask = None
+            if choice is not None:
+                mask = choice.mask(source.read_mask() if source.read_mask else None, size, rng)
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.LANCZOS)
+        yield Piece(number, source, image, mask)
+
+
+def _crops(
+    sources: Iterable[Source], choice: MaskChoice | None, size: int, seed: int, count: int
+) -> Iterator[Piece]:
+    """Yields crops of the sources in their own resolution, at most `count` of each.
+
+    They are some of the squares that tile an image from a random place on, so that no two of them
+    overlap. Places follow from the seed, the source's number and the size alone.
+    """
+    for number, source in enumerate(sources):
+        with in_one_line():
+            image = source.read_image()
+            whole = source.read_mask() if choice and source.read_mask else None
+        if whole is not None and whole.shape != image.size[::-1]:
+            raise UserError(
+                f"{source.key}: its mask is {whole.shape[1]}x{whole.shape[0]}, the image"
+                f" {image.width}x{image.height}"
+            )
+        rng = np.random.default_rng([seed, number])
+        for index, (left, top) in enumerate(crop_places(image.size, size, count, rng)):
+            mask = None
+            if choice is not None:
+                own = np.random.default_rng([seed, number, 1 + index])
+                part = None if whole is None else whole[top : top + size, left : left + size]
+                mask = choice.mask(part, size, own)
+            place = dataclasses.replace(source, key=f"{source.key}-{left}-{top}")
+            crop = image.crop((left, top, left + size, top + size))
+            yield Piece(number * count + index, place, crop, mask, source.file)
+
+
+def crop_places(
+    image: tuple[int, int], size: int, count: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Returns the left upper corners of squares of an image, which do not overlap.
+
+    Args:
+      image: its width and height, pixels.
+      size: of the squares, pixels a side.
+      count: how many, at most; fewer where there is not the room, and none in a smaller image.
+      rng: from which they follow.
+
+    Returns:
+      (left, top), multiples of 16 pixels.
+    """
+    if min(image) < size:
+        return []
+    pitch = -(-size // _GRID) * _GRID
+    starts = []
+    for length in image:
+        free = min(length - size, pitch - _GRID) // _GRID
+        starts.append(range(_GRID * int(rng.integers(free + 1)), length - size + 1, pitch))
+    places = list(itertools.product(*starts))
+    chosen = rng.permutation(len(places))[:count]
+    return [places[index] for index in chosen]
 
 
 def forge(
@@ -65,6 +159,7 @@ def forge(
     dilation: tuple[int, int] = (0, 0),
     path: epath.PathLike | None = None,
     size: int | None = None,
+    crops: int | None = None,
     sampling: Sampling = PAPER,
     batch: int = 16,
     seed: int = 0,
@@ -77,12 +172,14 @@ def forge(
     Args:
       name: NAME.
       images: a prepared subset, or a folder.
-      masks: what is made anew: "own", one of SHAPES, or a folder of masks; None for "full".
+      masks: what is made anew: "own", one of SHAPES, or a folder of masks; None for one of WHOLE.
       generator: see `make_generator`.
       manipulated: "white" or "black", in a folder of masks.
       dilation: the fewest and the most pixels by which a mask grows, drawn for each image.
       path: of a forger.
-      size: to which images are squashed, pixels a side.
+      size: to which images are squashed, pixels a side; or that of the crops.
+      crops: how many squares are cut out of each image, at most, in its own resolution; None to
+        squash the whole image. Fakes of crops of JPEG files are compressed as these are.
       sampling: of a forger.
       batch: images at once.
       seed: of all randomness.
@@ -93,9 +190,9 @@ def forge(
     Raises:
       UserError, BuildError: something does not fit; nothing is left behind.
     """
-    whole = generator == "full"
+    whole = generator in WHOLE
     if whole != (masks is None):
-        raise UserError("--masks goes with every generator but full")
+        raise UserError(f"--masks goes with every generator but {', '.join(WHOLE)}")
     masks_are_files = masks not in (None, OWN, *SHAPES)
     if masks_are_files and manipulated not in ("white", "black"):
         raise UserError(
@@ -119,6 +216,7 @@ def forge(
         "size": made_by.size,
         "seed": seed,
         **({"limit": limit} if limit else {}),
+        **({"crops": crops} if crops else {}),
         **made_by.origin.recipe,
     }
     recorded = dict(made_by.origin.recorded)
@@ -128,6 +226,8 @@ def forge(
     choice = None
     if not whole:
         choice = MaskChoice("folder" if masks_are_files else masks, dilation)
+        if masks in SHAPES:
+            sources = [dataclasses.replace(source, read_mask=None) for source in sources]
         recipe["mask_policy"] = choice.policy
     if masks_are_files:
         folder = Path(masks).expanduser()
@@ -152,7 +252,12 @@ def forge(
         log.info("%s: ready since before", " and ".join(ready))
         return ready
     with staging_folder(place) as stage:
-        _write(stage, sources, made_by, choice, batch, seed)
+        with tqdm(sources, unit=" images", disable=not sys.stderr.isatty()) as shown:
+            if crops is None:
+                pieces = _whole(shown, choice, made_by.size, seed)
+            else:
+                pieces = _crops(shown, choice, made_by.size, seed, crops)
+            _write(stage, sources, pieces, made_by, batch)
         builders = build.own_builders(name, os.fspath(stage), recipe["masks"], data_dir, origin)
         build.prepare_together(list(builders.values()))
     return list(builders)
@@ -161,54 +266,70 @@ def forge(
 def _write(
     stage: Path,
     sources: Sequence[Source],
+    pieces: Iterable[Piece],
     generator: Generator,
-    choice: MaskChoice | None,
     batch: int,
-    seed: int,
 ) -> None:
     """Writes SPLIT/real, SPLIT/fake and SPLIT/masks, as data/image_folder takes them."""
-    empty_masks = 0
+    empty = 0
     written: set[tuple[str, str]] = set()  # splits and names
-    size = generator.size, generator.size
-    bar = tqdm(total=len(sources), unit=" images", disable=not sys.stderr.isatty())
-    for start in range(0, len(sources), batch):
-        numbers, images, masks = [], [], []
-        for number, source in enumerate(sources[start : start + batch], start):
-            rng = np.random.default_rng([seed, number])
-            with in_one_line():
-                image = source.read_image()
-                mask = None if choice is None else choice.mask(source, generator.size, rng)
-            if mask is not None and not mask.any():
-                empty_masks += 1
-                continue
-            if image.size != size:
-                image = image.resize(size, Image.Resampling.LANCZOS)
-            numbers.append(number)
-            images.append(np.asarray(image))
-            masks.append(mask)
-        if numbers:
-            given = (None, None) if choice is None else (np.stack(images), np.stack(masks))
-            fakes = generator.make(np.asarray(numbers), *given)
-            for number, image, mask, fake in zip(numbers, images, masks, fakes, strict=True):
-                source = sources[number]
-                if (source.split, source.name) in written:
-                    raise UserError(f"two images are called {source.key}")
-                written.add((source.split, source.name))
-                pictures = {"fake": fake, **({"real": image} if source.is_real else {})}
-                if mask is not None:
-                    pictures["masks"] = mask.astype(np.uint8) * 255
-                for kind, pixels in pictures.items():
-                    path = stage / source.split / kind / source.name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(image_files.png(Image.fromarray(pixels)))
-        bar.update(min(batch, len(sources) - start))
-    bar.close()
-    if not written:
+
+    def marked() -> Iterator[Piece]:
+        nonlocal empty
+        for piece in pieces:
+            if piece.mask is None or piece.mask.any():
+                yield piece
+            else:
+                empty += 1
+
+    with contextlib.closing(_made(marked(), generator, batch)) as made:
+        for piece, fake in made:
+            split, name = piece.source.split, piece.source.name
+            if (split, name) in written:
+                raise UserError(f"two images are called {piece.source.key}")
+            written.add((split, name))
+            pictures = {"fake": fake}
+            if piece.source.is_real:
+                pictures["real"] = piece.image
+            if piece.mask is not None:
+                pictures["masks"] = Image.fromarray(piece.mask.astype(np.uint8) * 255)
+            for kind, picture in pictures.items():
+                path = stage / split / kind / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(image_files.png(picture))
+    if empty and not written:
         raise UserError("no image has anything to be made anew: all masks are empty")
+    small = f"none of its images has {generator.size} pixels a side"
+    reason = "all its masks are empty" if empty else small
     for split in dict.fromkeys(source.split for source in sources):
         if not any(split == of for of, _ in written):
-            raise UserError(
-                f"the {split} split has nothing to be made anew: all its masks are empty"
-            )
-    if empty_masks:
-        log.warning("%d images are left out: their masks mark nothing", empty_masks)
+            raise UserError(f"the {split} split has nothing to be made anew: {reason}")
+    if empty:
+        log.warning("%d images are left out: their masks mark nothing", empty)
+
+
+def _made(
+    pieces: Iterator[Piece], generator: Generator, batch: int
+) -> Iterator[tuple[Piece, Image.Image]]:
+    """Yields the fakes of pieces, in order."""
+
+    def make(together: list[Piece]) -> UInt8[np.ndarray, "n s s 3"]:
+        numbers = np.asarray([piece.number for piece in together])
+        images = np.stack([np.asarray(piece.image) for piece in together])
+        masks = None
+        if together[0].mask is not None:
+            masks = np.stack([piece.mask for piece in together])
+        return generator.make(numbers, images, masks)
+
+    batches = iter(lambda: list(itertools.islice(pieces, batch)), [])
+    made = threads.map_ahead(
+        lambda together: (together, make(together)), batches, ahead=generator.at_once - 1
+    )
+    with contextlib.closing(made):
+        for together, images in made:
+            for piece, pixels in zip(together, images, strict=True):
+                fake = Image.fromarray(pixels)
+                if piece.compressed_as is not None:
+                    with in_one_line():
+                        fake = image_files.compressed_as(fake, piece.compressed_as)
+                yield piece, fake

@@ -157,6 +157,7 @@ class Maker:
         # Of this host alone: data is prepared by one, while the others wait.
         parallel = Parallel("shard_map", jax.local_devices())
         self.size = forger.config.data.image_size
+        self.at_once = min(os.cpu_count() or 1, _CALLS)
         self.batch = parallel.rounded_up(batch)
         self._parallel, self._seed, self._way = parallel, seed, way
         self._step = parallel.map(make_step(forger, sampling, way))
@@ -193,7 +194,7 @@ class Maker:
 
         A CPU does nearly twice as much that way: one call alone keeps little more than a core busy.
         """
-        pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _CALLS))
+        pool = ThreadPoolExecutor(self.at_once)
         try:
             yield from pool.map(lambda arguments: self(*arguments), batches)
         finally:
