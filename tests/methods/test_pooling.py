@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from wsdl_jax.configuration import base
 from wsdl_jax.methods import POOLINGS, Pooling
+from wsdl_jax.methods.pooling import locations_of
 
 
 def expected(pooling: Pooling, image: np.ndarray) -> float:
@@ -78,6 +79,15 @@ def test_a_small_part_drowns_in_the_mean_alone():
     for kind in POOLINGS:
         higher = Pooling(kind)(manipulated) > Pooling(kind)(untouched)
         assert higher == (kind != "mean")
+
+
+@given(hundredths=st.integers(1, 100), hundreds=st.integers(1, 40))
+def test_a_share_of_the_locations(hundredths, hundreds):
+    """As whole numbers have it, and rounded up where there is no whole number."""
+    count = 100 * hundreds
+    assert locations_of(hundredths / 100, count) == hundredths * hundreds
+    assert locations_of(hundredths / 100, count + 1) == hundredths * hundreds + 1
+    assert locations_of(hundredths / 1e6, 1) == 1
 
 
 def test_fields():

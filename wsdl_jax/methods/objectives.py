@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from wsdl_jax.methods.pooling import locations_of
+
 Scalar = Float[Array, ""]
 # The published code adds this to the logarithm of the mean probabilities, both classes alike. A
 # softmax does not see a constant, so it changes neither loss nor gradient; it is written down
@@ -113,7 +115,7 @@ def patches_weak_topk(
       topk: share of the locations whose mean is taken, in (0, 1]; at least one.
     """
     differences = _differences(map_logits)
-    highest, _ = jax.lax.top_k(differences, math.ceil(topk * differences.shape[1]))
+    highest, _ = jax.lax.top_k(differences, locations_of(topk, differences.shape[1]))
     return _difference_cross_entropy(highest.mean(1), labels, weight)
 
 

@@ -11,6 +11,12 @@ KINDS = ("mean", "gem", "topk", "max")
 _REACH = 4.0  # standard deviations, beyond which the weights of the smoothing are cut off
 
 
+def locations_of(share: float, count: int) -> int:
+    """Returns how many of so many locations a share in (0, 1] is, rounded up: at least one."""
+    # A share like 0.07 of 100 must be 7, though floating point has 7.000…1.
+    return max(1, math.ceil(share * count - 1e-9))
+
+
 @dataclass(frozen=True)
 class Pooling:
     """How the score of an image is pooled from its map of probabilities.
@@ -47,8 +53,7 @@ class Pooling:
         highest = maps.__array_namespace__().sort(
             _smoothed(maps, self.sigma).reshape(maps.shape[0], -1), axis=1
         )
-        count = math.ceil(self.topk * highest.shape[1])
-        return highest[:, -count:].mean(1)
+        return highest[:, -locations_of(self.topk, highest.shape[1]) :].mean(1)
 
     def _generalized_mean(self, maps: Float[Array, "b h w"]) -> Float[Array, " b"]:
         # Powers of probabilities relative to the highest one: of a map that is low everywhere they
