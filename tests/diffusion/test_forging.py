@@ -492,10 +492,9 @@ def test_forgers_are_of_a_part_and_a_size(trained_forgers, place, tmp_path, monk
         forge("mine", path=trained_forgers["latent"], size=30, **autoencode)
     with pytest.raises(UserError, match="an autoencoder alone forges nothing"):
         forge("mine", path=trained_forgers["autoencoder"], **autoencode | {"generator": "full"})
+    reconstruct = autoencode | {"generator": "reconstruct", "path": trained_forgers["pixel"]}
     with pytest.raises(UserError, match=r"strength = 0\.0: must be above 0, and at most 1"):
-        forge(
-            "mine", **autoencode | {"generator": "reconstruct", "sampling": Sampling(strength=0.0)}
-        )
+        forge("mine", **reconstruct, sampling=Sampling(steps=10, strength=0.0))
     with pytest.raises(UserError, match="makes images of 32 pixels, not of 64"):
         forge("mine", generator="repaint", path=trained_forgers["pixel"], size=64, **settings)
 
