@@ -1,5 +1,6 @@
 """What a plot shows is read back from its SVG, by the ticks of its axes alone."""
 
+import math
 import re
 import xml.etree.ElementTree as ET
 
@@ -143,3 +144,33 @@ def test_text_from_outside_is_escaped():
     figure, svg = drawing(markup)  # still well-formed
     assert figure.find("figcaption").text == evil == svg.get("aria-label")
     assert ["".join(item.itertext()) for item in figure.find("ul")] == [evil, evil]
+
+
+def test_bars_by_name_are_as_long_as_the_axis_says():
+    names = ["jpeg 60", "resize 0.75, jpeg 75", "<blur & noise>"]
+    series = [
+        plots.Bars("one", [25.0, 80.5, math.nan], 1),
+        plots.Bars("<two>", [-20.0, 150.0, 50.0], 9),  # beyond both ends
+    ]
+    figure, svg = drawing(plots.bars(names, series, title="Bars", x_range=(0.0, 100.0)))
+    slope, start = np.polyfit(*scale(svg, "middle", "x").T[::-1], 1)
+    shown = {}
+    for path in lines(svg):
+        start_at, end, bottom, back = map(float, re.findall(r"[MHV](-?[\d.]+)", path.get("d")))
+        assert back == start_at and slope * start_at + start == pytest.approx(0, abs=0.2)
+        shown[path.find("title").text] = slope * end + start, bottom, path.get("class")
+    assert {name: length for name, (length, _, _) in shown.items()} == pytest.approx(
+        {
+            **{"one: jpeg 60, 25": 25, "one: resize 0.75, jpeg 75, 80.5": 80.5},
+            **{"<two>: jpeg 60, -20": 0, "<two>: resize 0.75, jpeg 75, 150": 100},
+            "<two>: <blur & noise>, 50": 50,
+        },
+        abs=0.2,
+    )
+    assert {style for *_, style in shown.values()} == {"c1 area"}  # colours come again after 8
+    assert len({bottom for _, bottom, _ in shown.values()}) == 5  # no two at one place
+    labels = [t for t in svg.findall("text") if t.get("text-anchor") == "end"]
+    assert [label.text for label in labels] == names
+    # The longest name has room on the left.
+    assert 6 * len(names[1]) < min(float(label.get("x")) for label in labels)
+    assert [entry.text or entry[0].tail for entry in figure.iter("li")] == ["one", "<two>"]

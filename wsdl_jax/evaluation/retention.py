@@ -135,7 +135,8 @@ def save_picture(found: Mapping[str, Any], file: IO[bytes]) -> None:
     size = (left + _BARS + 5 * _FONT, top + _ROW * len(rows) + 2 * _MARGIN)
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((_MARGIN, _MARGIN), "Retained IoU, %", fill="black", font=bold)
+    title = f"Retained IoU, %: {found['test_fake']}"
+    draw.text((_MARGIN, _MARGIN), title, fill="black", font=bold)
     at = left
     for name, colour in zip(shown.values(), _COLOURS, strict=False):
         draw.rectangle((at, _ROW + 4, at + _FONT, _ROW + 4 + _FONT), fill=colour)

@@ -7,7 +7,7 @@ happen at the image's own size, before it is resized for the network, and are th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import ml_collections
 import numpy as np
@@ -59,8 +59,7 @@ class Augmentation:
     @classmethod
     def of(cls, augment: ml_collections.ConfigDict) -> "Augmentation":
         """Returns the augmentation of `config.augment`, whose values have been validated."""
-        values = {field.name: augment[field.name] for field in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, tuple | list) else v for k, v in values.items()})
+        return cls(**augment.to_dict())
 
     @property
     def is_off(self) -> bool:

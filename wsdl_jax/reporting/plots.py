@@ -14,6 +14,7 @@ from markupsafe import Markup
 COLOURS = 8  # c0 … c7, then from the first again
 _WIDTH, _HEIGHT = 360.0, 250.0  # of the drawing, in its own units
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 22.0, 12.0, 44.0  # margins
+_LETTER = 6.4  # width of a letter, on average
 _MOST_POINTS = 600  # of a line
 
 
@@ -119,7 +120,8 @@ def bars(
       x_range: ends of the horizontal axis, at which bars are cut off; the number beside a bar is
         its whole value.
     """
-    left, right, thickness, gap = _LEFT + 60, _WIDTH - _RIGHT - 24, 12, 6
+    left = max(_LEFT, _LETTER * max(map(len, names)) + 12)
+    right, thickness, gap = _WIDTH - _RIGHT - 24, 12, 6
     group = thickness * len(series) + gap
     floor = _TOP + group * len(names)
     ticks, low, high = _axis(np.asarray(x_range), x_range)
