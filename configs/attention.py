@@ -5,7 +5,8 @@
         --config.init.path=xcp_reg.tar
 
 Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
-leave_out=… (see `configuration.set_data`).
+leave_out=… (see `configuration.set_data`), splice=0…1, augment=none|light|robust,
+recipe=default|long.
 
 The default (portraits, setup a) takes 1:50 min on two CPU cores, compilation included, once the
 portraits are there (4:53 min more), and reaches AP 77.2, iou_lg 5.6 (the all-fake map: 17.5).
@@ -17,16 +18,17 @@ from wsdl_jax import configuration
 
 def get_config(arg: str | None = None):
     """Returns the config of a variant. Raises ConfigError for one that does not exist."""
-    config, variant = configuration.start("attention", arg)
+    config, variant = configuration.start("attention", arg, *configuration.VARIED)
     source = catalogue.source(variant["source"])
     if source.is_small:
-        _laptop(config)
+        _laptop(config, variant["recipe"])
     else:
         _paper(config, source)
+    configuration.vary(config, variant)
     return config
 
 
-def _laptop(config):
+def _laptop(config, recipe):
     config.data.image_size = 96
     config.model.width = 0.125
     config.train.batch = 16

@@ -5,7 +5,8 @@
         --config.init.path=legacy_xception.tf_in1k.safetensors
 
 Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
-leave_out=… (see `configuration.set_data`).
+leave_out=… (see `configuration.set_data`), splice=0…1, augment=none|light|robust,
+recipe=default|long.
 
 The default (portraits, setup a) takes 1:58 min on two CPU cores, compilation included, once the
 portraits are there (4:53 min more), and reaches AP 74.9, iou_lg 3.1 (the all-fake map: 17.5).
@@ -17,18 +18,19 @@ from wsdl_jax import configuration
 
 def get_config(arg: str | None = None):
     """Returns the config of a variant. Raises ConfigError for one that does not exist."""
-    config, variant = configuration.start("grad_cam", arg)
+    config, variant = configuration.start("grad_cam", arg, *configuration.VARIED)
     source = catalogue.source(variant["source"])
     if source.is_small:
-        _laptop(config)
+        _laptop(config, variant["recipe"])
     elif config.supervision == "weak":
         _paper_weak(config)
     else:
         _paper_full(config)
+    configuration.vary(config, variant)
     return config
 
 
-def _laptop(config):
+def _laptop(config, recipe):
     config.data.image_size = 96
     config.data.flip = True
     config.model.width = 0.125

@@ -5,7 +5,8 @@
     python -m wsdl_jax.main --config configs/patches.py:setup=c,source=celebahq,leave_out=lama
 
 Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
-leave_out=… (see `configuration.set_data`).
+leave_out=… (see `configuration.set_data`), splice=0…1, augment=none|light|robust,
+recipe=default|long.
 
 The default (portraits, setup a) takes 3:28 min on two CPU cores, compilation included, once the
 portraits are there (4:53 min more), and reaches AP 97.8, iou_lg 53.5 (the all-fake map: 17.5).
@@ -17,18 +18,19 @@ from wsdl_jax import configuration
 
 def get_config(arg: str | None = None):
     """Returns the config of a variant. Raises ConfigError for one that does not exist."""
-    config, variant = configuration.start("patches", arg)
+    config, variant = configuration.start("patches", arg, *configuration.VARIED)
     source = catalogue.source(variant["source"])
     if source.is_small:
-        _laptop(config)
+        _laptop(config, variant["recipe"])
     elif config.supervision == "weak":
         _paper_weak(config)
     else:
         _paper_full(config, leave_one_out=variant["leave_out"] is not None)
+    configuration.vary(config, variant)
     return config
 
 
-def _laptop(config):
+def _laptop(config, recipe):
     config.data.image_size = 96
     config.model.width = 0.25
     config.train.batch = 16

@@ -1,8 +1,7 @@
 """Configs: their fields, with units and defaults, their variants, and what cannot be run."""
 
-from wsdl_jax.configuration.augmentation import VARIANT as AUGMENT
 from wsdl_jax.configuration.augmentation import set_augment
-from wsdl_jax.configuration.config_files import set_data, start, variant
+from wsdl_jax.configuration.config_files import VARIED, set_data, start, variant, vary
 from wsdl_jax.configuration.fields import (
     CHOICES,
     CIRCUMSTANCES,
@@ -19,10 +18,10 @@ from wsdl_jax.configuration.stored import FORMAT, load, save
 from wsdl_jax.runtime.errors import ConfigError
 
 __all__ = [
-    "AUGMENT",
     "CHOICES",
     "CIRCUMSTANCES",
     "FORMAT",
+    "VARIED",
     "ConfigError",
     "base",
     "check_circumstances",
@@ -38,4 +37,5 @@ __all__ = [
     "start",
     "validate",
     "variant",
+    "vary",
 ]

@@ -1,16 +1,25 @@
 """From a config file's method and variant to a config with its data, to be filled by a recipe."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from wsdl_data import catalogue
 from wsdl_jax import methods
+from wsdl_jax.configuration import augmentation
 from wsdl_jax.configuration.fields import base
 from wsdl_jax.runtime import variants
+from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.variants import Variant
 
 _SETUP = Variant("setup", methods.SETUPS, "a")
+# What a config file may take beside data and the method's own, see `vary`.
+VARIED = (
+    Variant("splice", (), is_share=True),
+    augmentation.VARIANT,
+    Variant("recipe", ("default", "long"), "default"),
+)
 
 
 def start(
@@ -43,6 +52,29 @@ def start(
         named.insert(0, "generator")
     config.variant = ",".join(f"{key}={values[key]}" for key in named)
     return config, values
+
+
+def vary(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
+    """Sets what a variant asks for beside a recipe: `train.splice`, if it is given, and `augment`.
+
+    To be called when the recipe has been set.
+
+    Args:
+      config: to be set.
+      values: of the variants `VARIED` and of `source`, as `start` gives them.
+
+    Raises:
+      ConfigError: a recipe that the source does not have.
+    """
+    source = catalogue.source(values["source"])
+    if values["recipe"] != "default" and not source.is_small:
+        raise ConfigError(
+            f"recipe={values['recipe']} (source={source.name}): only small networks have it, those "
+            "of source=portraits; others have the paper's recipe alone"
+        )
+    if values["splice"] is not None:
+        config.train.splice = float(values["splice"])
+    augmentation.set_augment(config, values["augment"])
 
 
 def variant(arg: str | None) -> dict[str, Any]:
