@@ -17,14 +17,14 @@ from wsdl_jax.runtime import hosts
 from wsdl_jax.runtime.errors import UserError
 
 FIGURES, THRESHOLDS = len(metrics.LOCALIZATION), len(metrics.THRESHOLDS)
-COUNT = 3 + FIGURES + THRESHOLDS + len(measures.TRIVIAL) * FIGURES
+COUNT = 4 + FIGURES + THRESHOLDS + len(measures.TRIVIAL) * FIGURES
 # Numbers of a record, NaN, infinite and denormal ones too, and which of its parts it has.
 PARTS = st.tuples(hnp.arrays(np.float64, COUNT), st.integers(0, 2))
 
 
 def record(index: int, parts: tuple[np.ndarray, int]) -> ImageMeasures:
     """A record of numbers: of an image alone, of its map, too, or of a comparison as well."""
-    score, probability, share, *numbers = parts[0].tolist()
+    score, probability, share, iou_fitted, *numbers = parts[0].tolist()
 
     def figures() -> LocalizationFigures:
         return LocalizationFigures(*(numbers.pop() for _ in range(FIGURES)))
@@ -34,7 +34,7 @@ def record(index: int, parts: tuple[np.ndarray, int]) -> ImageMeasures:
         by_threshold = tuple(numbers.pop() for _ in range(THRESHOLDS))
         comparison = Comparison(by_threshold, tuple(figures() for _ in measures.TRIVIAL))
     if parts[1] > 0:
-        localization = MapMeasures(figures(), share, comparison)
+        localization = MapMeasures(figures(), share, iou_fitted, comparison)
     return ImageMeasures(index, score, probability, localization)
 
 
