@@ -62,7 +62,14 @@ def test_everything_is_there(finished):
     assert {path.name for path in run.iterdir()} == {
         *("config.json", "data.json", "checkpoints", "events", "metrics.jsonl"),
         *(locks.WRITER, locks.RESULTS),  # empty: nobody holds them
-        *("predictions.csv", "real_scores.json", "results.json", "results.txt", "examples.png"),
+        *(
+            "predictions.csv",
+            "real_scores.json",
+            "map_threshold.json",
+            "results.json",
+            "results.txt",
+            "examples.png",
+        ),
     }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "4"}
     config = json.loads((run / "config.json").read_text())

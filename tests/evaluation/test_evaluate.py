@@ -24,7 +24,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 
 from wsdl_data import provenance
 from wsdl_jax import configuration, inputs, methods, runs
-from wsdl_jax.evaluation import evaluate, everyday_robustness, robustness
+from wsdl_jax.evaluation import evaluate, everyday_robustness, map_threshold, robustness
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime import locks
 from wsdl_jax.runtime.errors import UserError
@@ -377,6 +377,66 @@ def test_iou_by_threshold(run, predicted):
             got, want = np.asarray(values) > threshold, np.asarray(mask) == 1
             expected.append((got & want).sum() / (got | want).sum())
         assert points[threshold] == pytest.approx(100 * np.mean(expected), abs=0.2)
+
+
+def test_the_fitted_threshold(run, predicted):
+    """Fitted on spliced validation images, by a network of its own, and used on the test's maps."""
+    stored, kept = results(run), json.loads((run / "map_threshold.json").read_text())
+    assert stored["map_threshold"] == kept["value"] and kept["fitted_on"] == "spliced"
+    config = configuration.load((run / "config.json").read_text())
+    assert set(kept["data"]) == {*config.data.real, *config.data.fake}
+    source = inputs.Examples((*config.data.real, *config.data.fake), "valid", config.data.dir)
+    assert kept["images"] == 9  # the fakes
+    method, model, _ = load(run)
+    at, ious = map_threshold.CANDIDATES, []
+    for index in source.places(inputs.FAKE).tolist():
+        made = inputs.Spliced(source)[index]
+        resized = Image.fromarray(made["image"]).resize((64, 64), Image.Resampling.LANCZOS)
+        pixels = jnp.asarray(np.asarray(resized, np.float32) / 127.5 - 1)[None]
+        small = Image.fromarray(np.asarray(method.localize(model, pixels).maps[0]))
+        large = np.asarray(small.resize(made["region"].shape[::-1], Image.Resampling.BICUBIC))
+        want = made["region"] > 0.5
+        got = large[None] > at[:, None, None]
+        ious.append((got & want).sum((1, 2)) / (got | want).sum((1, 2)))
+    means = np.mean(ious, axis=0)
+    assert kept["iou"] == pytest.approx(means.max(), abs=0.005)
+    assert means[list(at).index(kept["value"])] == pytest.approx(means.max(), abs=0.005)
+    files, _, maps = predicted[FAKE]
+    expected = []
+    for localization_map, file in zip(maps, files, strict=True):
+        mask = true_mask(file)
+        values = Image.fromarray(localization_map).resize(mask.size, Image.Resampling.BICUBIC)
+        got, want = np.asarray(values) > kept["value"], np.asarray(mask) == 1
+        expected.append((got & want).sum() / (got | want).sum())
+    assert stored["iou_fitted"] == pytest.approx(100 * np.mean(expected), abs=0.2)
+    assert f"maps are cut at {kept['value']:.3g}" in (run / "results.txt").read_text()
+
+
+def test_a_kept_threshold_is_used_again(run, monkeypatch):
+    before = results(run)
+    path = run / "map_threshold.json"
+    kept = json.loads(path.read_text())
+    moved = {**kept, "value": 0.25}
+    path.write_text(json.dumps(moved))
+    assert evaluate(run)["map_threshold"] == 0.25
+    path.write_text(json.dumps({**moved, "weights": 1}))  # of another network: fitted anew
+    assert evaluate(run) == before
+    assert json.loads(path.read_text()) == kept
+    # Without the validation images, that which was kept is used, or there is none.
+    opened = inputs.Examples.__init__
+
+    def without_validation(self, names, split, data_dir):
+        if split == "valid":
+            raise configuration.ConfigError("not prepared")
+        opened(self, names, split, data_dir)
+
+    monkeypatch.setattr(inputs.Examples, "__init__", without_validation)
+    assert evaluate(run)["map_threshold"] == before["map_threshold"]
+    path.unlink()
+    stored = evaluate(run)
+    assert stored["map_threshold"] is None and stored["iou_fitted"] is None
+    monkeypatch.undo()
+    assert evaluate(run) == before
 
 
 @pytest.mark.parametrize(

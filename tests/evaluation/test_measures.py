@@ -96,21 +96,26 @@ def test_measures_of_an_image():
     mask = np.zeros((12, 10), np.uint8)
     mask[3:9] = 1
     plain, compared = (
-        measures.measure(3, 0.25, 0.5, localization_map, mask, compared=compared)
+        measures.measure(3, 0.25, 0.5, localization_map, mask, map_threshold=0.3, compared=compared)
         for compared in (False, True)
     )
     assert (plain.index, plain.score, plain.probability) == (3, 0.25, 0.5)
-    assert plain.localization == MapMeasures(metrics.localization(localization_map, mask), 0.5)
+    large = metrics.resize_map(localization_map, 12, 10)
+    fitted = metrics.iou(large > 0.3, mask > 0)
+    assert plain.localization == MapMeasures(
+        metrics.localization(localization_map, mask), 0.5, pytest.approx(fitted)
+    )
     comparison = compared.localization.comparison
     assert dataclasses.replace(compared.localization, comparison=None) == plain.localization
     by_threshold = metrics.iou_by_threshold(localization_map, mask)
     np.testing.assert_array_equal(comparison.iou_by_threshold, by_threshold)
     for value, figures in zip((0, 1), comparison.trivial, strict=False):
         assert figures == metrics.localization(np.full((6, 5), value, np.float32), mask)
-    other = measures.measure(4, 0.25, 0.5, localization_map, mask, compared=True)
+    without = {"map_threshold": None, "compared": True}
+    other = measures.measure(4, 0.25, 0.5, localization_map, mask, **without)
+    assert math.isnan(other.localization.iou_fitted)
     *constant, random = zip(comparison.trivial, other.localization.comparison.trivial, strict=True)
     assert all(one == two for one, two in constant)
     assert random[0] != random[1]  # its seed is the image's index
-    assert measures.measure(3, 0.25, 0.5, localization_map, None, compared=True) == ImageMeasures(
-        3, 0.25, 0.5
-    )
+    unmasked = measures.measure(3, 0.25, 0.5, localization_map, None, **without)
+    assert unmasked == ImageMeasures(3, 0.25, 0.5)

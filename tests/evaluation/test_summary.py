@@ -21,6 +21,8 @@ def test_text_table_has_every_figure():
         "threshold": 0.123456,
         "fake_above": 66.66,
         "real_above": 5.04,
+        "map_threshold": 0.12345,
+        "iou_fitted": 43.21,
         "pixel_images": 8500,
         "manipulated_share": 12.34,
         "test_fake": "dolos/fakes",
@@ -38,6 +40,10 @@ def test_text_table_has_every_figure():
     above = "above 0.1235: 66.7% of the fake images, 5.0% of the real ones"
     assert above in text
     assert "both classes" not in text
+    cut = "iou_lg where maps are cut at 0.123, as fitted on validation images: 43.2"
+    assert cut in lines
+    unfitted = summary.text_table({**results, "map_threshold": None}, title="patches, setup a")
+    assert unfitted.splitlines() == [line for line in lines if line != cut]
     bare = {**results, **dict.fromkeys(names), "manipulated_share": None, "threshold": None}
     lines_without_masks = summary.text_table(bare, title="bare").splitlines()
     assert lines_without_masks[0] == "bare: 8500 images of dolos/fakes, without masks"

@@ -42,6 +42,14 @@ def test_compiled_once(localizer):
     assert localizer._step._cache_size() == 1
 
 
+def test_maps_are_cut_where_the_run_has_fitted_it(evaluated):
+    kept = json.loads((evaluated / "map_threshold.json").read_text())
+    localizer = Localizer.load(evaluated)
+    assert localizer.cut == kept["value"] != 0.5
+    (prediction,) = localizer([noise(80, 70)])
+    assert prediction.manipulated_share == np.mean(prediction.map > kept["value"])
+
+
 def test_manipulated_share():
     raw = np.zeros((10, 10), np.float32)
     raw[:, 5:] = 1

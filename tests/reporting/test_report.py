@@ -76,6 +76,8 @@ def test_the_table_has_the_results(pair, page):
         assert cells["ap"] == f"{stored['ap']:.1f} ± {stored['ap_2sd']:.1f}"
         above = f"{stored['fake_above']:.1f} / {stored['real_above']:.1f}"
         assert cells["called fake"] == above
+        fitted = f"{stored['iou_fitted']:.1f} at {stored['map_threshold']:.2g}"
+        assert cells["iou_fitted"] == fitted
         iou, threshold = map(float, cells["best iou_lg"].split(" at "))
         points = {p["threshold"]: p["iou_lg"] for p in stored["iou_by_threshold"]}
         assert iou == pytest.approx(max(points.values()), abs=0.05)

@@ -69,15 +69,15 @@ def tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
                 Cell(_range([results["trivial"][name][figure] for results in of_runs]))
                 for figure in metrics.LOCALIZATION
             ]
-            rows.append(Row(name, None, [*cells, *[none] * (len(DETECTION) + 2)]))
+            rows.append(Row(name, None, [*cells, *[none] * (len(DETECTION) + 3)]))
         chance = [Cell("50.0")] * len(DETECTION)
-        cells = [*[none] * len(metrics.LOCALIZATION), *chance, none, none]
+        cells = [*[none] * len(metrics.LOCALIZATION), *chance, *[none] * 3]
         rows.append(Row("guessing", None, cells))
         title = (
             f"{of_runs[0]['fake_images']} images of {fake} ({summary.masks(of_runs[0])}) and "
             f"{of_runs[0]['real_images']} of {real}"
         )
-        head = (*metrics.LOCALIZATION, *DETECTION, "called fake", "best iou_lg")
+        head = (*metrics.LOCALIZATION, *DETECTION, "called fake", "iou_fitted", "best iou_lg")
         made.append(Table(title, head, rows))
     return made
 
@@ -112,7 +112,11 @@ def _cells(results: dict[str, Any], of_runs: list[dict[str, Any]]) -> list[Cell]
     above = (summary.figure(results[f"{side}_above"]) for side in ("fake", "real"))
     cells.append(Cell(" / ".join(above)))
     if results["iou_lg"] is None:  # no masks
-        return [*cells, Cell("–")]
+        return [*cells, *[Cell("–")] * 2]
+    fitted = "–"
+    if results["map_threshold"] is not None:
+        fitted = f"{results['iou_fitted']:.1f} at {results['map_threshold']:.2g}"
+    cells.append(Cell(fitted))
     at = max(results["iou_by_threshold"], key=lambda point: point["iou_lg"])
     return [*cells, Cell(f"{at['iou_lg']:.1f} at {at['threshold']:.2f}")]
 

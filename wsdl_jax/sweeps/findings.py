@@ -9,8 +9,14 @@ from jaxtyping import Bool, Float
 
 from wsdl_jax.evaluation import metrics
 
-FIGURES = (*metrics.LOCALIZATION, "ap", "auc", "balanced_accuracy")
-SHOWN = {"iou_lg": "IoU", "pbca_lg": "PBCA", "f1": "F1", "ap": "AP"}  # the rest is in the CSV
+FIGURES = (*metrics.LOCALIZATION, "iou_fitted", "ap", "auc", "balanced_accuracy")
+SHOWN = {
+    "iou_lg": "IoU",
+    "iou_fitted": "IoU fitted",
+    "pbca_lg": "PBCA",
+    "f1": "F1",
+    "ap": "AP",
+}  # the rest is in the CSV
 COMPARED = "iou_lg"  # what matrices have, and published figures are set beside
 OURS = "this sweep"
 
