@@ -30,7 +30,7 @@ def expected(pooling: Pooling, image: np.ndarray) -> float:
     return np.sort(image, axis=None)[-count:].mean()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     kind=st.sampled_from(POOLINGS),
     height=st.integers(1, 9),
