@@ -323,6 +323,58 @@ def test_crops_by_a_forger_of_another_size(album, tmp_path, trained_forgers):
         assert 0 < np.abs(pixels[0] - pixels[1]).mean() < 60
 
 
+def test_a_crop_is_made_with_what_surrounds_it(album, tmp_path, trained_forgers):
+    """So that it has no border: it is cut out of what the forger makes of more than it."""
+    (tmp_path / "photos").mkdir()
+    for split in listing.SHARES:
+        (tmp_path / "photos" / split).mkdir()
+        shutil.copy(album / "2.png", tmp_path / "photos" / split)
+    settings = {"path": trained_forgers["latent"], "size": 32, "sampling": Sampling(), "seed": 0}
+    settings |= {"batch": 4}
+    data_dir = str(tmp_path / "data")
+    photos = str(tmp_path / "photos")
+    forge(
+        "mine", photos, generator="autoencode", masks=None, crops=4, data_dir=data_dir, **settings
+    )
+    made_by = forging.make_generator("autoencode", **settings)
+    photo = np.asarray(image_files.read_pixels(album / "2.png"))
+    wide = np.pad(photo, ((16, 16), (16, 16), (0, 0)), mode="reflect")
+    fakes = records("image_folder/mine_fake", "train", data_dir)
+    assert len(fakes) == 4
+    for fake in fakes:
+        left, top = map(int, fake["key"].decode().removesuffix(".png").rsplit("-", 2)[1:])
+        given = wide[top : top + 64, left : left + 64]
+        expected = made_by.make(np.zeros(1, int), given[None], None)[0, 16:-16, 16:-16]
+        difference = np.abs(inputs.full_image(fake).astype(int) - expected)
+        assert difference.max() <= 1
+        alone = made_by.make(np.zeros(1, int), given[None, 16:-16, 16:-16], None)[0]
+        assert np.abs(alone.astype(int) - expected)[0].max() > 1  # its border would be another
+
+
+@given(
+    width=st.integers(1, 60),
+    height=st.integers(1, 60),
+    size=st.integers(1, 60),
+    margin=st.integers(0, 20),
+    data=st.data(),
+)
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_surroundings_are_those_of_the_image_mirrored_at_its_ends(
+    width, height, size, margin, data
+):
+    size = min(size, width, height)
+    pixels = np.arange(width * height * 3).reshape(height, width, 3).astype(np.uint8)
+    left, top = (data.draw(st.integers(0, length - size)) for length in (width, height))
+    found = forging.with_surroundings(Image.fromarray(pixels), (left, top), size, margin)
+    assert found.shape == (size + 2 * margin, size + 2 * margin, 3)
+    inner = found[margin : margin + size, margin : margin + size]
+    np.testing.assert_array_equal(inner, pixels[top : top + size, left : left + size])
+    if margin < size:  # so that it is mirrored once at most, whatever the image's size is
+        wide = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+        expected = wide[top : top + size + 2 * margin, left : left + size + 2 * margin]
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_crops_that_find_no_room_or_no_mask(album, tmp_path):
     settings = {"generator": "telea", "data_dir": str(tmp_path / "data"), "crops": 2}
     with pytest.raises(UserError, match="none of its images has 112 pixels a side"):

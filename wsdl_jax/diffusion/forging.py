@@ -68,6 +68,7 @@ class Piece:
       source: the image that it is or is of; of a crop the key has the crop's place.
       image: at the size of the fake.
       mask: what is made anew; None where that is all.
+      given: what the generator gets: `image`, or with it what surrounds it in a photograph.
       compressed_as: the JPEG file, if it is one, whose compression the fake gets.
     """
 
@@ -75,6 +76,7 @@ class Piece:
     source: Source
     image: Image.Image
     mask: Bool[np.ndarray, "h w"] | None
+    given: UInt8[np.ndarray, "h2 w2 3"]
     compressed_as: Path | None = None
 
 
@@ -91,16 +93,22 @@ def _whole(
                 mask = choice.mask(source.read_mask() if source.read_mask else None, size, rng)
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.LANCZOS)
-        yield Piece(number, source, image, mask)
+        yield Piece(number, source, image, mask, np.asarray(image))
 
 
 def _crops(
-    sources: Iterable[Source], choice: MaskChoice | None, size: int, seed: int, count: int
+    sources: Iterable[Source],
+    choice: MaskChoice | None,
+    size: int,
+    seed: int,
+    count: int,
+    margin: int,
 ) -> Iterator[Piece]:
     """Yields crops of the sources in their own resolution, at most `count` of each.
 
     They are some of the squares that tile an image from a random place on, so that no two of them
-    overlap. Places follow from the seed, the source's number and the size alone.
+    overlap. Places follow from the seed, the source's number and the size alone. A generator of
+    whole images gets a crop with `margin` pixels around it.
     """
     for number, source in enumerate(sources):
         with in_one_line():
@@ -120,7 +128,27 @@ def _crops(
                 mask = choice.mask(part, size, own)
             place = dataclasses.replace(source, key=f"{source.key}-{left}-{top}")
             crop = image.crop((left, top, left + size, top + size))
-            yield Piece(number * count + index, place, crop, mask, source.file)
+            given = with_surroundings(image, (left, top), size, margin if choice is None else 0)
+            yield Piece(number * count + index, place, crop, mask, given, source.file)
+
+
+def with_surroundings(
+    image: Image.Image, place: tuple[int, int], size: int, margin: int
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Returns a square of an image with `margin` pixels around it, mirrored where the image ends.
+
+    Args:
+      image: RGB.
+      place: the square's left upper corner, in the image.
+      size: of the square, pixels a side.
+      margin: pixels on each side of it.
+    """
+    begins = [start - margin for start in place]
+    ends = [start + size + margin for start in place]
+    left, top = (max(0, begin) for begin in begins)
+    right, bottom = (min(end, length) for end, length in zip(ends, image.size, strict=True))
+    missing = ((top - begins[1], ends[1] - bottom), (left - begins[0], ends[0] - right), (0, 0))
+    return np.pad(np.asarray(image.crop((left, top, right, bottom))), missing, mode="reflect")
 
 
 def crop_places(
@@ -256,7 +284,7 @@ def forge(
             if crops is None:
                 pieces = _whole(shown, choice, made_by.size, seed)
             else:
-                pieces = _crops(shown, choice, made_by.size, seed, crops)
+                pieces = _crops(shown, choice, made_by.size, seed, crops, made_by.margin)
             _write(stage, sources, pieces, made_by, batch)
         builders = build.own_builders(name, os.fspath(stage), recipe["masks"], data_dir, origin)
         build.prepare_together(list(builders.values()))
@@ -315,11 +343,13 @@ def _made(
 
     def make(together: list[Piece]) -> UInt8[np.ndarray, "n s s 3"]:
         numbers = np.asarray([piece.number for piece in together])
-        images = np.stack([np.asarray(piece.image) for piece in together])
+        images = np.stack([piece.given for piece in together])
         masks = None
         if together[0].mask is not None:
             masks = np.stack([piece.mask for piece in together])
-        return generator.make(numbers, images, masks)
+        made = generator.make(numbers, images, masks)
+        margin = (made.shape[1] - generator.size) // 2
+        return made[:, margin : margin + generator.size, margin : margin + generator.size]
 
     batches = iter(lambda: list(itertools.islice(pieces, batch)), [])
     made = threads.map_ahead(

@@ -37,6 +37,7 @@ PACKAGED = {
     "reconstruct": "ddpm",
     "autoencode": "latent_ddpm",
 }
+_MARGIN = 16  # pixels, at least
 _WITH_PIPELINES = ("diffusers", "reconstruct", "autoencode")
 
 
@@ -50,12 +51,15 @@ class Generator:
       size: pixels a side of its images.
       origin: what is kept with the images that it makes.
       at_once: how many calls of `make` may run at the same time.
+      margin: pixels around a crop of a photograph that it gets, too, and what it makes of them is
+        cut off: at the border of what a network makes are traces that no other place has.
     """
 
     make: Make
     size: int
     origin: Origin
     at_once: int = 1
+    margin: int = 0
 
 
 def packaged(name: str) -> epath.Path:
@@ -140,7 +144,9 @@ def _of_pipeline(name: str, pipeline: str, size: int, sampling: Sampling, seed: 
         used = {"steps": steps, "strength": strength}
     else:
         make, used = pipelines.autoencoder(pipeline), {}
-    return Generator(_checked(name, make), size, _origin_of_pipeline(pipeline, used))
+    margin = 0 if name == "diffusers" else _MARGIN
+    origin = _origin_of_pipeline(pipeline, used)
+    return Generator(_checked(name, make), size, origin, margin=margin)
 
 
 def _forger(
@@ -179,7 +185,8 @@ def _forger(
         {"forger": hashlib.sha256(weights).hexdigest()},
         {"forger": os.path.abspath(path)},
     )
-    return Generator(maker, size or own_size, origin, maker.at_once)
+    margin = 0 if way in ("draw", "repaint") else multiple * -(-_MARGIN // multiple)
+    return Generator(maker, size or own_size, origin, maker.at_once, margin)
 
 
 def _origin_of_pipeline(name: str, used: dict[str, Any]) -> Origin:
