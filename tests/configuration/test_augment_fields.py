@@ -36,11 +36,12 @@ def test_every_change_is_in_the_robust_recipe():
 
 
 def test_the_variant_names_the_recipes():
-    assert variants.parse(None, [configuration.AUGMENT]) == {"augment": "none"}
+    (augment,) = (variant for variant in configuration.VARIED if variant.key == "augment")
+    assert variants.parse(None, [augment]) == {"augment": "none"}
     for name in RECIPES:
-        assert variants.parse(f"augment={name}", [configuration.AUGMENT]) == {"augment": name}
+        assert variants.parse(f"augment={name}", [augment]) == {"augment": name}
     with pytest.raises(ConfigError, match=r"augment=none\|light\|robust"):
-        variants.parse("augment=strong", [configuration.AUGMENT])
+        variants.parse("augment=strong", [augment])
     with pytest.raises(ConfigError, match="augment='strong': choose from none, light, robust"):
         configuration.set_augment(config(), "strong")
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 import shutil
 

@@ -81,7 +81,7 @@ def test_missing_is_empty_and_not_zero(tmp_path):
     findings[0] = findings[0]._replace(results=None)
     files = write(findings, tmp_path, published=[])
     text = files["results.md"].read_text()
-    assert cells(text, "Runs")[0][3:] == ["0 of 1", "", "", "", ""]
+    assert cells(text, "Runs")[0][3:] == ["0 of 1", "", "", "", "", ""]
     matrix = cells(text, "IoU, this sweep, one: rows = tested, columns = trained")
     assert matrix[0][1] == ""
     assert all(matrix[i][1 + j] for i in range(3) for j in range(3) if i or j)

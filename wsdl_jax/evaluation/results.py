@@ -15,6 +15,7 @@ from wsdl_jax.runtime.errors import UserError
 
 DETECTION = ("ap", "ap_2sd", "auc", "balanced_accuracy")
 _NUMBERS = (*metrics.LOCALIZATION, "manipulated_share", "iou_fitted", *DETECTION)  # or null
+_FITTED = ("iou_fitted", "map_threshold")  # earlier evaluations have fitted none
 _VERDICT = ("threshold", "map_threshold", "real_above", "fake_above")  # likewise
 
 
@@ -135,6 +136,8 @@ def _check_known(figures: Any, name: str) -> None:
 
 
 def _check_figures(figures: Any) -> None:
+    for name in _FITTED:
+        figures.setdefault(name, None)
     for name in (*_NUMBERS, *_VERDICT):
         known = name in DETECTION or figures[name] is not None
         _check(not known or _is_number(figures[name]), name)

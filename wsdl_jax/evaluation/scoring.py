@@ -312,6 +312,8 @@ def _map_threshold(run: epath.Path, test: TestedRun) -> float | None:
     network = test.checkpoint, test.weights
     try:
         source = inputs.Examples((*config.data.real, *fakes), "valid", config.data.dir)
+        if masked and not source.have_masks:
+            raise ConfigError(f"{', '.join(fakes)} has no masks")
     except ConfigError as error:
         kept = map_threshold.load(run, network)
         if hosts.any_host(kept is None):

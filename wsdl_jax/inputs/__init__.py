@@ -1,5 +1,6 @@
 """Input pipelines: prepared datasets to batches of arrays, one shard per host."""
 
+from wsdl_jax.inputs.augmentation import Augmentation
 from wsdl_jax.inputs.batches import (
     Batch,
     Reading,
@@ -23,6 +24,7 @@ from wsdl_jax.inputs.examples import (
 __all__ = [
     "FAKE",
     "REAL",
+    "Augmentation",
     "Batch",
     "Examples",
     "Reading",

@@ -27,8 +27,8 @@ MARKDOWN = "results.md"
 _WORDS = ("", "group", "setting", "tested on")  # headers of columns of words, not numbers
 _NOTE = (
     "Figures × 100: mean ± sample standard deviation (n − 1) over seeds, where there are two or "
-    "more. IoU, PBCA and F1 at the masks' size; IoU fitted: where maps are cut at the threshold that "
-    "each run has fitted on validation images. Empty: no result yet."
+    "more. IoU, PBCA and F1 at the masks' size; IoU fitted: where maps are cut at the threshold "
+    "that each run has fitted on validation images. Empty: no result yet."
 )
 _MADE_BY = "sweep"  # in the manifest of the folder: the next tables may replace it
 

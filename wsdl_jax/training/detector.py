@@ -76,10 +76,12 @@ def _train(
 ) -> None:
     method = methods.from_config(config)
     model = methods.build(config, AXIS)
+    augmentation = inputs.Augmentation.of(config.augment)
     has_targets = config.supervision == "full" or config.train.splice > 0
     reading = dataclasses.replace(
         inputs.Reading.of(config.data, methods.map_size(config) if has_targets else None),
         splice=config.train.splice,
+        augment=None if augmentation.is_off else augmentation,
     )
     blank = runs.initial_state(model, config.train)
     parameters = sum(x.size for x in jax.tree.leaves(blank["params"]))
