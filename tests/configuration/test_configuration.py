@@ -138,6 +138,30 @@ def test_a_generator_is_tested_on_its_own_images():
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_what_is_spliced(method):
+    def share(arg: str) -> float:
+        config = GET_CONFIG[method](arg)
+        configuration.validate(config)
+        return config.train.splice
+
+    assert share("") == 0.7 and share("splice=0.25") == 0.25 and share("splice=0") == 0
+    assert share("setup=b") == share("setup=c") == share("source=celebahq") == 0
+    assert share("source=celebahq,splice=0.5") == 0.5
+    for refused in ("splice=1", "splice=-0.1", "splice=half", "splice=nan"):
+        with pytest.raises(ConfigError, match=f"'{refused}' is not one of .*; splice=0…1; "):
+            GET_CONFIG[method](refused)
+    with pytest.raises(ConfigError, match="splice = 0.5 with config.setup = 'c'"):
+        share("setup=c,splice=0.5")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_of_augmentation(method):
+    config = GET_CONFIG[method]("augment=robust,setup=c")
+    assert config.augment.jpeg > 0 and config.variant == "augment=robust"
+    assert GET_CONFIG[method]("setup=c").augment.jpeg == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("setup", SETUPS)
 def test_a_dataset_of_ones_own_is_a_source(method, setup):
     config = GET_CONFIG[method](f"setup={setup},source=image_folder/mine")
@@ -383,7 +407,7 @@ def test_refusals_name_field_and_value(path, value):
         ("method", None, "patches", None, "config.method"),
         ("train.splice", 0.5, "patches", "setup=b", "0.5 with config.setup = 'b': only fully"),
         ("train.splice", 0.5, "grad_cam", "setup=c", "those of setup c have masks"),
-        ("loss.fake_weight", 2.0, "attention", None, "2.0: goes with train.splice"),
+        ("loss.fake_weight", 2.0, "attention", "splice=0", "2.0: goes with train.splice"),
         ("loss.sharpness", 1.0, "patches", "setup=b", "1.0: goes with loss.location=lse"),
         ("loss.topk", 0.2, "patches", "setup=b", "0.2: goes with loss.location=topk"),
         ("loss.power", 2.0, "patches", "setup=b", "2.0: goes with loss.location=gem"),
@@ -397,7 +421,7 @@ def test_refusals_name_field_and_value(path, value):
         ("score.pooling", "gem", "attention", None, "'gem': goes with score.from_map"),
         ("score.from_map", True, "attention", "setup=c", "has no image logit that is its"),
         ("score.from_map", True, "patches", None, "has no image logit that is its score"),
-        ("score.from_map", True, "grad_cam", None, "goes with train.splice for grad_cam"),
+        ("score.from_map", True, "grad_cam", "splice=0", "goes with train.splice for grad_cam"),
         ("score.power", 2.0, "patches", None, "2.0: goes with score.pooling=gem"),
         ("score.topk", 0.2, "patches", None, "0.2: goes with score.pooling=topk"),
         ("score.sigma", 2.0, "patches", None, "2.0: goes with score.pooling=topk"),
@@ -414,7 +438,7 @@ def test_impossible_combinations(path, value, method, arg, named):
     [
         ("patches", "setup=b", {"loss.location": "lse", "loss.sharpness": 1.0}),
         ("patches", "setup=b", {"loss.location": "topk", "loss.topk": 0.2}),
-        ("patches", "setup=a", {"loss.location": "gem", "loss.power": 2.0}),
+        ("patches", "splice=0", {"loss.location": "gem", "loss.power": 2.0}),
         ("patches", None, {"train.splice": 0.7, "loss.fake_weight": 2.0}),
         ("patches", "setup=c", {"score.pooling": "topk", "score.topk": 0.2, "score.sigma": 0.0}),
         ("attention", "setup=b", {"score.from_map": True, "score.pooling": "max"}),

@@ -10,16 +10,11 @@ from wsdl_jax import methods
 from wsdl_jax.configuration import augmentation
 from wsdl_jax.configuration.fields import base
 from wsdl_jax.runtime import variants
-from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.variants import Variant
 
 _SETUP = Variant("setup", methods.SETUPS, "a")
 # What a config file may take beside data and the method's own, see `vary`.
-VARIED = (
-    Variant("splice", (), is_share=True),
-    augmentation.VARIANT,
-    Variant("recipe", ("default", "long"), "default"),
-)
+VARIED = (Variant("splice", (), is_share=True), augmentation.VARIANT)
 
 
 def start(
@@ -61,17 +56,8 @@ def vary(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
 
     Args:
       config: to be set.
-      values: of the variants `VARIED` and of `source`, as `start` gives them.
-
-    Raises:
-      ConfigError: a recipe that the source does not have.
+      values: of the variants `VARIED`, as `start` gives them.
     """
-    source = catalogue.source(values["source"])
-    if values["recipe"] != "default" and not source.is_small:
-        raise ConfigError(
-            f"recipe={values['recipe']} (source={source.name}): only small networks have it, those "
-            "of source=portraits; others have the paper's recipe alone"
-        )
     if values["splice"] is not None:
         config.train.splice = float(values["splice"])
     augmentation.set_augment(config, values["augment"])
