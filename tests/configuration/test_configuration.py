@@ -150,7 +150,7 @@ def test_what_is_spliced(method):
     for refused in ("splice=1", "splice=-0.1", "splice=half", "splice=nan"):
         with pytest.raises(ConfigError, match=f"'{refused}' is not one of .*; splice=0…1; "):
             GET_CONFIG[method](refused)
-    with pytest.raises(ConfigError, match="splice = 0.5 with config.setup = 'c'"):
+    with pytest.raises(ConfigError, match=r"splice = 0\.5 with config\.setup = 'c'"):
         share("setup=c,splice=0.5")
 
 

@@ -102,8 +102,9 @@ def test_measures_of_an_image():
     assert (plain.index, plain.score, plain.probability) == (3, 0.25, 0.5)
     large = metrics.resize_map(localization_map, 12, 10)
     fitted = metrics.iou(large > 0.3, mask > 0)
-    assert plain.localization == MapMeasures(
-        metrics.localization(localization_map, mask), 0.5, pytest.approx(fitted)
+    assert plain.localization.iou_fitted == pytest.approx(fitted)
+    assert dataclasses.replace(plain.localization, iou_fitted=0.0) == MapMeasures(
+        metrics.localization(localization_map, mask), 0.5, 0.0
     )
     comparison = compared.localization.comparison
     assert dataclasses.replace(compared.localization, comparison=None) == plain.localization

@@ -17,7 +17,7 @@ CHAINS = [
     Chain((Perturbation("resize", 0.75), Perturbation("jpeg", 75.0))),
     Chain((Perturbation("blur", 1.0),)),
 ]
-percent = st.floats(0, 100)
+percent = st.integers(0, 10**8).map(lambda millionths: millionths / 1e6)
 
 
 def figures(iou: float | None, fitted: float | None = None, ap: float = 90.0) -> dict[str, Any]:
@@ -51,12 +51,14 @@ def test_what_there_is_nothing_of():
         values = [50.0, 60.0, 20.0]
         values[unknown] = None
         assert retention.retained(*values) is None
-    assert retention.retained(60, 60, 20) == 1 and retention.retained(20, 60, 20) == 0
-    assert retention.retained(10, 60, 20) < 0 and retention.retained(70, 60, 20) > 1
+    assert retention.retained(60.0, 60.0, 20.0) == 1 and retention.retained(20.0, 60.0, 20.0) == 0
+    assert retention.retained(10.0, 60.0, 20.0) < 0 and retention.retained(70.0, 60.0, 20.0) > 1
 
 
 def test_results():
-    of = found(figures(70, 80), 20, figures(45, 50), figures(20, 26), figures(75, 80))
+    of = found(
+        figures(70.0, 80.0), 20.0, figures(45.0, 50.0), figures(20.0, 26.0), figures(75.0, 80.0)
+    )
     assert [point["retained"] for point in of["points"]] == [0.5, 0, 1.1]
     assert [point["retained_fitted"] for point in of["points"]] == pytest.approx([0.5, 0.1, 1])
     assert of["retained"] == pytest.approx(1.6 / 3)
@@ -65,7 +67,7 @@ def test_results():
     names = [point["perturbation"] for point in of["points"]]
     assert names == ["jpeg 60", "resize 0.75, jpeg 75", "blur 1"]
     # A network that is no better than the all-fake map at one half may be at its own threshold.
-    of = found(figures(15, 60), 20, *[figures(10, 40)] * 3)
+    of = found(figures(15.0, 60.0), 20.0, *[figures(10.0, 40.0)] * 3)
     assert of["retained"] is None and of["retained_fitted"] == pytest.approx(0.5)
 
 
@@ -78,7 +80,7 @@ def read_markdown(text: str) -> list[list[str]]:
 
 
 def test_markdown():
-    of = found(figures(70, 80), 20, figures(45, 50, 80), figures(20, 26), figures(75, 80))
+    of = found(figures(70, 80), 20.0, figures(45, 50, 80), figures(20, 26), figures(75, 80))
     text = retention.markdown(of, "patches")
     assert text.startswith("patches: 7 images of own/fake and 5 of own/real")
     assert "(20.0)" in text and "score above 0.25" in text
@@ -115,7 +117,7 @@ def bars(pixels: np.ndarray, colour: tuple[int, int, int]) -> list[int]:
 
 
 def test_picture():
-    of = found(figures(70), 20, figures(45), figures(10), figures(95))
+    of = found(figures(70), 20.0, figures(45), figures(10), figures(95))
     assert [point["retained"] for point in of["points"]] == [0.5, -0.2, 1.5]
     first, second = retention._COLOURS
     full = retention._BARS + 1
@@ -124,8 +126,8 @@ def test_picture():
     assert lengths == pytest.approx([full / 2, full, full * 0.6], abs=1)
     assert not (picture(of) == second).all(-1).any()
     # Two bars where maps have a threshold of their own.
-    of = found(figures(70, 80), 20, *[figures(45, 50)] * 3)
+    of = found(figures(70, 80), 20.0, *[figures(45, 50)] * 3)
     for colour in (first, second):
         assert bars(picture(of), colour) == pytest.approx([full / 2] * 4, abs=1)
-    nothing = found(figures(10), 20, *[figures(5)] * 3)
+    nothing = found(figures(10), 20.0, *[figures(5)] * 3)
     assert bars(picture(nothing), first) == []

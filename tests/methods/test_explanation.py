@@ -82,7 +82,9 @@ def test_evidence_by_finite_differences(kind):
 @pytest.mark.parametrize("kind", ["grad_cam", "hires_cam"])
 def test_evidence_of_an_average_pool_is_the_class_activation_map(kind):
     kernel, bias = jnp.array(KERNEL[0, 0]), jnp.array([0.5, -2.0])
-    logits, found = evidence(lambda x: x.mean((1, 2)) @ kernel + bias, ACTIVATIONS, kind)
+    logits, found = evidence(
+        lambda x: x.mean((1, 2)) @ kernel + bias, jnp.asarray(ACTIVATIONS), kind
+    )
     np.testing.assert_allclose(found, ACTIVATIONS @ KERNEL[0, 0, :, 1], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.mean((1, 2)), logits[:, 1] - bias[1], rtol=1e-4, atol=1e-5)
 
@@ -92,7 +94,9 @@ def test_evidence_is_differentiable_by_parameters(kind):
     """A loss of the map moves the weights of the half that is explained."""
 
     def loss(scale):
-        _, found = evidence(lambda x: jnp.tanh(scale * linear(x)), ACTIVATIONS / 30, kind)
+        _, found = evidence(
+            lambda x: jnp.tanh(scale * linear(x)), jnp.asarray(ACTIVATIONS) / 30, kind
+        )
         return (found**2).sum()
 
     step = 1e-2

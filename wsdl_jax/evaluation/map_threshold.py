@@ -98,10 +98,14 @@ def load(
         return None
     try:
         kept = read_json(path)
-        names = (field.name for field in dataclasses.fields(MapThreshold))
-        fitted = MapThreshold(**{name: kept[name] for name in names})
-        if not (0 < fitted.value < 1 and 0 <= fitted.iou <= 1):
-            raise ValueError(f"a threshold of {fitted.value} with an IoU of {fitted.iou}")
+        value, iou, images, fitted_on = (
+            kept[field.name] for field in dataclasses.fields(MapThreshold)
+        )
+        is_right = isinstance(value, float) and 0 < value < 1
+        is_right &= isinstance(iou, float) and 0 <= iou <= 1
+        if not (is_right and isinstance(images, int) and fitted_on in (SPLICED, MASKED)):
+            raise ValueError(f"{fitted_on!r}: a threshold of {value}, an IoU of {iou}, {images}")
+        fitted = MapThreshold(value, iou, images, fitted_on)
         same = (kept["checkpoint"], kept["weights"]) == network
         same &= data is None or kept["data"] == dict(data)
         return fitted if same else None

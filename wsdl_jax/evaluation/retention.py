@@ -6,8 +6,9 @@ after a perturbation is (IoU − all-fake's) / (clean IoU − all-fake's): 1 whe
 where the all-fake map would do as well, below 0 where it would do better.
 """
 
+import io
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -120,7 +121,7 @@ def markdown(found: Mapping[str, Any], title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save_picture(found: Mapping[str, Any], file: IO[bytes]) -> None:
+def save_picture(found: Mapping[str, Any], file: io.BufferedIOBase) -> None:
     """Writes a PNG with a bar for what each perturbation leaves, at each threshold of the map.
 
     A bar ends at 0 and at 100%; the number beside it says what lies beyond.

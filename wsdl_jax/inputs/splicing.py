@@ -5,7 +5,7 @@ needed but the image labels: a whole fake is fake everywhere and a real image no
 composite of the two has a mask that nobody had to draw.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,12 +78,12 @@ def _of_one_size(
     """Cuts two images to the smaller height and width."""
     if one.shape == two.shape:
         return one, two
-    size = np.minimum(one.shape[:2], two.shape[:2])
+    size = min(one.shape[0], two.shape[0]), min(one.shape[1], two.shape[1])
     return _cut(one, size, rng), _cut(two, size, rng)
 
 
 def _cut(
-    image: UInt8[np.ndarray, "H W 3"], size: Sequence[int], rng: np.random.Generator
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
     (height, width), (rows, columns) = image.shape[:2], size
     top = _GRID * int(rng.integers((height - rows) // _GRID + 1))

@@ -7,6 +7,8 @@ import ml_collections
 import numpy as np
 from jaxtyping import Array, Float
 
+AnyArray = Array | np.ndarray
+
 KINDS = ("mean", "gem", "topk", "max")
 _REACH = 4.0  # standard deviations, beyond which the weights of the smoothing are cut off
 
@@ -42,7 +44,7 @@ class Pooling:
         """Returns the pooling that the fields `config.score` describe."""
         return cls(score.pooling, score.power, score.topk, score.sigma)
 
-    def __call__(self, maps: Float[Array, "b h w"]) -> Float[Array, " b"]:
+    def __call__(self, maps: Float[AnyArray, "b h w"]) -> Float[AnyArray, " b"]:
         """Returns the scores of maps, arrays of JAX or of NumPy."""
         if self.kind == "mean":
             return maps.mean((1, 2))
@@ -55,7 +57,7 @@ class Pooling:
         )
         return highest[:, -locations_of(self.topk, highest.shape[1]) :].mean(1)
 
-    def _generalized_mean(self, maps: Float[Array, "b h w"]) -> Float[Array, " b"]:
+    def _generalized_mean(self, maps: Float[AnyArray, "b h w"]) -> Float[AnyArray, " b"]:
         # Powers of probabilities relative to the highest one: of a map that is low everywhere they
         # would underflow, and all such images had one score.
         peak = maps.max((1, 2))
@@ -63,7 +65,7 @@ class Pooling:
         return peak * (relative**self.power).mean((1, 2)) ** (1 / self.power)
 
 
-def _smoothed(maps: Float[Array, "b h w"], sigma: float) -> Float[Array, "b h w"]:
+def _smoothed(maps: Float[AnyArray, "b h w"], sigma: float) -> Float[AnyArray, "b h w"]:
     """Smooths maps by a Gaussian; what is beyond their edges is as their edges are."""
     reach = int(_REACH * sigma + 0.5)
     if reach == 0:

@@ -140,7 +140,7 @@ def bars(
         for one in series:
             value = one.values[place]
             if math.isfinite(value):
-                start, end = across(0), across(value)
+                start, end = across(0.0), across(value)
                 shape = f"M{start:.1f} {top:.1f}H{end:.1f}V{top + thickness - 1:.1f}H{start:.1f}Z"
                 path = Markup('<path class="c{} area" d="{}"><title>{}: {}, {}</title></path>')
                 number = _number(round(value, 1))
