@@ -22,8 +22,9 @@ percent = st.integers(0, 10**8).map(lambda millionths: millionths / 1e6)
 
 def figures(iou: float | None, fitted: float | None = None, ap: float = 90.0) -> dict[str, Any]:
     threshold = None if fitted is None else 0.125
+    iou, fitted = (None if value is None else float(value) for value in (iou, fitted))
     return {
-        **{"iou_lg": iou, "iou_fitted": fitted, "ap": ap, "map_threshold": threshold},
+        **{"iou_lg": iou, "iou_fitted": fitted, "ap": float(ap), "map_threshold": threshold},
         **{"real_above": ap / 10, "threshold": 0.25},
     }
 
@@ -56,9 +57,7 @@ def test_what_there_is_nothing_of():
 
 
 def test_results():
-    of = found(
-        figures(70.0, 80.0), 20.0, figures(45.0, 50.0), figures(20.0, 26.0), figures(75.0, 80.0)
-    )
+    of = found(figures(70, 80), 20.0, figures(45, 50), figures(20, 26), figures(75, 80))
     assert [point["retained"] for point in of["points"]] == [0.5, 0, 1.1]
     assert [point["retained_fitted"] for point in of["points"]] == pytest.approx([0.5, 0.1, 1])
     assert of["retained"] == pytest.approx(1.6 / 3)
@@ -67,7 +66,7 @@ def test_results():
     names = [point["perturbation"] for point in of["points"]]
     assert names == ["jpeg 60", "resize 0.75, jpeg 75", "blur 1"]
     # A network that is no better than the all-fake map at one half may be at its own threshold.
-    of = found(figures(15.0, 60.0), 20.0, *[figures(10.0, 40.0)] * 3)
+    of = found(figures(15, 60), 20.0, *[figures(10, 40)] * 3)
     assert of["retained"] is None and of["retained_fitted"] == pytest.approx(0.5)
 
 
