@@ -60,7 +60,7 @@ def read_everyday(path: epath.Path) -> dict[str, Any]:
     def check(content: Any) -> None:
         _check(isinstance(content["perturbation"], str), "perturbation")
         _check_known(content, "all_fake_iou")
-        _check(isinstance(content["points"], list) and content["points"], "points")
+        _check(isinstance(content["points"], list) and len(content["points"]) > 0, "points")
         for figures in (content["clean"], *content["points"]):
             _check_figures(figures)
         for point in content["points"]:

@@ -63,7 +63,7 @@ def results(
     return {"clean": dict(clean), "all_fake_iou": all_fake, "points": points, **means}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean(values: Sequence[float | int | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
 

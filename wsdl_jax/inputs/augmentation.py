@@ -19,7 +19,8 @@ from wsdl_jax.inputs import perturbations
 Pixels = UInt8[np.ndarray, "h w 3"]
 # Of every pixel: 1 where it is manipulated (uint8), or the share of it that is (float32).
 Target = UInt8[np.ndarray, "h w"] | Float[np.ndarray, "h w"]
-_Pair = tuple[Pixels, Target | None]
+_Changed = UInt8[np.ndarray, "h2 w2"] | Float[np.ndarray, "h2 w2"]
+_Pair = tuple[UInt8[np.ndarray, "h2 w2 3"], _Changed | None]
 
 _LEAST_SIDE = 32  # pixels: what is smaller is neither scaled down nor cropped any further
 _BROUGHT_BACK = 0.5  # share of the scaled images that get their former size again
@@ -66,9 +67,7 @@ class Augmentation:
         """Returns whether no image is ever changed."""
         return not any(probability for _, probability in self._changes())
 
-    def __call__(
-        self, image: Pixels, target: Target | None, rng: np.random.Generator
-    ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Target | None]:
+    def __call__(self, image: Pixels, target: Target | None, rng: np.random.Generator) -> _Pair:
         """Returns an image and its target, changed at random; the arguments stay as they are.
 
         Args:
@@ -114,8 +113,8 @@ class Augmentation:
     def _webp(self, image: Pixels, target: Target | None, rng: np.random.Generator) -> _Pair:
         return perturbations.webp(image, self._quality(rng)), target
 
-    def _quality(self, rng: np.random.Generator) -> int:
-        return int(rng.integers(*self.quality_range, endpoint=True))
+    def _quality(self, rng: np.random.Generator) -> float:
+        return float(rng.integers(*self.quality_range, endpoint=True))
 
     def _blur(self, image: Pixels, target: Target | None, rng: np.random.Generator) -> _Pair:
         return perturbations.blur(image, rng.uniform(*self.blur_range)), target
@@ -171,8 +170,8 @@ class Augmentation:
     def _cut_out(self, image: Pixels, target: Target | None, rng: np.random.Generator) -> _Pair:
         """Draws the sides, the place and the colour of a box that covers a part of the image."""
         shares = rng.uniform(*self.cut_out_range, 2)
-        sides = (np.ceil(shares * image.shape[:2])).astype(int)
-        part = _box(image, sides, rng)
+        rows, columns = np.ceil(shares * image.shape[:2]).astype(int).tolist()
+        part = _box(image, (rows, columns), rng)
         image = image.copy()
         image[part] = rng.integers(0, 256, 3)
         if target is not None:
