@@ -179,9 +179,9 @@ SLOW = """
 import runpy, time
 from wsdl_data import build
 prepare = build.prepare
-def slow(builder, manual_dir=None):
+def slow(*arguments):
     time.sleep(20)
-    prepare(builder, manual_dir)
+    prepare(*arguments)
 build.prepare = slow
 runpy.run_module("wsdl_jax.main", run_name="__main__")
 """
