@@ -4,8 +4,8 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -15,6 +15,7 @@ from wsdl_data import provenance
 from wsdl_jax import inputs, runs
 from wsdl_jax.evaluation import map_threshold, measures, retention, sheet, summary, verdict
 from wsdl_jax.evaluation.figures import score
+from wsdl_jax.evaluation.map_threshold import MapThreshold
 from wsdl_jax.evaluation.measures import ImageMeasures
 from wsdl_jax.evaluation.tested_run import TestedRun, load, localized
 from wsdl_jax.inputs import perturbations
@@ -24,6 +25,7 @@ from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.storage import temporary_folder, write_whole
 
 log = logging.getLogger("wsdl_jax")
+T = TypeVar("T")
 
 
 def evaluate(
@@ -251,6 +253,42 @@ def _examples(
     return examples
 
 
+# ----- What is measured once of a network, on validation images -----------------------------------
+
+
+def _kept_or_measured(
+    run: epath.Path,
+    test: TestedRun,
+    open_source: Callable[[], inputs.Examples],
+    load: Callable[..., T | None],
+    measure: Callable[[inputs.Examples], T],
+    save: Callable[..., None],
+    unknown: str,
+) -> T | None:
+    """Returns what a run has kept of its network on these images, or measures and keeps it.
+
+    Where the images are not at hand, that which was kept is taken; None if there is nothing, and a
+    warning, `unknown`, says why. All hosts have to ask together.
+    """
+    network = test.checkpoint, test.weights
+    try:
+        source = open_source()
+    except ConfigError as error:
+        kept = load(run, network)
+        if not hosts.any_host(kept is None):
+            return kept
+        log.warning("%s: %s", unknown, error)
+        return None
+    runs.check_data(run, source.provenance)
+    digests = provenance.digests(source.provenance)
+    kept = load(run, network, digests)
+    if not hosts.any_host(kept is None):
+        return kept
+    found = measure(source)
+    hosts.first(lambda: save(run, network, digests, found))
+    return found
+
+
 # ----- The threshold of a verdict -----------------------------------------------------------------
 
 
@@ -270,30 +308,28 @@ def _real_scores(run: epath.Path, test: TestedRun) -> list[float] | None:
     Where the images are not at hand, scores that were kept are used; None if there are none.
     """
     data = test.config.data
-    subsets = data.real or (data.test_real,)  # setup c trains without real images
-    network = test.checkpoint, test.weights
-    try:
-        source = inputs.Examples(subsets, "valid", data.dir)
-    except ConfigError as error:
-        kept = verdict.load(run, network)
-        if not hosts.any_host(kept is None):
-            return kept
-        log.warning("no threshold for a verdict from real validation images: %s", error)
-        return None
-    runs.check_data(run, source.provenance)
-    digests = provenance.digests(source.provenance)
-    kept = verdict.load(run, network, digests)
-    if not hosts.any_host(kept is None):
-        return kept
-    scores = []
-    with contextlib.closing(localized(test, source, "scoring real images")) as batches:
-        for batch, found in batches:
-            columns = measures.image_indices(batch), found.scores, found.probabilities
-            rows = zip(*columns, strict=True)
-            own = [ImageMeasures(index, float(value), float(p)) for index, value, p in rows]
-            scores += [measured.score for measured in measures.of_all_hosts(own, source)]
-    hosts.first(lambda: verdict.save(run, network, digests, scores))
-    return scores
+
+    def measure(source: inputs.Examples) -> list[float]:
+        scores = []
+        with contextlib.closing(localized(test, source, "scoring real images")) as batches:
+            for batch, found in batches:
+                columns = measures.image_indices(batch), found.scores, found.probabilities
+                rows = zip(*columns, strict=True)
+                own = [ImageMeasures(index, float(value), float(p)) for index, value, p in rows]
+                scores += [measured.score for measured in measures.of_all_hosts(own, source)]
+        return scores
+
+    return _kept_or_measured(
+        run,
+        test,
+        lambda: inputs.Examples(  # setup c trains without real images
+            data.real or (data.test_real,), "valid", data.dir
+        ),
+        verdict.load,
+        measure,
+        verdict.save,
+        "no threshold for a verdict from real validation images",
+    )
 
 
 # ----- The threshold of a map ---------------------------------------------------------------------
@@ -309,32 +345,32 @@ def _map_threshold(run: epath.Path, test: TestedRun) -> float | None:
     config = test.config
     masked = config.supervision == "full"
     fakes = config.data.fake if masked else config.data.spliced_fake or config.data.fake
-    network = test.checkpoint, test.weights
-    try:
+
+    def open_source() -> inputs.Examples:
         source = inputs.Examples((*config.data.real, *fakes), "valid", config.data.dir)
         if masked and not source.have_masks:
             raise ConfigError(f"{', '.join(fakes)} has no masks")
-    except ConfigError as error:
-        kept = map_threshold.load(run, network)
-        if hosts.any_host(kept is None):
-            log.warning("no threshold for maps from validation images: %s", error)
-            return None
-        return kept.value
-    runs.check_data(run, source.provenance)
-    digests = provenance.digests(source.provenance)
-    kept = map_threshold.load(run, network, digests)
-    if not hosts.any_host(kept is None):
-        return kept.value
-    found = map_threshold.fit(
-        _maps_with_masks(test, source, masked),
-        map_threshold.MASKED if masked else map_threshold.SPLICED,
+        return source
+
+    def fit(source: inputs.Examples) -> MapThreshold:
+        fitted_on = map_threshold.MASKED if masked else map_threshold.SPLICED
+        found = map_threshold.fit(_maps_with_masks(test, source, masked), fitted_on)
+        log.info(
+            "maps are cut at %.3g, where those of %d %s validation images have an IoU of %.1f",
+            *(found.value, found.images, found.fitted_on, 100 * found.iou),
+        )
+        return found
+
+    found = _kept_or_measured(
+        run,
+        test,
+        open_source,
+        map_threshold.load,
+        fit,
+        map_threshold.save,
+        "no threshold for maps from validation images",
     )
-    hosts.first(lambda: map_threshold.save(run, network, digests, found))
-    log.info(
-        "maps are cut at %.3g, where those of %d %s validation images have an IoU of %.1f",
-        *(found.value, found.images, found.fitted_on, 100 * found.iou),
-    )
-    return found.value
+    return None if found is None else found.value
 
 
 def _maps_with_masks(

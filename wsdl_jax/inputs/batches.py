@@ -129,8 +129,10 @@ class _Decoded:
         return example
 
     def read(self, index: int, perturb: Perturb | None = None) -> dict[str, Any]:
-        """Returns an example; its image is perturbed before it is resized."""
+        """Returns an example, perturbed, or varied always alike, before it is resized."""
         example = self._native(index)
+        if self._reading.is_varied:
+            return self.varied(example, _rng(index))
         if perturb is not None:
             example["image"] = perturb(example["image"], index)
         return self._at_size(example)
@@ -293,7 +295,7 @@ def eval_batches(
     padded = -(-len(places) // batch) * batch
     if perturb is not None and reading.is_varied:
         raise ValueError("images are perturbed, or varied, but not both")
-    load = _Load(_Decoded(examples, reading, cache=False), places, perturb, reading.is_varied)
+    load = _Load(_Decoded(examples, reading, cache=False), places, perturb)
     dataset = grain.MapDataset.range(padded)[process::processes].map(load)
     return _iterate(dataset.batch(batch // processes), reading.workers)
 
@@ -301,19 +303,14 @@ def eval_batches(
 class _Load(grain.transforms.Map):
     """Loads the example at the n-th of some places; past their end, the last with weight 0."""
 
-    def __init__(
-        self, source: _Decoded, places: Sequence[int], perturb: Perturb | None, varied: bool
-    ):
-        self._source, self._places, self._perturb, self._varied = source, places, perturb, varied
+    def __init__(self, source: _Decoded, places: Sequence[int], perturb: Perturb | None):
+        self._source, self._places, self._perturb = source, places, perturb
         self._last = len(places) - 1
 
     def map(self, number: int) -> dict[str, Any]:
         index = self._places[min(number, self._last)]
         weight = np.float32(number <= self._last)
-        if self._varied:
-            example = self._source.varied(self._source[index], _rng(index))
-        else:
-            example = self._source.read(index, self._perturb)
+        example = self._source.read(index, self._perturb)
         return {**example, "index": np.int32(index), "weight": weight}
 
 

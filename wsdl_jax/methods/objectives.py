@@ -232,20 +232,14 @@ def explanation_spliced(
     return map_spliced(map_logits, shares, weight, fake_weight=fake_weight)
 
 
-def _logarithms(probability: Array) -> tuple[Array, Array]:
-    """Returns log(p) and log(1 − p), bounded from below."""
+def _binary_cross_entropy(probability: Array, target: Array, fake_weight: float = 1.0) -> Array:
     # PyTorch's binary cross-entropy bounds both logarithms at -100, which saturated sigmoids reach.
     # The inner bounds keep infinite slopes out of the gradient.
     tiny = jnp.finfo(probability.dtype).tiny
     log_true = jnp.where(probability < tiny, -100, jnp.log(jnp.maximum(probability, tiny)))
     certain = probability == 1
     log_false = jnp.where(certain, -100, jnp.log1p(-jnp.where(certain, 0, probability)))
-    return log_true, log_false
-
-
-def _binary_cross_entropy(probability: Array, target: Array) -> Array:
-    log_true, log_false = _logarithms(probability)
-    return -(target * log_true + (1 - target) * log_false)
+    return -(fake_weight * target * log_true + (1 - target) * log_false)
 
 
 def attention_map_weak(
@@ -278,6 +272,4 @@ def attention_spliced(
     Arguments are those of `map_spliced`, but for the mask, in [0, 1]. Both logarithms are bounded
     at -100, as they are in `attention_full`.
     """
-    log_true, log_false = _logarithms(attention)
-    per_location = -(fake_weight * shares * log_true + (1 - shares) * log_false)
-    return _mean(per_location.mean((1, 2)), weight)
+    return _mean(_binary_cross_entropy(attention, shares, fake_weight).mean((1, 2)), weight)
