@@ -284,9 +284,11 @@ def test_gradients_of_a_trained_explanation(monkeypatch: pytest.MonkeyPatch):
         assert np.linalg.norm(again[path] - leaf) < 1e-3 * size, path
 
 
-def test_explanations_of_blocks_that_are_computed_again():
+# What is trained on spliced images reads its own map, at the size of block 11.
+@pytest.mark.parametrize(("splice", "shape"), [(0.0, (2, 64, 64)), (0.7, (2, 4, 4))])
+def test_explanations_of_blocks_that_are_computed_again(splice, shape):
     fields = {"data.image_size": 64, "model.width": 0.05, "model.remat": True}
-    config = get_config("grad_cam", "", fields)
+    config = get_config("grad_cam", f"splice={splice}", fields)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: methods.blank(config, None)))
 
     def localize(state, images):
@@ -295,9 +297,9 @@ def test_explanations_of_blocks_that_are_computed_again():
         return methods.from_config(config).localize(model, images)
 
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-    assert jax.eval_shape(localize, state, images).maps.shape == (2, 64, 64)
+    assert jax.eval_shape(localize, state, images).maps.shape == shape
 
 
 def test_a_plain_explanation_has_no_map_to_train():
     with pytest.raises(configuration.ConfigError, match="grad_cam has no map to train"):
-        methods.map_size(get_config("grad_cam"))
+        methods.map_size(get_config("grad_cam", "splice=0"))
