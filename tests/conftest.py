@@ -6,7 +6,7 @@ import runpy
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,16 @@ def _orbax_is_quiet() -> None:
     from wsdl_jax.runtime import settings
 
     settings.quiet_orbax()
+
+
+@pytest.fixture
+def compile_quickly() -> Iterator[None]:
+    """For what looks at the results of programs, not at their speed."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -93,12 +93,12 @@ def _maker(generator: str, seed: int) -> "Maker":
 
 
 def _source(
-    generator: str, seed: int, split: str, index: int
+    generator: str, seed: int, split: str, index: int, size: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"] | None]:
     """Makes the camera image that an image is made of, and the mask of what is made anew in it."""
     if MODELS[generator].whole:
-        return samples.make_real(seed, split, index, SIZE).image, None
-    image, edit, *_ = samples.make_source(seed, split, index, SIZE)
+        return samples.make_real(seed, split, index, size).image, None
+    image, edit, *_ = samples.make_source(seed, split, index, size)
     return image, edit.mask
 
 
@@ -122,7 +122,7 @@ def encoded_split(seed: int, split: str, generator: str) -> Iterator[tuple[bytes
             for image in images:
                 yield samples.encode(image), None
         return
-    jobs = (joblib.delayed(_source)(generator, seed, split, index) for index in range(count))
+    jobs = (joblib.delayed(_source)(generator, seed, split, index, SIZE) for index in range(count))
     sources, masks = samples.in_processes(jobs), []
 
     def given() -> Iterator[tuple[np.ndarray, ...]]:

@@ -129,7 +129,7 @@ def make_ours(work: Work) -> Callable[[], None]:
     from wsdl_jax.prediction.localizer import Localizer
     from wsdl_jax.runtime import parallel
 
-    config = runpy.run_path(str(ROOT / f"configs/{work.network}.py"))["get_config"]()
+    config = runpy.run_path(str(ROOT / f"configs/{work.network}.py"))["get_config"]("splice=0")
     config.data.image_size, config.model.width = work.size, work.width
     config.model.dtype = "bfloat16" if work.gpu else "float32"
     method, devices = methods.from_config(config), parallel.Parallel(config.parallel.backend)

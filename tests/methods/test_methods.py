@@ -253,14 +253,6 @@ def plain_depthwise(x, kernel):
     )
 
 
-@pytest.fixture
-def compile_quickly():
-    """What is compared are programs, not their speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("compile_quickly")
 def test_gradients_of_a_trained_explanation(monkeypatch: pytest.MonkeyPatch):

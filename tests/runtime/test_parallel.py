@@ -32,12 +32,7 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """What is compared are programs, not their speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def get_config(case: str) -> ml_collections.ConfigDict:

@@ -90,14 +90,6 @@ def test_three_steps_of_adam(schedule: str, clip: float, warmup: int):
 # ----- The step -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def compile_quickly():
-    """What is looked at is the program's result, not its speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("compile_quickly")
 def test_dropout_differs_by_step_and_by_place_and_not_otherwise():
