@@ -79,6 +79,8 @@ def check_norms(
     assert np.median(list(errors.values())) < median
 
 
+# Gradients in float32 differ by processor: with AVX-512 they are up to 1.7e-4 off the published.
+TWO_BLOCKS = {"each": 5e-4, "median": 1e-5}
 # Behind twelve blocks, gradients in float32 depend on which of the near-zero activations a ReLU
 # lets through: computed in float64, they differ from the published numbers by up to 1.0e-3 (median
 # 5e-5), and those of this project in float32 by up to 2.1e-3 (median 1.2e-4).
@@ -104,9 +106,8 @@ def test_patches_training():
 
     for name, loss in {"weak": weak, "full": full}.items():
         close(loss(training.outputs), OUTPUTS[f"dolos-patches-block2/train_loss_{name}"])
-        check_norms(
-            training.gradient_norms(loss), GRADIENT_NORMS[f"patches_{name}"], TOLERANCE, 1e-5
-        )
+        norms = training.gradient_norms(loss)
+        check_norms(norms, GRADIENT_NORMS[f"patches_{name}"], **TWO_BLOCKS)
 
 
 @pytest.mark.slow
