@@ -8,6 +8,7 @@ from scipy import stats
 
 from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.layers import BatchNorm, Conv, Pointwise, SeparableConv
+from wsdl_jax.models.xception import Trunk
 
 SEED = 3
 WIDTH = 32
@@ -86,6 +87,22 @@ def test_normal_schemes(scheme, scale_std):
     for norm in network.norms:
         drawn_from(np.asarray(norm.scale[...]), stats.norm(1, scale_std))
         np.testing.assert_array_equal(norm.bias[...], 0)
+
+
+def test_residual_blocks_begin_as_identities():
+    """Entry blocks, whose shortcut is a convolution, and all kernels are those of "torch"."""
+    trunks = [Trunk(5, width=0.05, rngs=nnx.Rngs(0)) for _ in range(2)]
+    for trunk, scheme in zip(trunks, ("torch", "zero_residual"), strict=True):
+        initialize(trunk, scheme, SEED)
+        trunk.eval()
+    torchs, zeros = (nnx.to_flat_state(nnx.state(trunk, nnx.Param)) for trunk in trunks)
+    different = {
+        p for (p, a), (_, b) in zip(torchs, zeros, strict=True) if (a[...] != b[...]).any()
+    }
+    assert different == {("blocks", block, "norms", 2, "scale") for block in (3, 4)}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, trunk.features)), jnp.float32)
+    for block in trunk.blocks[3:]:
+        np.testing.assert_array_equal(block(x), x)
 
 
 @pytest.mark.parametrize("scheme", ["torch", "xavier", "normal"])

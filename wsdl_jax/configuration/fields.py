@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.resize": ("bilinear", "lanczos"),
     "data.mask_resize": ("nearest", "bilinear"),
     "model.dtype": ("float32", "bfloat16"),
-    "init.scheme": ("torch", "xavier", "normal"),
+    "init.scheme": ("torch", "xavier", "normal", "zero_residual"),
     "loss.location": ("every", "max", "average", "lse", "topk", "gem"),
     "explanation.kind": methods.EXPLANATIONS,
     "score.pooling": methods.POOLINGS,
