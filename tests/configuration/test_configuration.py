@@ -155,6 +155,18 @@ def test_what_is_spliced(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_long_recipe(method):
+    usual, long = GET_CONFIG[method](), GET_CONFIG[method]("recipe=long")
+    configuration.validate(long)
+    (changed,) = configuration.differences(usual, long)
+    assert re.fullmatch(r"train\.epochs: \d+ → \d+", changed)
+    assert long.train.epochs > 3 * usual.train.epochs and long.variant == "recipe=long"
+    for elsewhere in ("setup=b", "splice=0", "source=celebahq,splice=0.5"):
+        with pytest.raises(ConfigError, match="recipe=long: only what is trained on spliced"):
+            GET_CONFIG[method](f"recipe=long,{elsewhere}")
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_recipe_of_augmentation(method):
     config = GET_CONFIG[method]("augment=robust,setup=c")
     assert config.augment.jpeg > 0 and config.variant == "augment=robust"

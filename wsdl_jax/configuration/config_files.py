@@ -10,11 +10,16 @@ from wsdl_jax import methods
 from wsdl_jax.configuration import augmentation
 from wsdl_jax.configuration.fields import base
 from wsdl_jax.runtime import variants
+from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.variants import Variant
 
 _SETUP = Variant("setup", methods.SETUPS, "a")
 # What a config file may take beside data and the method's own, see `vary`.
-VARIED = (Variant("splice", (), is_share=True), augmentation.VARIANT)
+VARIED = (
+    Variant("splice", (), is_share=True),
+    augmentation.VARIANT,
+    Variant("recipe", ("usual", "long"), "usual"),
+)
 
 
 def start(
@@ -56,11 +61,20 @@ def vary(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
 
     Args:
       config: to be set.
-      values: of the variants `VARIED`, as `start` gives them.
+      values: of the variants `VARIED` and of `source`, as `start` gives them.
+
+    Raises:
+      ConfigError: recipe=long where there is none.
     """
     if values["splice"] is not None:
         config.train.splice = float(values["splice"])
     augmentation.set_augment(config, values["augment"])
+    is_small = catalogue.source(values["source"]).is_small
+    if values["recipe"] == "long" and not (is_small and config.train.splice):
+        raise ConfigError(
+            "recipe=long: only what is trained on spliced portraits has it; elsewhere set "
+            "--config.train.epochs"
+        )
 
 
 def variant(arg: str | None) -> dict[str, Any]:
