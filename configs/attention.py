@@ -44,7 +44,8 @@ def _laptop(config):
 def _spliced(config, is_long):
     config.init.scheme = "zero_residual"
     config.loss.mask_weight = 10.0  # with 1 nothing of the map is learned in the first epochs
-    config.train.epochs = 30 if is_long else 6
+    config.train.epochs = 12 if is_long else 2
+    config.train.steps_per_epoch = 320
     config.train.learning_rate = 5e-3
     config.train.warmup = 100
     config.train.clip_norm = 1.0

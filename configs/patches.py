@@ -46,7 +46,7 @@ def _laptop(config):
 
 def _spliced(config, is_long):
     config.data.flip = True
-    config.train.epochs = 40 if is_long else 12
+    config.train.epochs = 40 if is_long else 10
     config.train.learning_rate = 3e-3
 
 
