@@ -30,6 +30,7 @@ def get_sweep(arg: str | None = None):
         overrides = {"seed": seed}
         if small:
             overrides["train.epochs"] = 6 if setup == "b" else 3
+            overrides["train.steps_per_epoch"] = 100
         if file := weights.get(methods.get(method).starts_from):
             overrides["init.path"] = file
         overrides |= {field.replace("__", "."): value for field, value in fields.items()}
