@@ -276,7 +276,7 @@ def test_gradients_of_a_trained_explanation(monkeypatch: pytest.MonkeyPatch):
         assert np.linalg.norm(again[path] - leaf) < 1e-3 * size, path
 
 
-# What is trained on spliced images reads its own map, at the size of block 11.
+# What is trained on spliced images reads its own map, at the size of block 7.
 @pytest.mark.parametrize(("splice", "shape"), [(0.0, (2, 64, 64)), (0.7, (2, 4, 4))])
 def test_explanations_of_blocks_that_are_computed_again(splice, shape):
     fields = {"data.image_size": 64, "model.width": 0.05, "model.remat": True}

@@ -34,7 +34,7 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
 
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):
-            std = {"xavier": 0.02, "normal": 0.01}.get(scheme, 0.0)
+            std = {"torch": 0.0, "zero_residual": 0.0, "xavier": 0.02, "normal": 0.01}[scheme]
             shape = module.scale.shape
             module.scale[...] = normal(1.0, std, shape)
             module.bias[...] = jnp.zeros(shape)
