@@ -16,7 +16,7 @@ SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)  # wit
 
 @given(SCORES, st.integers(0, 99))
 def test_threshold_is_the_least_score_that_few_enough_exceed(scores, percent):
-    found = verdict.threshold(scores, percent / 100)
+    found = verdict.threshold({"clean": scores}, percent / 100)
     values = np.array(scores)
 
     def few_enough(limit: float) -> bool:
@@ -27,19 +27,34 @@ def test_threshold_is_the_least_score_that_few_enough_exceed(scores, percent):
     assert not [lower for lower in scores if lower < found and few_enough(lower)]
 
 
+@given(SCORES, SCORES, st.integers(0, 99))
+def test_a_threshold_holds_after_every_perturbation(scores, perturbed, percent):
+    found = verdict.threshold({"clean": scores, "jpeg 90": perturbed}, percent / 100)
+    alone = [verdict.threshold({"clean": s}, percent / 100) for s in (scores, perturbed)]
+    assert found == max(alone)
+
+
 def test_bad_arguments():
     for rate in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"not in \[0, 1\)"):
-            verdict.threshold([0.5], rate)
+            verdict.threshold({"clean": [0.5]}, rate)
     with pytest.raises(ValueError, match="no scores"):
-        verdict.threshold([], 0.05)
+        verdict.threshold({"clean": []}, 0.05)
+    with pytest.raises(ValueError, match="no scores"):
+        verdict.threshold({"clean": [0.5], "jpeg 90": []}, 0.05)
+    with pytest.raises(ValueError, match="no scores"):
+        verdict.threshold({}, 0.05)
 
 
 def test_what_is_kept_is_of_one_network_and_one_dataset(tmp_path):
     run, data = epath.Path(tmp_path), {"a/real": "0f"}
     assert verdict.load(run, (7, 1)) is None
-    verdict.save(run, (7, 1), data, [0.5, -1.0])
-    assert verdict.load(run, (7, 1)) == verdict.load(run, (7, 1), data) == [-1.0, 0.5]
+    verdict.save(run, (7, 1), data, {"clean": [0.5, -1.0], "jpeg 90": [2.0, 1.0]})
+    both = {"clean": [-1.0, 0.5], "jpeg 90": [1.0, 2.0]}
+    assert verdict.load(run, (7, 1)) == verdict.load(run, (7, 1), data) == both
+    verdict.save(run, (7, 1), data, {"clean": [0.5, -1.0]})
+    assert verdict.load(run, (7, 1)) == verdict.load(run, (7, 1), data) == {"clean": [-1.0, 0.5]}
+    assert "perturbed" not in json.loads((tmp_path / "real_scores.json").read_text())
     for network, real in (
         ((8, 1), data),
         ((7, 2), data),  # the same step of another training
@@ -52,7 +67,12 @@ def test_what_is_kept_is_of_one_network_and_one_dataset(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["real_scores.json"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"checkpoint": 7, "scores": ["x"]}'])
+@pytest.mark.parametrize("text", [
+        *("", "[]", "{}", '{"checkpoint": 7, "scores": ["x"]}'),
+        '{"checkpoint": 7, "weights": 1, "scores": [1], "perturbed": [1]}',
+        '{"checkpoint": 7, "weights": 1, "scores": [1], "perturbed": {"blur 1": 1}}',
+    ],
+)
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "real_scores.json").write_text(text)
     with pytest.raises(UserError, match=r"real_scores.json cannot be read .*delete it"):

@@ -239,7 +239,7 @@ def darker(image: np.ndarray, target: np.ndarray | None, rng: np.random.Generato
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_and_restarts_vary_images_alike(config, hosts):
-    varied = {"splice": 0.7, "augment": darker, "flip": True}
+    varied = {"splice": 0.7, "self_blend": 0.3, "augment": darker, "flip": True}
     config.train.batch = 12
     whole = take(11, config, mask_size=16, varied=varied)
     assert whole[0].keys() == {"image", "label", "spliced"}

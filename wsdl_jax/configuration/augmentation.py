@@ -71,7 +71,9 @@ def fields() -> ml_collections.ConfigDict:
 
 
 def set_augment(config: ml_collections.ConfigDict, name: str) -> None:
-    """Sets `config.augment` to a recipe of `RECIPES`.
+    """Sets `config.augment` to a recipe of `RECIPES`, and what an evaluation measures with it.
+
+    With "robust", the verdict's threshold is one that holds for perturbed images.
 
     Raises ConfigError for another name, listing those that there are.
     """
@@ -79,6 +81,7 @@ def set_augment(config: ml_collections.ConfigDict, name: str) -> None:
         raise ConfigError(f"augment={name!r}: choose from {', '.join(RECIPES)}")
     config.augment.update(fields())
     config.augment.update(RECIPES[name])
+    config.eval.perturbed = name == "robust"
 
 
 def check(augment: ml_collections.ConfigDict) -> None:

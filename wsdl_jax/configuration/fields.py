@@ -109,6 +109,9 @@ def base() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.batch = 16  # images a step, over all devices
     train.splice = 0.0  # share of the fakes of which only a region is fake, in [0, 1); setup a
+    # Share of the images of which a region is processed anew and counts as fake, in [0, 1]; in
+    # setup c, and where images are spliced.
+    train.self_blend = 0.0
     train.per_device_batch = 0  # if set, what a device takes; `batch` follows from it
     train.scaling = "none"  # "linear": the learning rate grows with the batch, if per device
     train.warmup = 0  # steps over which the learning rate rises from near zero
@@ -123,6 +126,8 @@ def base() -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch = 64  # images, over all devices
+    # Whether a verdict's threshold holds for real images after everyday perturbations, too.
+    config.eval.perturbed = False
 
     config.parallel = ml_collections.ConfigDict()
     config.parallel.backend = "shard_map"  # or "pmap"
@@ -245,6 +250,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.train.splice = {config.train.splice} with config.setup = {config.setup!r}: "
             f"only fully generated fakes are spliced, those of setup {config.setup} {fakes}"
+        )
+    if not 0 <= config.train.self_blend <= 1:
+        raise ConfigError(
+            f"config.train.self_blend = {config.train.self_blend}: a share, from 0 to 1"
+        )
+    if config.train.self_blend and config.supervision == "weak" and not config.train.splice:
+        raise ConfigError(
+            f"config.train.self_blend = {config.train.self_blend}: goes with setup c or with "
+            "train.splice, where it is known of every location whether it is fake"
         )
     if config.supervision == "weak" and not config.data.real:
         raise ConfigError("config.data.real is empty: weak supervision needs real images")

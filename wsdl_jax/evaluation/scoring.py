@@ -301,23 +301,31 @@ def _threshold(run: epath.Path, test: TestedRun) -> float | None:
     return None if scores is None else verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
 
 
-def _real_scores(run: epath.Path, test: TestedRun) -> list[float] | None:
+def _real_scores(run: epath.Path, test: TestedRun) -> verdict.RealScores | None:
     """Returns the scores of the real images of the run's validation split, and keeps them in it.
+
+    They are also scored after everyday perturbations, if the config has `eval.perturbed`.
 
     These images take part in the selection of the checkpoint; test images take part in neither.
     Where the images are not at hand, scores that were kept are used; None if there are none.
     """
     data = test.config.data
 
-    def measure(source: inputs.Examples) -> list[float]:
-        scores = []
-        with contextlib.closing(localized(test, source, "scoring real images")) as batches:
+    def measure(source: inputs.Examples) -> verdict.RealScores:
+        perturbed = perturbations.EVERYDAY if test.config.eval.perturbed else ()
+        named = {verdict.CLEAN: None, **{str(chain): chain for chain in perturbed}}
+        return {name: scores(source, name, chain) for name, chain in named.items()}
+
+    def scores(source: inputs.Examples, name: str, perturbation: Chain | None) -> list[float]:
+        found_scores = []
+        images = localized(test, source, f"scoring real images, {name}", perturbation=perturbation)
+        with contextlib.closing(images) as batches:
             for batch, found in batches:
                 columns = measures.image_indices(batch), found.scores, found.probabilities
                 rows = zip(*columns, strict=True)
                 own = [ImageMeasures(index, float(value), float(p)) for index, value, p in rows]
-                scores += [measured.score for measured in measures.of_all_hosts(own, source)]
-        return scores
+                found_scores += [one.score for one in measures.of_all_hosts(own, source)]
+        return found_scores
 
     return _kept_or_measured(
         run,

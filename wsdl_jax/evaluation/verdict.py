@@ -4,7 +4,8 @@ A method's score ranks images; it does not say above which score an image is fak
 0.5 is no such threshold for methods whose score is not calibrated: where the score is the mean of a
 map, for example, an image with a small manipulated part stays below one half. So the share of real
 images that may be called fake is chosen, and the threshold is the score that this share of the real
-images of the validation split exceeds.
+images of the validation split exceeds. Where it has to hold for compressed, scaled and otherwise
+changed images too, they are scored after each of these changes, and the highest threshold is taken.
 """
 
 import json
@@ -19,35 +20,45 @@ from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.storage import read_json, write_whole
 
 FALSE_POSITIVE_RATE = 0.05  # of real images, by default
+CLEAN = "clean"  # images as they are
+
+# Scores of the same real images, by what was done to them: `CLEAN`, and perturbations by name.
+RealScores = Mapping[str, Sequence[float]]
 
 
-def threshold(real_scores: Sequence[float], false_positive_rate: float) -> float:
+def threshold(real_scores: RealScores, false_positive_rate: float) -> float:
     """Returns the score strictly above which an image is called fake.
 
     Args:
       real_scores: scores of real images.
-      false_positive_rate: the share of real images that may be called fake, in [0, 1).
+      false_positive_rate: the share of real images that may be called fake, in [0, 1), however they
+        have been changed.
 
     Returns:
-      The lowest of `real_scores` that at most the given share of them exceeds.
+      The lowest of `real_scores` that at most the given share of the scores of each kind exceeds.
 
     Raises:
       ValueError: a share outside [0, 1) or no scores.
     """
     if not 0 <= false_positive_rate < 1:
         raise ValueError(f"false-positive rate {false_positive_rate}, not in [0, 1)")
-    if not len(real_scores):
+    if not real_scores or not all(map(len, real_scores.values())):
         raise ValueError("no scores of real images")
+    return max(_exceeded_by(scores, false_positive_rate) for scores in real_scores.values())
+
+
+def _exceeded_by(scores: Sequence[float], share: float) -> float:
+    """Returns the lowest of some scores that at most a share of them exceeds."""
     # A share like 0.29 of 100 must be 29, though floating point has 28.999…
-    above = math.floor(false_positive_rate * len(real_scores) + 1e-9)
-    return float(np.sort(real_scores)[::-1][above])
+    above = math.floor(share * len(scores) + 1e-9)
+    return float(np.sort(scores)[::-1][above])
 
 
 def save(
     run: epath.Path,
     network: tuple[int, int | None],
     data: Mapping[str, str],
-    scores: Sequence[float],
+    scores: RealScores,
 ) -> None:
     """Keeps the scores of the real images of the validation split in a run directory.
 
@@ -59,14 +70,16 @@ def save(
     """
     step, checksum = network
     facts = {"checkpoint": step, "weights": checksum, "real": dict(data), "split": "valid"}
-    write_whole(
-        RunDirectory(run).real_scores, json.dumps({**facts, "scores": sorted(scores)}) + "\n"
-    )
+    kept = {name: sorted(values) for name, values in scores.items()}
+    facts["scores"] = kept.pop(CLEAN)
+    if kept:
+        facts["perturbed"] = kept
+    write_whole(RunDirectory(run).real_scores, json.dumps(facts) + "\n")
 
 
 def load(
     run: epath.Path, network: tuple[int, int | None], data: Mapping[str, str] | None = None
-) -> list[float] | None:
+) -> dict[str, list[float]] | None:
     """Returns the scores that `save` has kept; None if there are none of this network and data.
 
     Args:
@@ -82,9 +95,11 @@ def load(
         return None
     try:
         kept = read_json(path)
-        scores = [float(score) for score in kept["scores"]]
+        named = {CLEAN: kept["scores"], **kept.get("perturbed", {})}
+        scores = {name: [float(score) for score in values] for name, values in named.items()}
         same = (kept["checkpoint"], kept.get("weights")) == network
         same &= data is None or kept["real"] == dict(data)
-        return scores if same and scores and all(map(math.isfinite, scores)) else None
+        are_known = all(values and all(map(math.isfinite, values)) for values in scores.values())
+        return scores if same and are_known else None
     except (UserError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it, and evaluate") from error

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wsdl_data import decoding
-from wsdl_jax.inputs import splicing
+from wsdl_jax.inputs import self_blending, splicing
 from wsdl_jax.inputs.examples import FAKE, REAL, Examples, decoded, full_mask
 from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.processes import end_with_parent
@@ -52,6 +52,8 @@ class Reading:
         reads: image_size² × 3 bytes each, or as many as in the file where images are varied.
       splice: the share of the fakes of which only a region stays fake, see `splicing.splice`; above
         0 targets are `spliced` and not `mask`.
+      self_blend: the share of the images of which a region is processed anew, see
+        `self_blending.self_blend`; where targets are read.
       augment: changes images at their own size, and their targets with them; None for no change.
     """
 
@@ -63,12 +65,13 @@ class Reading:
     workers: int = 0
     cache: bool = False
     splice: float = 0.0
+    self_blend: float = 0.0
     augment: Augment | None = None
 
     @property
     def is_varied(self) -> bool:
         """Returns whether images are changed at random at their own size."""
-        return self.splice > 0 or self.augment is not None
+        return self.splice > 0 or self.self_blend > 0 or self.augment is not None
 
     @classmethod
     def of(cls, data: ml_collections.ConfigDict, mask_size: int | None = None) -> "Reading":
@@ -138,9 +141,11 @@ class _Decoded:
         return self._at_size(example)
 
     def varied(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Returns an example, given at its own size, spliced, augmented and resized."""
+        """Returns an example, given at its own size, spliced, blended, augmented and resized."""
         reading = self._reading
         example = self.spliced(example, rng)
+        if reading.self_blend:
+            example = self_blending.self_blend(example, reading.self_blend, rng)
         if reading.augment is not None:
             image, region = reading.augment(example["image"], example.get("region"), rng)
             example = {**example, "image": image}
@@ -196,7 +201,7 @@ def _rng(index: int) -> np.random.Generator:
 
 
 class _Vary(grain.transforms.RandomMap):
-    """Splices, augments and resizes examples."""
+    """Splices, blends, augments and resizes examples."""
 
     def __init__(self, source: _Decoded):
         self._source = source

@@ -54,13 +54,13 @@ def splice(
     image, patch = _of_one_size(image, partner(other, rng)["image"], rng)
     if other != label:  # the fake is the region, the real image is what surrounds it
         image, patch = patch, image
-    opacity = _opacity(*image.shape[:2], rng)
+    opacity = opacity_of_region(*image.shape[:2], rng)
     mixed = image + opacity[..., None] * (patch.astype(np.float32) - image)
     region = opacity if other != label else np.full_like(opacity, label)
     return {**example, "image": mixed.round().astype(np.uint8), "region": region}
 
 
-def _opacity(
+def opacity_of_region(
     height: int, width: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, "{height} {width}"]:
     """Draws a region with a hard or a soft seam: 1 inside, 0 outside."""

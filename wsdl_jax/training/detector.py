@@ -81,6 +81,7 @@ def _train(
     reading = dataclasses.replace(
         inputs.Reading.of(config.data, methods.map_size(config) if has_targets else None),
         splice=config.train.splice,
+        self_blend=config.train.self_blend,
         augment=None if augmentation.is_off else augmentation,
     )
     blank = runs.initial_state(model, config.train)
