@@ -67,7 +67,9 @@ def test_what_is_kept_is_of_one_network_and_one_dataset(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["real_scores.json"]
 
 
-@pytest.mark.parametrize("text", [
+@pytest.mark.parametrize(
+    "text",
+    [
         *("", "[]", "{}", '{"checkpoint": 7, "scores": ["x"]}'),
         '{"checkpoint": 7, "weights": 1, "scores": [1], "perturbed": [1]}',
         '{"checkpoint": 7, "weights": 1, "scores": [1], "perturbed": {"blur 1": 1}}',

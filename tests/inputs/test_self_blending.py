@@ -33,7 +33,7 @@ def test_a_region_is_changed_and_counts_as_manipulated(height, width, dtype, see
     image, region = made["image"], made["region"]
     assert image.dtype == np.uint8 and image.shape == before.shape
     assert region.dtype == dtype and region.shape == (height, width)
-    assert 0 <= region.min() and region.max() <= 1 and made["key"] == "kept"
+    assert region.min() >= 0 and region.max() <= 1 and made["key"] == "kept"
     assert made["label"] == FAKE and made["label"].dtype == np.int32
     assert shapes.MIN_SHARE * 0.5 < region.mean() < shapes.MAX_SHARE * 1.2
     if dtype == np.float32:  # a soft seam goes beyond what is a target as a whole

@@ -8,17 +8,15 @@ over union.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float
 
-from wsdl_jax.evaluation import metrics
+from wsdl_jax.evaluation import kept, metrics
 from wsdl_jax.runs import RunDirectory
-from wsdl_jax.runtime.errors import UserError
-from wsdl_jax.runtime.storage import read_json, write_whole
 
 # Logits from −6 to 6, an eighth apart: probabilities from 0.0025 to 0.9975, 0.5 among them.
 CANDIDATES = 1 / (1 + np.exp(-np.arange(-48, 49) / 8))
@@ -74,10 +72,8 @@ def save(
       data: hashes of the subsets whose validation images these are of, by their names.
       fitted: the threshold.
     """
-    step, checksum = network
-    facts = {"checkpoint": step, "weights": checksum, "data": dict(data), "split": "valid"}
-    text = json.dumps({**facts, **dataclasses.asdict(fitted)}, indent=1) + "\n"
-    write_whole(RunDirectory(run).map_threshold, text)
+    content = dataclasses.asdict(fitted)
+    kept.save(RunDirectory(run).map_threshold, network, "data", data, content)
 
 
 def load(
@@ -93,21 +89,14 @@ def load(
     Raises:
       UserError: a file that cannot be read.
     """
-    path = RunDirectory(run).map_threshold
-    if not path.exists():
-        return None
-    try:
-        kept = read_json(path)
-        value, iou, images, fitted_on = (
-            kept[field.name] for field in dataclasses.fields(MapThreshold)
-        )
-        is_right = isinstance(value, float) and 0 < value < 1
-        is_right &= isinstance(iou, float) and 0 <= iou <= 1
-        if not (is_right and isinstance(images, int) and fitted_on in (SPLICED, MASKED)):
-            raise ValueError(f"{fitted_on!r}: a threshold of {value}, an IoU of {iou}, {images}")
-        fitted = MapThreshold(value, iou, images, fitted_on)
-        same = (kept["checkpoint"], kept["weights"]) == network
-        same &= data is None or kept["data"] == dict(data)
-        return fitted if same else None
-    except (UserError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it, and evaluate") from error
+    return kept.load(RunDirectory(run).map_threshold, network, "data", data, _parsed)
+
+
+def _parsed(stored: Mapping[str, Any]) -> MapThreshold:
+    names = (field.name for field in dataclasses.fields(MapThreshold))
+    value, iou, images, fitted_on = (stored[name] for name in names)
+    is_right = isinstance(value, float) and 0 < value < 1
+    is_right &= isinstance(iou, float) and 0 <= iou <= 1
+    if not (is_right and isinstance(images, int) and fitted_on in (SPLICED, MASKED)):
+        raise ValueError(f"{fitted_on!r}: a threshold of {value}, an IoU of {iou}, {images}")
+    return MapThreshold(value, iou, images, fitted_on)

@@ -8,16 +8,16 @@ images of the validation split exceeds. Where it has to hold for compressed, sca
 changed images too, they are scored after each of these changes, and the highest threshold is taken.
 """
 
-import json
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
+from wsdl_jax.evaluation import kept
 from wsdl_jax.runs import RunDirectory
-from wsdl_jax.runtime.errors import UserError
-from wsdl_jax.runtime.storage import read_json, write_whole
 
 FALSE_POSITIVE_RATE = 0.05  # of real images, by default
 CLEAN = "clean"  # images as they are
@@ -68,13 +68,9 @@ def save(
       data: hashes of the real subsets by their names, see wsdl_data.provenance.
       scores: the scores of their validation images.
     """
-    step, checksum = network
-    facts = {"checkpoint": step, "weights": checksum, "real": dict(data), "split": "valid"}
-    kept = {name: sorted(values) for name, values in scores.items()}
-    facts["scores"] = kept.pop(CLEAN)
-    if kept:
-        facts["perturbed"] = kept
-    write_whole(RunDirectory(run).real_scores, json.dumps(facts) + "\n")
+    named = {name: sorted(values) for name, values in scores.items()}
+    content = {"scores": named.pop(CLEAN), **({"perturbed": named} if named else {})}
+    kept.save(RunDirectory(run).real_scores, network, "real", data, content)
 
 
 def load(
@@ -90,16 +86,12 @@ def load(
     Raises:
       UserError: a file that cannot be read.
     """
-    path = RunDirectory(run).real_scores
-    if not path.exists():
+    scores = kept.load(RunDirectory(run).real_scores, network, "real", data, _parsed)
+    if scores is None or not all(scores.values()):
         return None
-    try:
-        kept = read_json(path)
-        named = {CLEAN: kept["scores"], **kept.get("perturbed", {})}
-        scores = {name: [float(score) for score in values] for name, values in named.items()}
-        same = (kept["checkpoint"], kept.get("weights")) == network
-        same &= data is None or kept["real"] == dict(data)
-        are_known = all(values and all(map(math.isfinite, values)) for values in scores.values())
-        return scores if same and are_known else None
-    except (UserError, ValueError, TypeError, KeyError, OverflowError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it, and evaluate") from error
+    return scores if all(map(math.isfinite, itertools.chain(*scores.values()))) else None
+
+
+def _parsed(stored: Mapping[str, Any]) -> dict[str, list[float]]:
+    named = {CLEAN: stored["scores"], **stored.get("perturbed", {})}
+    return {name: [float(score) for score in values] for name, values in named.items()}
