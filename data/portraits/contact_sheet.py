@@ -72,7 +72,9 @@ def _rows() -> list[tuple[str, list[UInt8[np.ndarray, "h w 3"]]]]:
         rows.append((f"{name}_full: full fakes", full))
     for name, model in forged.MODELS.items():
         if model.whole:
-            rows.append((f"{name}_full: full fakes", _by_model(name, "train")))
+            is_drawn = model.strength is None
+            caption = f"{name}_full: full fakes" if is_drawn else f"{name}: real ones, brought back"
+            rows.append((caption, _by_model(name, "train")))
     rows += _partial_rows()
     makers = {"camera": camera.capture, **GENERATORS}
     spectra = [_spectrum(make) for make in makers.values()]
