@@ -35,6 +35,13 @@ def test_every_change_is_in_the_robust_recipe():
         assert name.endswith("_range") or 0 < value < 1
 
 
+def test_the_robust_recipe_has_a_threshold_that_holds_for_perturbed_images():
+    made = config()
+    for name in ("robust", "light", "none"):
+        configuration.set_augment(made, name)
+        assert made.eval.perturbed == (name == "robust")
+
+
 def test_the_variant_names_the_recipes():
     (augment,) = (variant for variant in configuration.VARIED if variant.key == "augment")
     assert variants.parse(None, [augment]) == {"augment": "none"}

@@ -154,6 +154,22 @@ def test_what_is_spliced(method):
         share("setup=c,splice=0.5")
 
 
+def test_where_images_are_self_blended():
+    for variant in ("", "setup=c", "source=celebahq,splice=0.5"):
+        config = GET_CONFIG["patches"](variant)
+        config.train.self_blend = 0.5
+        configuration.validate(config)
+        for share in (-0.1, 1.1, float("nan")):
+            config.train.self_blend = share
+            with pytest.raises(ConfigError, match=f"self_blend = {share}: a share, from 0 to 1"):
+                configuration.validate(config)
+    for variant in ("setup=b", "splice=0", "source=celebahq"):
+        config = GET_CONFIG["patches"](variant)
+        config.train.self_blend = 0.5
+        with pytest.raises(ConfigError, match=r"self_blend = 0\.5: goes with setup c or with"):
+            configuration.validate(config)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_long_recipe(method):
     usual, long = GET_CONFIG[method](), GET_CONFIG[method]("recipe=long")

@@ -25,6 +25,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 from wsdl_data import provenance
 from wsdl_jax import configuration, inputs, methods, runs
 from wsdl_jax.evaluation import evaluate, everyday_robustness, map_threshold, robustness
+from wsdl_jax.inputs import perturbations
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime import locks
 from wsdl_jax.runtime.errors import UserError
@@ -170,6 +171,34 @@ def test_verdict(run, predicted, evaluated):
     for side, name in (("fake", FAKE), ("real", REAL)):
         share = np.mean(np.array(predicted[name][1]) > stored["threshold"])
         assert stored[f"{side}_above"] == pytest.approx(100 * share, abs=1e-9)
+
+
+def test_a_verdict_that_holds_for_perturbed_images(run, predicted, tmp_path):
+    other = epath.Path(shutil.copytree(run, tmp_path / "other"))
+    clean = json.loads((other / "real_scores.json").read_text())
+    (other / "real_scores.json").unlink()
+    config = runs.load_config(other)
+    config.eval.perturbed = True
+    (other / "config.json").write_text(configuration.save(config))
+    stored = evaluate(other)
+    kept = json.loads((other / "real_scores.json").read_text())
+    perturbed = kept.pop("perturbed")
+    assert kept == clean
+    assert list(perturbed) == [str(chain) for chain in perturbations.EVERYDAY]
+    every = [kept["scores"], *perturbed.values()]
+    assert {len(scores) for scores in every} == {len(kept["scores"])}
+    for place, scores in enumerate(every):
+        assert scores not in every[:place]  # each change does something
+    above = int(0.05 * len(kept["scores"]))
+    assert stored["threshold"] == max(sorted(scores)[::-1][above] for scores in every)
+    # One of them, by its definition.
+    source = inputs.Examples((REAL,), "valid", config.data.dir)
+    darker = [perturbations.gamma(inputs.full_image(source[n]), 1.5) for n in range(len(source))]
+    resized = [Image.fromarray(one).resize((64, 64), Image.Resampling.LANCZOS) for one in darker]
+    method, model = load(run)[:2]
+    batch = jnp.asarray(np.stack(resized).astype(np.float32) / 127.5 - 1)
+    expected = np.sort(method.localize(model, batch).scores)
+    np.testing.assert_allclose(perturbed["gamma 1.5"], expected, atol=1e-5)
 
 
 def test_without_real_training_images_those_tested_on_have_a_validation_split(run, tmp_path):
