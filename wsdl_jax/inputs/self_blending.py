@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from wsdl_jax.inputs import perturbations
@@ -61,7 +62,7 @@ def _blurred(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _median(image: Pixels, rng: np.random.Generator) -> Pixels:
-    return ndimage.median_filter(image, (3, 3, 1), mode="nearest")
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.MedianFilter(3)))
 
 
 def _noisy(image: Pixels, rng: np.random.Generator) -> Pixels:
