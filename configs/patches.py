@@ -6,7 +6,7 @@
 
 Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
 leave_out=… (see `configuration.set_data`), splice=0…1, augment=none|light|robust,
-recipe=usual|long (of spliced portraits).
+recipe=usual|long (of spliced portraits)|small (the portraits' networks, for other data).
 
 The default (portraits, setup a, 70% of the fakes spliced) reaches AP 98.8, iou_lg 63.0 and 66.5 at
 the fitted threshold (means of three seeds; the all-fake map: 17.5).
@@ -20,26 +20,26 @@ def get_config(arg: str | None = None):
     """Returns the config of a variant. Raises ConfigError for one that does not exist."""
     config, variant = configuration.start("patches", arg, *configuration.VARIED)
     source = catalogue.source(variant["source"])
-    if source.is_small:
-        _laptop(config)
+    if configuration.is_small(variant):
+        _laptop(config, source)
     elif config.supervision == "weak":
         _paper_weak(config)
     else:
         _paper_full(config, leave_one_out=variant["leave_out"] is not None)
     configuration.vary(config, variant)
-    if source.is_small and config.train.splice:
+    if configuration.is_small(variant) and config.train.splice:
         _spliced(config, is_long=variant["recipe"] == "long")
     return config
 
 
-def _laptop(config):
+def _laptop(config, source):
     config.data.image_size = 96
     config.model.width = 0.25
     config.train.batch = 16
     config.train.epochs = 30  # by then the validation loss has settled, at 15 it has not
-    if config.setup == "a":
-        config.train.splice = 0.7
     config.train.steps_per_epoch = 100
+    if source.is_small and config.setup == "a":
+        config.train.splice = 0.7
     config.train.schedule = "cosine"  # a short run has to settle
     config.eval.batch = 50
 

@@ -44,7 +44,9 @@ def test_printed_commands_are_those_of_main(tmp_path):
     assert lines[0] == [
         *("python", "-m", "wsdl_jax.main"),
         "--config=configs/patches.py:setup=c,source=portraits,generator=ddpm_repaint",
-        *("--config.seed=0", "--config.train.epochs=8", "--config.data.dir=/my data"),
+        *("--config.seed=0", "--config.train.self_blend=0.7"),
+        *("--config.train.learning_rate=0.003", "--config.train.epochs=16"),
+        "--config.data.dir=/my data",
         "--also_on=" + ",".join(f"portraits/{other}" for other in others),
         f"--workdir={workdir}/single/ddpm_repaint/seed-0",
     ]

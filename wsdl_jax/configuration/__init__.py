@@ -1,7 +1,7 @@
 """Configs: their fields, with units and defaults, their variants, and what cannot be run."""
 
 from wsdl_jax.configuration.augmentation import set_augment
-from wsdl_jax.configuration.config_files import VARIED, set_data, start, variant, vary
+from wsdl_jax.configuration.config_files import VARIED, is_small, set_data, start, variant, vary
 from wsdl_jax.configuration.fields import (
     CHOICES,
     CIRCUMSTANCES,
@@ -29,6 +29,7 @@ __all__ = [
     "differences",
     "essence",
     "for_devices",
+    "is_small",
     "load",
     "profiled_steps",
     "save",

@@ -18,7 +18,7 @@ _SETUP = Variant("setup", methods.SETUPS, "a")
 VARIED = (
     Variant("splice", (), is_share=True),
     augmentation.VARIANT,
-    Variant("recipe", ("usual", "long"), "usual"),
+    Variant("recipe", ("usual", "long", "small"), "usual"),
 )
 
 
@@ -54,6 +54,14 @@ def start(
     return config, values
 
 
+def is_small(values: Mapping[str, Any]) -> bool:
+    """Returns whether a recipe is that of small networks, which train in minutes on a processor.
+
+    values: of the variants `recipe` and `source`, as `start` gives them.
+    """
+    return catalogue.source(values["source"]).is_small or values["recipe"] == "small"
+
+
 def vary(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
     """Sets what a variant asks for beside a recipe: `train.splice`, if it is given, and `augment`.
 
@@ -69,8 +77,7 @@ def vary(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
     if values["splice"] is not None:
         config.train.splice = float(values["splice"])
     augmentation.set_augment(config, values["augment"])
-    is_small = catalogue.source(values["source"]).is_small
-    if values["recipe"] == "long" and not (is_small and config.train.splice):
+    if values["recipe"] == "long" and not (is_small(values) and config.train.splice):
         raise ConfigError(
             "recipe=long: only what is trained on spliced portraits has it; elsewhere set "
             "--config.train.epochs"
