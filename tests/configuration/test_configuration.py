@@ -155,7 +155,7 @@ def test_what_is_spliced(method):
 
 
 def test_where_images_are_self_blended():
-    for variant in ("", "setup=c", "source=celebahq,splice=0.5"):
+    for variant in ("", "setup=b", "setup=c", "source=celebahq,splice=0.5"):
         config = GET_CONFIG["patches"](variant)
         config.train.self_blend = 0.5
         configuration.validate(config)
@@ -163,11 +163,33 @@ def test_where_images_are_self_blended():
             config.train.self_blend = share
             with pytest.raises(ConfigError, match=f"self_blend = {share}: a share, from 0 to 1"):
                 configuration.validate(config)
-    for variant in ("setup=b", "splice=0", "source=celebahq"):
+    for variant in ("splice=0", "source=celebahq"):
         config = GET_CONFIG["patches"](variant)
         config.train.self_blend = 0.5
-        with pytest.raises(ConfigError, match=r"self_blend = 0\.5: goes with setup c or with"):
+        with pytest.raises(ConfigError, match=r"self_blend = 0\.5: goes with train\.splice in"):
             configuration.validate(config)
+    for method in set(METHODS) - {"patches"}:
+        config = GET_CONFIG[method]("setup=b")
+        config.train.self_blend = 0.5
+        with pytest.raises(ConfigError, match=r"self_blend = 0\.5 in setup b: only for patches"):
+            configuration.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("variant", "share", "targets"),
+    [
+        ("", 0.0, "spliced"),
+        ("splice=0", 0.0, None),
+        ("setup=b", 0.0, None),
+        ("setup=b", 0.5, "spliced"),
+        ("setup=c", 0.0, "mask"),
+        ("setup=c", 0.5, "mask"),
+    ],
+)
+def test_targets_of_locations(variant, share, targets):
+    config = GET_CONFIG["patches"](variant)
+    config.train.self_blend = share
+    assert methods.targets(config) == targets
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -282,6 +282,25 @@ def test_validation_varies_an_image_always_alike(config):
         assert (whole["label"] == 1) == (0 < whole["region"].mean() < 1)
 
 
+def test_of_partial_fakes_without_masks_nothing_is_known(masked):
+    masked.data.real = (REAL,)
+    masked.train.batch = 20
+    varied = {"has_masks": False, "self_blend": 0.5, "augment": darker, "flip": True}
+    blended = []
+    for batch in take(4, masked, mask_size=16, varied=varied):
+        assert batch.keys() == {"image", "label", "spliced"}
+        targets, labels = batch["spliced"], batch["label"]
+        unknown = np.isnan(targets).any((1, 2))
+        assert (labels[unknown] == 1).all() and np.isnan(targets[unknown]).all()
+        known = targets[~unknown]  # real images, of which some have become fake
+        assert ((known.max((1, 2)) > 0) == labels[~unknown]).all()
+        blended += labels[~unknown].tolist()
+    assert len(blended) == pytest.approx(40, abs=10)
+    assert np.mean(blended) == pytest.approx(0.5, abs=0.25)
+    whole = next(trained_on(masked, mask_size=16, varied={"has_masks": False}))
+    assert (np.isnan(whole["spliced"]).all((1, 2)) == whole["label"]).all()
+
+
 def test_masks_are_varied_with_their_images(masked):
     def second_half(image: np.ndarray, target: np.ndarray, _: np.random.Generator):
         half = image.shape[1] // 2

@@ -236,6 +236,29 @@ def test_shares_of_whole_images_are_labels():
     )
 
 
+@pytest.mark.parametrize("weight", [None, [1, 1, 0, 1, 1], [0, 1, 0, 0, 0]])
+@pytest.mark.parametrize("known", [[True, False, True, False, True], [True] * 5, [False] * 5])
+def test_images_of_which_the_region_is_known_and_others(known, weight):
+    shares = np.where(np.array(known)[:, None, None], SHARES, np.nan).astype(np.float32)
+    located = balanced(softmax(MAP_LOGITS.astype(float), -1)[..., 1], SHARES, 1.0)
+    flat = MAP_LOGITS.astype(float).reshape(5, -1, 2)
+    differences = np.sort(flat[..., 1] - flat[..., 0], axis=1)[:, -6:].mean(1)
+    pooled = np.log1p(np.exp(np.where(np.array(LABELS) == 1, -differences, differences)))
+    expected = np.average(np.where(known, located, pooled), weights=weight)
+
+    def objective(x):
+        of_label = functools.partial(objectives.patches_weak_topk, topk=0.5)
+        given = None if weight is None else jnp.array(weight, jnp.float32)
+        targets = jnp.array(LABELS), jnp.array(shares)
+        return objectives.patches_partly_known(x, *targets, given, unknown=of_label)
+
+    loss, gradient = jax.value_and_grad(objective)(jnp.array(MAP_LOGITS))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert np.isfinite(gradient).all()
+    moved = np.abs(np.asarray(gradient)).max((1, 2, 3)) > 0
+    np.testing.assert_array_equal(moved, np.ones(5) if weight is None else np.array(weight) > 0)
+
+
 def test_gradients_against_finite_differences():
     step = 1e-6
     for objective, outputs, targets, closed_form in OBJECTIVES.values():

@@ -109,8 +109,8 @@ def base() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.batch = 16  # images a step, over all devices
     train.splice = 0.0  # share of the fakes of which only a region is fake, in [0, 1); setup a
-    # Share of the images of which a region is processed anew and counts as fake, in [0, 1]; in
-    # setup c, and where images are spliced.
+    # Share of the images of which a region is processed anew and counts as fake, in [0, 1]: in
+    # setup b of the real ones; in setup a, where images are spliced.
     train.self_blend = 0.0
     train.per_device_batch = 0  # if set, what a device takes; `batch` follows from it
     train.scaling = "none"  # "linear": the learning rate grows with the batch, if per device
@@ -255,10 +255,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.train.self_blend = {config.train.self_blend}: a share, from 0 to 1"
         )
-    if config.train.self_blend and config.supervision == "weak" and not config.train.splice:
+    if config.train.self_blend and config.setup == "a" and not config.train.splice:
         raise ConfigError(
-            f"config.train.self_blend = {config.train.self_blend}: goes with setup c or with "
-            "train.splice, where it is known of every location whether it is fake"
+            f"config.train.self_blend = {config.train.self_blend}: goes with train.splice in "
+            "setup a, by which every location is trained"
         )
     if config.supervision == "weak" and not config.data.real:
         raise ConfigError("config.data.real is empty: weak supervision needs real images")

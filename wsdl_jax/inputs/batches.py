@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex
 import grain
 import ml_collections
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from wsdl_data import decoding
@@ -52,8 +52,10 @@ class Reading:
         reads: image_size² × 3 bytes each, or as many as in the file where images are varied.
       splice: the share of the fakes of which only a region stays fake, see `splicing.splice`; above
         0 targets are `spliced` and not `mask`.
+      has_masks: whether targets are the masks that fakes have. Otherwise nothing is known of the
+        locations of a fake, unless it is spliced, and targets are `spliced` and not `mask`.
       self_blend: the share of the images of which a region is processed anew, see
-        `self_blending.self_blend`; where targets are read.
+        `self_blending.self_blend`; where targets are read, of those images that have them.
       augment: changes images at their own size, and their targets with them; None for no change.
     """
 
@@ -64,6 +66,7 @@ class Reading:
     flip: bool = False
     workers: int = 0
     cache: bool = False
+    has_masks: bool = True
     splice: float = 0.0
     self_blend: float = 0.0
     augment: Augment | None = None
@@ -128,7 +131,8 @@ class _Decoded:
         image = decoding.to_rgb(decoded(record, "image"))
         example = {"image": np.asarray(image), "label": np.int32(record["label"])}
         if self._reading.mask_size is not None and not self._reading.splice:
-            example["region"] = full_mask(record)
+            known = self._reading.has_masks
+            example["region"] = full_mask(record) if known else _of_label(example)
         return example
 
     def read(self, index: int, perturb: Perturb | None = None) -> dict[str, Any]:
@@ -167,7 +171,7 @@ class _Decoded:
         reading = self._reading
         image = squashed(Image.fromarray(example["image"]), reading.image_size, reading.resize)
         out = {"image": image, "label": example["label"]}
-        if reading.splice and reading.mask_size is not None:
+        if reading.mask_size is not None and (reading.splice or not reading.has_masks):
             out["spliced"] = splicing.shares(example["region"], reading.mask_size)
         elif reading.mask_size is not None:
             out["mask"] = self._target(example["region"], reading.mask_size)
@@ -193,6 +197,12 @@ class Spliced:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `image` [h, w, 3] uint8, `label`, and `region`, see `splicing.splice`."""
         return self._source.spliced(self._source[index], _rng(index))
+
+
+def _of_label(example: dict[str, Any]) -> Float32[np.ndarray, "h w"]:
+    """Returns what the label of an image says of its pixels: 0 if it is real, else NaN."""
+    value = 0.0 if example["label"] == REAL else np.nan
+    return np.full(example["image"].shape[:2], value, np.float32)
 
 
 def _rng(index: int) -> np.random.Generator:

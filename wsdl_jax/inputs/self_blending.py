@@ -32,14 +32,15 @@ def self_blend(example: dict[str, Any], share: float, rng: np.random.Generator) 
 
     Args:
       example: `image` [h, w, 3] uint8 in its own size, `label`, and `region` [h, w]: of every
-        pixel whether it is manipulated (uint8), or the share of it that is (float32).
+        pixel whether it is manipulated (uint8), or the share of it that is (float32); NaN where
+        that is not known, and nothing is done.
       share: of the images that are changed, in [0, 1].
       rng: from which alone it follows what is done.
 
     Returns:
       The example with another `image`, `label` and `region`, or as it was.
     """
-    if rng.random() >= share:
+    if rng.random() >= share or np.isnan(example["region"]).any():
         return example
     image, region = example["image"], example["region"]
     count = rng.choice(list(_COUNTS), p=list(_COUNTS.values()))

@@ -26,6 +26,7 @@ from wsdl_jax.methods.registry import (
     map_size,
     names,
     pools,
+    targets,
 )
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "network_arguments",
     "network_input",
     "pools",
+    "targets",
 ]

@@ -49,8 +49,9 @@ class Method:
         None: one device) and random streams.
       loss: (network, batch) → scalar loss and its parts. A batch has `image` [B, H, W, 3] float32
         in [-1, 1], see `network_input`; `label` [B]; under full supervision `mask` [B, h, w], 1 =
-        manipulated; where `train.splice` is set `spliced` [B, h, w], the share of each location
-        that is fake, in [0, 1]; and optionally `weight` [B], 0 for padding.
+        manipulated; where `train.splice` or `train.self_blend` is set `spliced` [B, h, w], the
+        share of each location that is fake, in [0, 1], or NaN in images of which it is not known,
+        which are the fakes of setup b; and optionally `weight` [B], 0 for padding.
       localize: (network, images) → Localization, for a network in evaluation mode.
       features: (network, images) → [B, h, w, …], whose locations are those of the map that `loss`
         trains. None: they are those of the mask or of the map logits that the network returns.
@@ -72,6 +73,7 @@ class Definition:
       locations: the values of `loss.location` that the method has: which locations of a map its
         weak objective trains.
       learns_spliced: whether its loss reads `spliced`, where only a region of some fakes is fake.
+      learns_partly_known: whether its loss reads `spliced` where that is known of some images only.
       map_scores: the supervisions, "weak" and "full", under which its score is pooled from its map
         as config.score says.
       logit_scores: the supervisions under which it has image logits, which are the score unless
@@ -91,6 +93,7 @@ class Definition:
     setups: tuple[str, ...] = SETUPS
     locations: tuple[str, ...] = ("every",)
     learns_spliced: bool = False
+    learns_partly_known: bool = False
     map_scores: tuple[str, ...] = ()
     logit_scores: tuple[str, ...] = ()
     explains: bool = False

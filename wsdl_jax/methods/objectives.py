@@ -5,6 +5,7 @@ so that an optional `weight` [B] of zeros and ones leaves padding out exactly. B
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -215,6 +216,37 @@ def map_spliced(
     real, fake = jnp.moveaxis(jax.nn.log_softmax(map_logits), -1, 0)
     per_location = -(fake_weight * shares * fake + (1 - shares) * real)
     return _mean(per_location.mean((1, 2)), weight)
+
+
+def patches_partly_known(
+    map_logits: Float[Array, "b h w 2"],
+    labels: Int[Array, " b"],
+    shares: Float[Array, "b h w"],
+    weight: Float[Array, " b"] | None = None,
+    *,
+    unknown: Callable[[Array, Array, Array], Scalar],
+) -> Scalar:
+    """Returns the mean loss of images of which some are known to be fake in a given region.
+
+    Of real images, and of those that were made from them, every location is known, and their loss
+    is `map_spliced`; of partial fakes only the label is.
+
+    Args:
+      map_logits: class scores of every location, [real, fake].
+      labels: of the images.
+      shares: in [0, 1]; NaN in images of which they are not known.
+      weight: of the images, 0 or 1.
+      unknown: the objective of those others, (map logits, labels, weight) → a mean over images.
+    """
+    is_known = ~jnp.isnan(shares).any((1, 2))
+    weight = jnp.ones(labels.shape, map_logits.dtype) if weight is None else weight
+    located, pooled = weight * is_known, weight * ~is_known
+    shares = jnp.where(is_known[:, None, None], shares, 0)
+    # Both objectives are means over their images, and 0 where there are none.
+    return (
+        located.sum() * map_spliced(map_logits, shares, located)
+        + pooled.sum() * unknown(map_logits, labels, pooled)
+    ) / jnp.maximum(weight.sum(), 1)
 
 
 def explanation_spliced(

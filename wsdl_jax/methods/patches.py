@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import ml_collections
 from flax import nnx
@@ -9,8 +10,10 @@ from jaxtyping import Array
 
 from wsdl_jax.methods import objectives
 from wsdl_jax.methods.method import (
+    Batch,
     Definition,
     Method,
+    Metrics,
     check_xception,
     from_map_logits,
     map_loss,
@@ -39,13 +42,27 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
         balanced = functools.partial(objectives.map_spliced, fake_weight=config.loss.fake_weight)
         loss = map_loss(balanced, "spliced")
     else:
-        loss = map_loss(_BY_LOCATION[config.loss.location](config.loss), "label")
+        by_label = _BY_LOCATION[config.loss.location](config.loss)
+        loss = map_loss(by_label, "label")
+        if config.train.self_blend:
+            loss = _partly_known(by_label)
     kwargs = {"depth": config.model.depth, **network_arguments(config)}
     return Method(
         network=lambda axis_name, rngs: Patches(axis_name=axis_name, rngs=rngs, **kwargs),
         loss=loss,
         localize=functools.partial(from_map_logits, pool=Pooling.of(config.score)),
     )
+
+
+def _partly_known(by_label: Callable[..., Array]) -> Callable[[Any, Batch], tuple[Array, Metrics]]:
+    """Returns the loss of batches in which the region of partial fakes alone is not known."""
+
+    def loss(model: Any, batch: Batch) -> tuple[Array, Metrics]:
+        map_logits = model(batch["image"]).map_logits
+        targets = batch["label"], batch["spliced"], batch.get("weight")
+        return objectives.patches_partly_known(map_logits, *targets, unknown=by_label), {}
+
+    return loss
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -72,6 +89,7 @@ METHOD = Definition(
     bind=_bind,
     locations=tuple(_BY_LOCATION),
     learns_spliced=True,
+    learns_partly_known=True,
     map_scores=("weak", "full"),
     check=_check,
     layouts=(

@@ -80,8 +80,21 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.train.splice = {config.train.splice}: only for {', '.join(learning)}"
         )
+    if config.train.self_blend and config.setup == "b" and not definition.learns_partly_known:
+        learning = [name for name, other in _METHODS.items() if other.learns_partly_known]
+        raise ConfigError(
+            f"config.train.self_blend = {config.train.self_blend} in setup b: only for "
+            f"{', '.join(learning)}"
+        )
     if definition.check is not None:
         definition.check(config)
+
+
+def targets(config: ml_collections.ConfigDict) -> str | None:
+    """Returns which targets of locations a config's batches have: "mask", "spliced" or None."""
+    if config.supervision == "full":
+        return "mask"
+    return "spliced" if config.train.splice or config.train.self_blend else None
 
 
 def pools(config: ml_collections.ConfigDict) -> bool:

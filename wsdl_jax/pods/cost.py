@@ -156,10 +156,9 @@ def lower(
     config = configuration.for_devices(config, devices)
     for name in ("label", "place"):
         inputs[name] = jax.ShapeDtypeStruct((images,), jnp.int32)
-    if config.supervision == "full" or config.train.splice:
-        targets = (images, *[methods.map_size(config)] * 2)
-        name, kind = ("spliced", jnp.float32) if config.train.splice else ("mask", jnp.int32)
-        inputs[name] = jax.ShapeDtypeStruct(targets, kind)
+    if name := methods.targets(config):
+        shape = (images, *[methods.map_size(config)] * 2)
+        inputs[name] = jax.ShapeDtypeStruct(shape, jnp.int32 if name == "mask" else jnp.float32)
     optimizer = runs.make_optimizer(config.train)
     train_step = make_train_step(method, model, optimizer, config.seed, config.train.microbatches)
     mapped = parallel.map(train_step, donate=True)

@@ -77,9 +77,10 @@ def _train(
     method = methods.from_config(config)
     model = methods.build(config, AXIS)
     augmentation = inputs.Augmentation.of(config.augment)
-    has_targets = config.supervision == "full" or config.train.splice > 0
+    targets = methods.targets(config)
     reading = dataclasses.replace(
-        inputs.Reading.of(config.data, methods.map_size(config) if has_targets else None),
+        inputs.Reading.of(config.data, methods.map_size(config) if targets else None),
+        has_masks=targets == "mask",
         splice=config.train.splice,
         self_blend=config.train.self_blend,
         augment=None if augmentation.is_off else augmentation,
