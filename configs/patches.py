@@ -43,6 +43,11 @@ def _laptop(config, source):
         config.train.splice = 0.7
     config.train.schedule = "cosine"  # a short run has to settle
     config.eval.batch = 50
+    if source.is_small and config.setup == "b":
+        config.loss.location = "topk"
+        config.train.self_blend = 0.5
+        config.train.epochs = 24
+        config.train.learning_rate = 3e-3
 
 
 def _spliced(config, is_long):
