@@ -30,6 +30,8 @@ def get_config(arg: str | None = None):
     configuration.vary(config, variant)
     if configuration.is_small(variant) and config.train.splice:
         _spliced(config, is_long=variant["recipe"] == "long")
+        if variant["augment"] == "robust":
+            _robust(config)
     return config
 
 
@@ -54,6 +56,11 @@ def _spliced(config, is_long):
     config.data.flip = True
     config.train.epochs = 40 if is_long else 10
     config.train.learning_rate = 3e-3
+
+
+def _robust(config):
+    config.train.self_blend = 0.4  # easier to see than reconstructions, once all is compressed
+    config.train.epochs = max(config.train.epochs, 30)
 
 
 def _paper_weak(config):
