@@ -154,6 +154,33 @@ def test_what_is_spliced(method):
         share("setup=c,splice=0.5")
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("source", ["image_folder/mine", "celebahq"])
+def test_small_networks_for_other_data(method, source):
+    """recipe=small differs from the portraits' recipes in the data alone."""
+    for setup, splice in (("a", 0.7), ("a", 0), ("c", 0)):
+        variant = f"setup={setup},splice={splice}" if setup == "a" else f"setup={setup}"
+        here = GET_CONFIG[method](f"{variant},recipe=small,source={source}")
+        configuration.validate(here)
+        changed = configuration.differences(GET_CONFIG[method](variant), here)
+        subsets = ("real", "fake", "test_real", "test_fake", "spliced_fake")
+        assert {line.partition(": ")[0] for line in changed} <= {f"data.{name}" for name in subsets}
+        assert "recipe=small" in here.variant
+    assert GET_CONFIG[method](f"recipe=small,source={source}").train.splice == 0  # not asked for
+    same = GET_CONFIG[method]("recipe=small")
+    assert not configuration.differences(same, GET_CONFIG[method]())
+
+
+def test_a_robust_recipe():
+    config = GET_CONFIG["patches"]
+    robust, usual = config("augment=robust"), config("")
+    assert robust.train.self_blend == 0.4 and usual.train.self_blend == 0
+    assert robust.train.epochs > usual.train.epochs and robust.eval.perturbed
+    long = config("augment=robust,recipe=long")
+    assert long.train.epochs == config("recipe=long").train.epochs
+    assert config("augment=robust,splice=0").train.epochs == config("splice=0").train.epochs
+
+
 def test_where_images_are_self_blended():
     for variant in ("", "setup=b", "setup=c", "source=celebahq,splice=0.5"):
         config = GET_CONFIG["patches"](variant)
