@@ -23,7 +23,7 @@ def example(height: int, width: int, label: int, region: np.ndarray) -> dict[str
     dtype=st.sampled_from([np.uint8, np.float32]),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_region_is_changed_and_counts_as_manipulated(height, width, dtype, seed):
     given_one = example(height, width, REAL, np.zeros((height, width), dtype))
     before = given_one["image"].copy()
@@ -57,7 +57,7 @@ def test_what_was_manipulated_stays_so(dtype):
 
 def test_every_way_changes_most_of_a_region():
     changed = []
-    for seed in range(200):
+    for seed in range(80):
         given_one = example(48, 48, REAL, np.zeros((48, 48), np.float32))
         made = self_blend(given_one, 1.0, np.random.default_rng(seed))
         is_changed = (made["image"] != given_one["image"]).any(-1)[made["region"] > 0.9]

@@ -79,11 +79,11 @@ def test_verdict(trained, network):
 def test_threshold_of_a_run(trained, tmp_path):
     run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
     *_, step, checksum = runs.load(run)
-    verdict.save(run, (step, checksum), {}, [0.1 * n for n in range(10)])
+    verdict.save(run, (step, checksum), {}, {"clean": [0.1 * n for n in range(10)]})
     for rate, threshold in ((0.0, 0.9), (0.05, 0.9), (0.1, 0.8), (0.59, 0.4)):
         found = Localizer.load(run, false_positive_rate=rate).threshold
         assert found == pytest.approx(threshold)
-    verdict.save(run, (step, checksum + 1), {}, [0.5])  # of a network that was replaced
+    verdict.save(run, (step, checksum + 1), {}, {"clean": [0.5]})  # of a network that was replaced
     assert Localizer.load(run).threshold is None
 
 

@@ -65,7 +65,7 @@ def test_a_directory_of_another_config_is_not_taken_for_the_run(tmp_path):
     again, _ = two(["data.dir=/elsewhere"], workdir)
     assert again.is_done()
     other, _ = two(["train.learning_rate=0.5"], workdir)
-    with pytest.raises(UserError, match=r"learning_rate: 0.001 → 0.5"):
+    with pytest.raises(UserError, match=r"learning_rate: 0.003 → 0.5"):
         other.is_done()
 
 
