@@ -45,6 +45,7 @@ def test_a_run_learns_and_says_so(part, trained_forgers):
     assert max(jax.tree.leaves(moved)) > 1e-4
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(small_config, tmp_path):
     overrides = {"train.steps_per_epoch": 40, "train.epochs": 1, "train.learning_rate": 3e-3}
     training.train(small_config("autoencoder", **overrides), epath.Path(tmp_path) / "run")

@@ -103,6 +103,7 @@ def rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_a_fourth_method(place: Path, data_dir: Path, dolos_folder: Path):
     photographs = dolos_folder / "celebahq/real/test"
 
