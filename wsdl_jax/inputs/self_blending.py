@@ -14,9 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from wsdl_jax.inputs import perturbations
+from wsdl_jax.inputs import perturbations, splicing
 from wsdl_jax.inputs.examples import FAKE
-from wsdl_jax.inputs.splicing import opacity_of_region
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -47,12 +46,11 @@ def self_blend(example: dict[str, Any], share: float, rng: np.random.Generator) 
     changed = image
     for way in rng.permutation(len(_WAYS))[:count]:
         changed = _WAYS[way](changed, rng)
-    opacity = opacity_of_region(*image.shape[:2], rng)
-    mixed = image + opacity[..., None] * (changed.astype(np.float32) - image)
+    mixed, opacity = splicing.laid_in(image, changed, rng)
     manipulated = opacity if region.dtype == np.float32 else (opacity > 0.5).astype(region.dtype)
     return {
         **example,
-        "image": mixed.round().astype(np.uint8),
+        "image": mixed,
         "label": np.int32(FAKE),
         "region": np.maximum(region, manipulated),
     }

@@ -54,13 +54,30 @@ def splice(
     image, patch = _of_one_size(image, partner(other, rng)["image"], rng)
     if other != label:  # the fake is the region, the real image is what surrounds it
         image, patch = patch, image
-    opacity = opacity_of_region(*image.shape[:2], rng)
-    mixed = image + opacity[..., None] * (patch.astype(np.float32) - image)
+    mixed, opacity = laid_in(image, patch, rng)
     region = opacity if other != label else np.full_like(opacity, label)
-    return {**example, "image": mixed.round().astype(np.uint8), "region": region}
+    return {**example, "image": mixed, "region": region}
 
 
-def opacity_of_region(
+def laid_in(
+    image: UInt8[np.ndarray, "h w 3"], patch: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "h w"]]:
+    """Draws a region with a hard or a soft seam, and lays that part of a patch into an image.
+
+    Args:
+      image: what stays around the region.
+      patch: of the same size.
+      rng: from which alone the region follows.
+
+    Returns:
+      The mixed image, and the patch's share of each pixel: 1 inside the region, 0 outside.
+    """
+    opacity = _opacity(*image.shape[:2], rng)
+    mixed = image + opacity[..., None] * (patch.astype(np.float32) - image)
+    return mixed.round().astype(np.uint8), opacity
+
+
+def _opacity(
     height: int, width: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, "{height} {width}"]:
     """Draws a region with a hard or a soft seam: 1 inside, 0 outside."""

@@ -43,9 +43,7 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
         loss = map_loss(balanced, "spliced")
     else:
         by_label = _BY_LOCATION[config.loss.location](config.loss)
-        loss = map_loss(by_label, "label")
-        if config.train.self_blend:
-            loss = _partly_known(by_label)
+        loss = _partly_known(by_label) if config.train.self_blend else map_loss(by_label, "label")
     kwargs = {"depth": config.model.depth, **network_arguments(config)}
     return Method(
         network=lambda axis_name, rngs: Patches(axis_name=axis_name, rngs=rngs, **kwargs),
