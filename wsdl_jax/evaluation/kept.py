@@ -57,6 +57,8 @@ def load(
         return None
     try:
         stored = read_json(path)
+        if not isinstance(stored, Mapping):
+            raise TypeError("it holds no JSON object")
         found = parse(stored)
         same = (stored["checkpoint"], stored["weights"]) == network
         return found if same and (data is None or stored[key] == dict(data)) else None
