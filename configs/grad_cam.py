@@ -4,7 +4,7 @@
     python -m wsdl_jax.main --config configs/grad_cam.py:setup=b,source=celebahq \\
         --config.init.path=legacy_xception.tf_in1k.safetensors
 
-Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME, generator=…,
+Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME|manifest/NAME, generator=…,
 leave_out=… (see `configuration.set_data`), splice=0…1, augment=none|light|robust,
 recipe=usual|long (of spliced portraits)|small (the portraits' networks, for other data).
 

@@ -2,7 +2,8 @@
 
     python -m wsdl_data.build portraits
     python -m wsdl_data.build dolos --config celebahq_real --manual_dir DIR
-    python -m wsdl_data.build image_folder/NAME --images SOURCE --masks white
+    python -m wsdl_data.build image_folder/NAME --images SOURCE --manipulated white
+    python -m wsdl_data.build manifest/NAME --images FILE.csv --manipulated white
 
 A split is complete or absent: it is built in a temporary folder, from which it is moved at the end.
 The splits of portraits are built one by one where not all are needed:
@@ -31,6 +32,9 @@ from etils import epath
 from tqdm import tqdm
 
 from wsdl_data import provenance
+from wsdl_data.own.groups import Grouping
+from wsdl_data.own.items import KINDS
+from wsdl_data.own.masks import Manipulated
 from wsdl_data.provenance import Origin
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
@@ -38,10 +42,11 @@ from wsdl_jax.runtime.errors import UserError
 _MODULES = {
     "dolos": "wsdl_data.dolos.dolos_dataset_builder",
     "image_folder": "wsdl_data.image_folder.image_folder_dataset_builder",
+    "manifest": "wsdl_data.manifest.manifest_dataset_builder",
     "portraits": "wsdl_data.portraits.portraits_dataset_builder",
 }
-_OWN = "image_folder"  # the dataset of a user's own images, whose configs are the user's to name
-_KINDS = ("real", "fake")  # its subsets
+# The datasets of a user's own images, whose configs are the user's to name.
+_OWN = ("image_folder", "manifest")
 _SPLITS = ("train", "valid", "test")
 _DESCRIPTION = "dataset_info.json"  # TFDS's, in the folder of a subset
 
@@ -131,9 +136,9 @@ def missing_splits(
 def command(builder: tfds.core.DatasetBuilder, split: str | None = None) -> str:
     """Returns the command that a user types to build a subset, or one split of it."""
     name = builder.builder_config_name
-    if builder.name == _OWN:
-        own = name.rpartition("_")[0]
-        return f"python -m wsdl_data.build {_OWN}/{own} --images SOURCE --masks white|black|none"
+    if builder.name in _OWN:
+        own = f"{builder.name}/{name.rpartition('_')[0]}"
+        return f"python -m wsdl_data.build {own} --images SOURCE --manipulated white|black|none"
     only = f" --split {split}" if split in provenance.split_sizes(builder) else ""
     return f"python -m wsdl_data.build {builder.name} --config {name}{only}"
 
@@ -172,7 +177,7 @@ def _prepared_here(
     try:
         if not has_any(builder, splits) or is_prepared(builder, splits):
             return False
-        own = builder.name == _OWN
+        own = builder.name in _OWN
         if own and not builder.builder_config.splits and not builder.data_path.exists():
             raise BuildError(f"not prepared in {builder.data_dir}: run {command(builder)}")
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -377,29 +382,32 @@ def _line(error: BaseException) -> str:
 
 
 def own_folder(name: str, data_dir: str | None) -> Path:
-    """Returns the folder of `image_folder/NAME`, beside which those of its kinds are built."""
-    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    return root / _OWN / name
+    """Returns the folder of a user's dataset, beside which those of its kinds are built.
+
+    name: of the dataset, "image_folder/NAME" or "manifest/NAME".
+    """
+    return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name
 
 
 def own_prepared(name: str, origins: Mapping[str, Origin], data_dir: str | None) -> list[str]:
-    """Returns the subsets of `image_folder/NAME` that are prepared.
+    """Returns the subsets of a user's dataset that are prepared.
 
     Args:
-        name: NAME.
+        name: of the dataset, "image_folder/NAME" or "manifest/NAME".
         origins: how its subsets are to be made, by kind, "real" and "fake".
         data_dir: as of `make_builder`.
 
     Raises:
         BuildError: a subset is there and made otherwise, or the name is not allowed.
     """
+    dataset, _, own = name.partition("/")
     try:
-        builder_class(_OWN).check_name(name)
+        builder_class(dataset).check_name(own)
     except ValueError as error:
-        raise BuildError(f"{_OWN}/{name}: {error}") from error
+        raise BuildError(f"{name}: {error}") from error
     prepared = []
-    for kind in _KINDS:
-        subset = f"{_OWN}/{name}_{kind}"
+    for kind in KINDS:
+        subset = f"{name}_{kind}"
         there = make_builder(subset, data_dir)
         if not is_prepared(there):
             continue
@@ -411,7 +419,7 @@ def own_prepared(name: str, origins: Mapping[str, Origin], data_dir: str | None)
         if other:
             source = present["recorded"].get("source", "another source")
             raise BuildError(
-                f"{_OWN}/{name}: is there already, made of {source} otherwise ({'; '.join(other)});"
+                f"{name}: is there already, made of {source} otherwise ({'; '.join(other)});"
                 f" choose another name, or delete {own_folder(name, data_dir)}_real and _fake there"
             )
         prepared.append(subset)
@@ -423,34 +431,39 @@ def own_builders(
     source: str,
     masks: str | None,
     data_dir: str | None,
-    made_by: Origin | None = None,
+    group: str | None = None,
+    **options: Any,
 ) -> dict[str, tfds.core.DatasetBuilder]:
-    """Returns the builders of a user's dataset, `image_folder/NAME`, by the names of its subsets.
+    """Returns the builders of a user's dataset, by the names of its subsets.
 
     Args:
-        name: NAME.
-        source: a folder or a JSON list, see data/image_folder/README.md.
-        masks: "white" or "black", what is manipulated in the masks; "none" to leave them out.
+        name: of the dataset, "image_folder/NAME" or "manifest/NAME".
+        source: what it is made of, see data/image_folder/README.md and data/manifest/README.md.
+        masks: what is manipulated in the masks, see `own.masks.Manipulated`; "none" to leave them
+            out.
         data_dir: as of `make_builder`.
-        made_by: how the source was made, where it was made for this.
+        group: a regular expression, see `own.groups.Grouping`.
+        options: what else `configs_of` of the dataset's builder takes.
 
     Raises:
         BuildError: the source is not in order, or the name is that of a dataset made otherwise,
             files with other contents included.
     """
+    dataset, _, own = name.partition("/")
     try:
-        configs = builder_class(_OWN).configs_of(name, Path(source), masks, made_by)
-        subsets = {f"{_OWN}/{config.name}": config for config in configs}
+        grouping = Grouping(group)
+        configs = builder_class(dataset).configs_of(own, Path(source), masks, grouping, **options)
+        subsets = {f"{dataset}/{config.name}": config for config in configs}
         builders = {subset: make_builder(subset, data_dir, subsets[subset]) for subset in subsets}
         # Hashing every file takes time: only to be compared.
-        there = any(is_prepared(make_builder(f"{_OWN}/{name}_{kind}", data_dir)) for kind in _KINDS)
+        there = any(is_prepared(make_builder(f"{name}_{kind}", data_dir)) for kind in KINDS)
         origins = {
             config.kind: config.made_by or config.origin(config.contents())
             for config in configs
             if there
         }
     except (ValueError, OSError) as error:
-        raise BuildError(f"{_OWN}/{name}: {_line(error)}") from error
+        raise BuildError(f"{name}: {_line(error)}") from error
     if there:
         own_prepared(name, origins, data_dir)
     return builders
@@ -479,13 +492,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data_dir", metavar="DIR", help="where to write (default: ~/tensorflow_datasets)"
     )
-    parser.add_argument(
-        "--images", metavar="SOURCE", help="image_folder/NAME: a folder or JSON list of your own"
+    own_images = parser.add_argument_group(f"images of your own, {' and '.join(_OWN)}/NAME")
+    own_images.add_argument(
+        "--images",
+        metavar="SOURCE",
+        help="image_folder/NAME: a folder or a JSON list; manifest/NAME: a file that ends in .csv,"
+        " .jsonl or .parquet, or a folder of Parquet files",
     )
-    parser.add_argument(
-        "--masks",
-        choices=("white", "black", "none"),
-        help="image_folder/NAME: what is manipulated in the masks; none: leave them out",
+    own_images.add_argument(
+        *("--manipulated", "--masks"),
+        dest="masks",
+        type=_manipulated,
+        metavar="white|black|above:N|none",
+        help="what is manipulated in the masks, above:N: values above N; none: leave masks out",
+    )
+    own_images.add_argument(
+        "--group",
+        metavar="REGEX",
+        help="images in whose paths it finds the same stay in one split, such as '^[^_]+'; its"
+        " first parentheses, or all of it. By default those with the same name, without folders"
+        " and ending",
+    )
+    own_images.add_argument(
+        "--root",
+        metavar="DIR",
+        help="manifest/NAME: the folder that its paths are relative to (default: the manifest's)",
     )
     parser.add_argument("--list", action="store_true", help="list datasets and configs, then stop")
     arguments = parser.parse_args(argv)
@@ -495,13 +526,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not arguments.names:
         parser.error(f"name a dataset: {', '.join(_MODULES)}")
-    own = any(name.partition("/")[0] == _OWN for name in arguments.names)
+    datasets = {name.partition("/")[0] for name in arguments.names}
+    own = not datasets.isdisjoint(_OWN)
+    names_own = " and ".join(f"{dataset}/NAME" for dataset in _OWN)
     if own and (len(arguments.names) > 1 or not arguments.images):
-        parser.error(f"{_OWN}/NAME goes alone, with --images SOURCE and --masks")
+        parser.error(f"{names_own} go alone, with --images SOURCE and --manipulated")
     if own and (arguments.config or arguments.manual_dir):
-        parser.error(f"{_OWN}/NAME goes without --config and --manual_dir")
-    if not own and (arguments.images or arguments.masks):
-        parser.error(f"--images and --masks go with {_OWN}/NAME")
+        parser.error(f"{names_own} go without --config and --manual_dir")
+    if not own and (arguments.images or arguments.masks or arguments.group):
+        parser.error(f"--images, --manipulated and --group go with {names_own}")
+    if arguments.root and datasets != {"manifest"}:
+        parser.error("--root goes with manifest/NAME")
     try:
         names = [] if own else _expand(arguments.names, arguments.config)
     except ValueError as error:
@@ -514,8 +549,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments.names[0]
     try:
         if own:
-            own_name = name.partition("/")[2]
-            builders = own_builders(own_name, arguments.images, arguments.masks, data_dir)
+            root = {"root": Path(arguments.root)} if arguments.root else {}
+            chosen = arguments.images, arguments.masks, data_dir, arguments.group
+            builders = own_builders(name, *chosen, **root)
         else:
             builders = {name: make_builder(name, data_dir) for name in names}
         already = {name for name, builder in builders.items() if is_prepared(builder, splits)}
@@ -529,8 +565,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             prepare(builder, arguments.manual_dir, splits)
             sizes = ", ".join(f"{s.num_examples} {k}" for k, s in builder.info.splits.items())
+            groups = provenance.of(builder)["recorded"].get("groups")
+            of = "" if groups is None else f" of {groups} groups"
             seen = " already" if name in already else ""
-            print(f"{name}: {sizes} images{seen} in {builder.data_dir}")
+            print(f"{name}: {sizes} images{of}{seen} in {builder.data_dir}")
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -540,11 +578,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _manipulated(text: str) -> str:
+    """Returns a value of --manipulated. Raises ArgumentTypeError for one that is not valid."""
+    try:
+        return text if text == "none" else Manipulated(text).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _own_subsets(data_dir: str | None) -> list[str]:
     """Returns the prepared subsets of a user's datasets."""
-    root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / _OWN
-    folders = sorted(root.iterdir()) if root.is_dir() else []
-    names = [f"{_OWN}/{folder.name}" for folder in folders if not folder.name.startswith(".")]
+    names = []
+    for dataset in _OWN:
+        root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / dataset
+        folders = sorted(root.iterdir()) if root.is_dir() else []
+        names += [f"{dataset}/{found.name}" for found in folders if not found.name.startswith(".")]
     return [name for name in names if is_prepared(make_builder(name, data_dir))]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.variants import Variant
 
-OWN = "image_folder/"  # and the name of a dataset of one's own: a source, too
+OWN = ("image_folder/", "manifest/")  # and the name of a dataset of one's own: a source, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class OwnSource:
     """A dataset of one's own: one set of real and one of fake images, in every setup.
 
     Attributes:
-      name: "image_folder/NAME".
+      name: "image_folder/NAME" or "manifest/NAME".
     """
 
     name: str
@@ -210,7 +210,7 @@ def names() -> tuple[str, ...]:
 
 
 def source(name: str) -> Source | OwnSource:
-    """Returns a source of the catalogue, or a dataset of one's own, image_folder/NAME.
+    """Returns a source of the catalogue, or a dataset of one's own.
 
     Raises ConfigError for any other name.
     """
@@ -218,7 +218,8 @@ def source(name: str) -> Source | OwnSource:
         return _SOURCES[name]
     if name.startswith(OWN):
         return OwnSource(name)
-    raise ConfigError(f"source={name}: choose from {', '.join([*_SOURCES, f'{OWN}NAME'])}")
+    own = [f"{prefix}NAME" for prefix in OWN]
+    raise ConfigError(f"source={name}: choose from {', '.join([*_SOURCES, *own])}")
 
 
 def compared_sources() -> tuple[str, ...]:
@@ -232,7 +233,7 @@ def variants() -> tuple[Variant, ...]:
     generators = {g for s in sources for kind in (s.full, s.partial) for g in kind}
     compared = {generator for source in sources for generator in source.compared}
     return (
-        Variant("source", names(), "portraits", prefix=OWN),
+        Variant("source", names(), "portraits", prefixes=OWN),
         Variant("generator", tuple(sorted(generators))),
         Variant("leave_out", tuple(sorted(compared))),
     )

@@ -114,8 +114,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
       ValueError: grey values are beyond these ranges, or the mode cannot be converted.
     """
-    if not is_upright(image):
-        image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode in _GREY_16 or image.mode == "F":
         return _grey(image).convert("RGB")
     if image.has_transparency_data:
@@ -126,6 +125,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode not in _OPAQUE:
         raise _RefusedError(f"pixels of mode {image.mode}, which are not converted to RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Returns an image turned as its EXIF orientation says."""
+    return image if is_upright(image) else ImageOps.exif_transpose(image)
 
 
 def is_upright(image: Image.Image) -> bool:

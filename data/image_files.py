@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,12 +24,46 @@ _NOT_IMAGES = {"thumbs.db", "desktop.ini"}
 _Item = TypeVar("_Item")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedded:
+    """A file that lies in another one, to be read as a `Path` is.
+
+    Attributes:
+        name: of the file, as messages have it.
+        content: its bytes.
+        within: the other file.
+    """
+
+    name: str
+    content: bytes = dataclasses.field(repr=False)
+    within: Path
+
+    @property
+    def suffix(self) -> str:
+        """Returns the ending of its name, with the dot; empty where it has none."""
+        return Path(self.name).suffix
+
+    def read_bytes(self) -> bytes:
+        """Returns its bytes."""
+        return self.content
+
+    def stat(self) -> os.stat_result:
+        """Returns what the system says of the file that it lies in. Raises OSError."""
+        return self.within.stat()
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.within}"
+
+
+File = Path | Embedded
+
+
 def is_left_by_a_system(path: Path) -> bool:
     """Returns whether a file or folder is hidden or left by a file manager, and so no image."""
     return path.name.startswith(".") or path.name.lower() in _NOT_IMAGES
 
 
-def read_rgb(path: Path) -> tuple[bytes, Image.Image]:
+def read_rgb(path: File) -> tuple[bytes, Image.Image]:
     """Reads and checks an image.
 
     Returns:
@@ -57,14 +93,14 @@ def read_pixels(path: Path) -> Image.Image:
         return decoding.decode(path)
 
 
-def read_mask(path: Path) -> Image.Image:
+def read_mask(path: File) -> Image.Image:
     """Returns the pixels of a mask as 8-bit RGB.
 
     Raises as `read_rgb` does, and ValueError for a mask that is transparent in parts: laid over one
     colour or another it would say that all or nothing is manipulated.
     """
     with _named(path):
-        mask = decoding.load(path)
+        mask = decoding.load(path.read_bytes())
         if (
             mask.has_transparency_data
             and mask.convert("RGBA").getchannel("A").getextrema()[0] < 255
@@ -73,7 +109,7 @@ def read_mask(path: Path) -> Image.Image:
         return decoding.to_rgb(mask)
 
 
-def read_pair(path: Path, mask: Path | None) -> tuple[bytes, Image.Image | None]:
+def read_pair(path: File, mask: File | None) -> tuple[bytes, Image.Image | None]:
     """Reads and checks an image and its mask.
 
     Returns:
@@ -86,12 +122,16 @@ def read_pair(path: Path, mask: Path | None) -> tuple[bytes, Image.Image | None]
     if mask is None:
         return encoded, None
     pixels = read_mask(mask)
-    if pixels.size != image.size:
-        raise ValueError(
-            f"{mask}: the mask is {pixels.width}x{pixels.height},"
-            f" its image {image.width}x{image.height}"
-        )
+    check_size(mask, pixels.size, image.size)
     return encoded, pixels
+
+
+def check_size(mask: File, size: tuple[int, int], of_image: tuple[int, int]) -> None:
+    """Raises ValueError, naming it, for a mask of another width or height than its image's."""
+    if size != of_image:
+        raise ValueError(
+            f"{mask}: the mask is {size[0]}x{size[1]}, its image {of_image[0]}x{of_image[1]}"
+        )
 
 
 # What brings an image that was turned by its EXIF orientation back to how it is stored, and again.
@@ -187,7 +227,7 @@ def shards(items: Sequence[_Item], files: Callable[[_Item], Iterable[Path]]) -> 
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: File) -> Iterator[None]:
     """Puts the file's name before the reason for which it is refused."""
     try:
         yield

@@ -219,7 +219,7 @@ HELP = {  # of each command: what it has to tell of
     "wsdl_jax.diffusion.forger": ("--run", "--out", "runs/forger/pixel"),
     "wsdl_jax.diffusion.quality": ("--forger", "--steps", "--out", "sheet.png"),
     "wsdl_data.portraits.contact_sheet": ("PNG",),
-    "wsdl_data.build": ("--manual_dir", "--images", "--masks", "build image_folder/NAME"),
+    "wsdl_data.build": ("--manual_dir", "--images", "--manipulated", "build image_folder/NAME"),
 }
 
 

@@ -5,46 +5,39 @@ A source is a folder or a JSON list, in one of the layouts of README.md.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from wsdl_data import image_files
+from wsdl_data.own.groups import Grouping
+from wsdl_data.own.items import KINDS, SHARES, Item, none_in, split_of
 
-KINDS = ("real", "fake")
-# Shares of the images in each split, where the source has none of its own.
-SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
 # Folders by what they hold, in lower case: the plain names, and those of CASIA.
 _FOLDERS = {"real": ("real", "au"), "fake": ("fake", "tp"), "masks": ("masks", "gt")}
 _SPLITS = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
 _ENDINGS = ("", "_gt", "_mask")  # of a mask's name, after its image's
 
 
-class Item(NamedTuple):
-    """An image file, the file of its mask where it has one, and the name that the image keeps."""
-
-    image: Path
-    mask: Path | None
-    key: str
-
-
-def read(source: Path, *, masks: bool | None) -> dict[str, dict[str, list[Item]]]:
+def read(
+    source: Path, *, masks: bool | None, grouping: Grouping
+) -> dict[str, dict[str, list[Item]]]:
     """Lists the real and the fake images of a source, by split, in the order of their names.
 
     Args:
         source: a folder or a JSON file.
         masks: whether the fake images are to have masks; None if that was left open, which is
             refused where there are any.
+        grouping: which images stay in one split.
 
     Returns:
         kind → split → images, without kinds and splits that have none.
 
     Raises:
         OSError: a file or a folder is missing, or cannot be read.
-        ValueError: the source has none of the layouts, or masks and images do not fit together.
+        ValueError: the source has none of the layouts, masks and images do not fit together, or
+            a group that was asked for is in two splits.
     """
     if not (source.is_file() or source.is_dir()):
         raise FileNotFoundError(f"{source}: neither a folder nor a JSON file")
@@ -55,13 +48,21 @@ def read(source: Path, *, masks: bool | None) -> dict[str, dict[str, list[Item]]
             if split is not None and items[kind]:
                 listing[kind][split] = items[kind]
             elif items[kind]:
-                listing[kind] = _by_hash(items[kind], place, kind)
+                listing[kind] = _by_hash(items[kind], place, kind, grouping)
     listing = {kind: splits for kind, splits in listing.items() if splits}
+    if grouping.is_given:
+        placed = [pair for splits in listing.values() for pair in splits.items()]
+        _check_groups([(split, item) for split, items in placed for item in items], grouping)
     if not listing:
         raise ValueError(f"{source}: no images in it")
     if masks and "fake" not in listing:
-        raise ValueError(f"{source}: no fake images that could have masks; leave out --masks")
+        raise ValueError(f"{source}: no fake images that could have masks; leave out --manipulated")
     return listing
+
+
+def has_splits(source: Path) -> bool:
+    """Returns whether a source says itself in which split its images are. Raises as `read`."""
+    return None not in _places(source)
 
 
 def images_of(folder: Path) -> dict[str, list[Item]]:
@@ -80,35 +81,32 @@ def images_of(folder: Path) -> dict[str, list[Item]]:
             raise ValueError(f"{place}: a folder of images is expected, not a list")
         items = [Item(place / name, None, _text(name)) for name in files(place)]
         if split is None:
-            return _by_hash(items, place, "given")
+            return _by_hash(items, place, "given", Grouping())
         listing[split] = items
     return listing
 
 
-def split_of(path: Path) -> str:
-    """Returns the split of an image, by a hash of its name without folders and ending.
-
-    Images of one name, such as a photograph and its forgery, are in one split, here and anywhere.
-    """
-    digest = hashlib.sha256(os.fsencode(path.stem)).digest()
-    share = int.from_bytes(digest[:8]) / 2**64
-    end = 0.0
-    for split, size in SHARES.items():
-        end += size
-        if share < end:
-            return split
-    return split  # the shares' sum may be a rounding below 1
-
-
-def _by_hash(items: Sequence[Item], place: Path, kind: str) -> dict[str, list[Item]]:
-    splits = {split: [item for item in items if split_of(item.image) == split] for split in SHARES}
+def _by_hash(
+    items: Sequence[Item], place: Path, kind: str, grouping: Grouping
+) -> dict[str, list[Item]]:
+    splits: dict[str, list[Item]] = {split: [] for split in SHARES}
+    for item in items:
+        splits[split_of(grouping.of(item.key))].append(item)
     for split, chosen in splits.items():
         if not chosen:
-            raise ValueError(
-                f"{place}: of {len(items)} {kind} images none falls to the {split} split by its"
-                " name; add images, or sort them into train/, valid/ and test/"
-            )
+            raise none_in(place, split, kind, len(items), has_groups=grouping.is_given)
     return splits
+
+
+def _check_groups(splits: Sequence[tuple[str, Item]], grouping: Grouping) -> None:
+    """Raises ValueError for a group that was asked for and is in two splits."""
+    homes: dict[str, tuple[str, Item]] = {}
+    for split, item in splits:
+        other, first = homes.setdefault(group := grouping.of(item.key), (split, item))
+        if other != split:
+            raise ValueError(
+                f"{item.image}: group {group} is in {split} and, with {first.image}, in {other}"
+            )
 
 
 def _places(source: Path) -> dict[str | None, Path]:
@@ -243,8 +241,8 @@ def _of_list(path: Path, masks: bool | None) -> dict[str, list[Item]]:
 
 def _open_question(where: Path) -> ValueError:
     return ValueError(
-        f"{where} has masks: say what is manipulated in them, --masks white or --masks black, or"
-        " leave them out, --masks none"
+        f"{where} has masks: say what is manipulated in them, --manipulated white, black or"
+        " above:N, or leave them out, --manipulated none"
     )
 
 

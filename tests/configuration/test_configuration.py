@@ -241,17 +241,18 @@ def test_a_recipe_of_augmentation(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("setup", SETUPS)
-def test_a_dataset_of_ones_own_is_a_source(method, setup):
-    config = GET_CONFIG[method](f"setup={setup},source=image_folder/mine")
+@pytest.mark.parametrize("name", ["image_folder/mine", "manifest/mine"])
+def test_a_dataset_of_ones_own_is_a_source(method, setup, name):
+    config = GET_CONFIG[method](f"setup={setup},source={name}")
     configuration.validate(config)
-    real, fake = "image_folder/mine_real", "image_folder/mine_fake"
+    real, fake = f"{name}_real", f"{name}_fake"
     assert data(config) == (() if setup == "c" else (real,), fake, real, fake)
     paper = GET_CONFIG[method](f"setup={setup},source=celebahq")
     assert config.train == paper.train and config.model == paper.model
     for other in ("generator=p2", "leave_out=ldm"):
-        with pytest.raises(ConfigError, match=f"{other} .*source=image_folder/mine"):
-            GET_CONFIG[method](f"setup={setup},source=image_folder/mine,{other}")
-    with pytest.raises(ConfigError, match=r"celebahq\|ffhq\|image_folder/NAME; "):
+        with pytest.raises(ConfigError, match=f"{other} .*source={name}"):
+            GET_CONFIG[method](f"setup={setup},source={name},{other}")
+    with pytest.raises(ConfigError, match=r"celebahq\|ffhq\|image_folder/NAME\|manifest/NAME; "):
         GET_CONFIG[method](f"setup={setup},source=mine")
 
 

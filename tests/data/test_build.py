@@ -154,17 +154,17 @@ def test_a_custom_config_makes_no_noise(
 @pytest.mark.parametrize(
     ("command", "choice"),
     [
-        (["faces"], "dolos, image_folder, portraits"),
+        (["faces"], "dolos, image_folder, manifest, portraits"),
         (["dolos", "--config", "ffhq_p4"], "ffhq_p2, celebahq_repaint_p2"),
         (["dolos/ffhq_ldm"], "celebahq_ldm, celebahq_lama"),
         (["dolos/ffhq_p2", "--config", "ffhq_p2"], "does not go with it"),
         (["portraits", "--config", "reel"], "real"),
-        ([], "dolos, image_folder, portraits"),
-        (["image_folder/mine"], "goes alone, with --images SOURCE and --masks"),
-        (["image_folder/a", "dolos", "--images", "x"], "goes alone, with --images"),
-        (["image_folder/a", "--config", "b", "--images", "x"], "goes without --config"),
-        (["dolos", "--masks", "white"], "go with image_folder/NAME"),
-        (["image_folder/a", "--images", "x", "--masks", "grey"], "choose from"),
+        ([], "dolos, image_folder, manifest, portraits"),
+        (["image_folder/mine"], "go alone, with --images SOURCE and --manipulated"),
+        (["image_folder/a", "dolos", "--images", "x"], "go alone, with --images"),
+        (["image_folder/a", "--config", "b", "--images", "x"], "go without --config"),
+        (["dolos", "--manipulated", "white"], "go with image_folder/NAME"),
+        (["image_folder/a", "--images", "x", "--manipulated", "grey"], "white, black or above:N"),
     ],
 )
 def test_usage_errors_list_the_choices(

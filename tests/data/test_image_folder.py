@@ -26,7 +26,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from wsdl_data import build, provenance
-from wsdl_data.image_folder import listing
+from wsdl_data.own import items
+from wsdl_data.own.groups import Grouping
 from wsdl_jax.evaluation import robustness
 from wsdl_jax.reporting.page import report
 
@@ -119,7 +120,7 @@ def prepared(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(name: str, source: Path, data_dir: Path, masks: str | None = None) -> int:
     """The build command's exit status."""
-    chosen = [] if masks is None else ["--masks", masks]
+    chosen = [] if masks is None else ["--manipulated", masks]
     where = ["--images", os.fspath(source), "--data_dir", os.fspath(data_dir)]
     return build.main([f"image_folder/{name}", *where, *chosen])
 
@@ -141,6 +142,11 @@ def hashed(path: Path) -> str:
     number = int(hashlib.sha256(path.stem.encode()).hexdigest()[:16], 16)
     tenths = number * 10 // 2**64
     return "train" if tenths < 8 else "valid" if tenths == 8 else "test"
+
+
+def split_of(path: Path) -> str:
+    """The split of an image where nothing else is said."""
+    return items.split_of(Grouping().of(path.as_posix()))
 
 
 def contents(folder: Path) -> set[str]:
@@ -235,9 +241,9 @@ def test_one_kind_alone_and_folders_below(tmp_path: Path) -> None:
 
 def test_splits_by_hash_have_their_shares() -> None:
     names = [Path(f"folder/photo {index}.jpg") for index in range(20_000)]
-    counts = Counter(map(listing.split_of, names))
-    assert sum(listing.SHARES.values()) == pytest.approx(1)
-    for split, share in listing.SHARES.items():
+    counts = Counter(map(split_of, names))
+    assert sum(items.SHARES.values()) == pytest.approx(1)
+    for split, share in items.SHARES.items():
         deviation = (len(names) * share * (1 - share)) ** 0.5
         assert abs(counts[split] - len(names) * share) < 4 * deviation
 
@@ -245,8 +251,8 @@ def test_splits_by_hash_have_their_shares() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.from_regex(r"[^/\0.\ud800-\udfff]{1,20}", fullmatch=True))
 def test_a_split_depends_on_the_name_alone(name: str) -> None:
-    split = listing.split_of(Path("real") / f"{name}.jpg")
-    assert split == hashed(Path(name)) == listing.split_of(Path("a/b") / f"{name}.png")
+    split = split_of(Path("real") / f"{name}.jpg")
+    assert split == hashed(Path(name)) == split_of(Path("a/b") / f"{name}.png")
 
 
 # ----- Masks -----------------------------------------------------------------------------------
@@ -294,8 +300,8 @@ def test_a_probable_mix_up_is_one_warning(
     assert command("wrong", folder, tmp_path, "black") == 0
     share = 1 - np.mean([array(path) > 0 for path in (folder / "masks").iterdir()])
     assert caplog.messages == [
-        f"image_folder/wrong_fake: with --masks black, {100 * share:.0f}% of an image is"
-        " manipulated on average; if that is too much, --masks white is meant"
+        f"image_folder/wrong_fake: with --manipulated black, {100 * share:.0f}% of an image is"
+        " manipulated on average; if that is too much, --manipulated white is meant"
     ]
     caplog.clear()
     assert command("right", folder, tmp_path, "white") == 0
@@ -364,7 +370,7 @@ FAULTS = {
     "no masks": (lambda root: shutil.rmtree(root / "masks"), "SOURCE: no folder masks/ (or Gt/)"),
     "no fakes": (
         lambda root: [shutil.rmtree(root / name) for name in ("fake", "masks")],
-        "SOURCE: no fake images that could have masks; leave out --masks",
+        "SOURCE: no fake images that could have masks; leave out --manipulated",
     ),
     "an empty folder": (
         lambda root: remove((root / "real").iterdir()),
@@ -458,7 +464,7 @@ def test_polarity_is_never_guessed(
     source = make(tmp_path / "source")
     assert command("own", source, tmp_path / "data") == 1
     err = capsys.readouterr().err
-    assert "say what is manipulated in them, --masks white or --masks black" in err
+    assert "say what is manipulated in them, --manipulated white, black or above:N" in err
     assert contents(tmp_path / "data") == set()
 
 
@@ -519,7 +525,7 @@ def test_odd_names_are_refused(
 def test_what_is_not_prepared_says_how_to_build_it(tmp_path: Path) -> None:
     builder = build.make_builder("image_folder/mine_fake", str(tmp_path))
     assert not build.is_prepared(builder)
-    how = r"run python -m wsdl_data\.build image_folder/mine --images SOURCE --masks white\|black"
+    how = r"run python -m wsdl_data\.build image_folder/mine --images SOURCE --manipulated white\|"
     with pytest.raises(build.BuildError, match=rf"^image_folder/mine_fake: not prepared .*{how}"):
         build.prepare(builder)
     assert contents(tmp_path) == set()

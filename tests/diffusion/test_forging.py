@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import PurePath
 
 import hypothesis
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from PIL import ExifTags, Image
 from scipy import ndimage
 
 from wsdl_data import build, image_files, shapes
-from wsdl_data.image_folder import listing
+from wsdl_data.own import items
 from wsdl_jax import inputs
 from wsdl_jax.diffusion import forging, generators, trained
 from wsdl_jax.diffusion.forging import forge
@@ -276,7 +277,7 @@ def test_crops_of_photographs_in_their_own_resolution(album, tmp_path):
     settings = {"size": 32, "crops": 3, "data_dir": data_dir}
     forge("mine", str(album), masks="blobs", generator=BLACK, **settings)
     found, splits = {}, {}
-    for split in listing.SHARES:
+    for split in items.SHARES:
         fakes, reals = (
             records(f"image_folder/mine_{k}", split, data_dir) for k in ("fake", "real")
         )
@@ -302,11 +303,11 @@ def test_crops_of_photographs_in_their_own_resolution(album, tmp_path):
                 assert changed.size < 100 or changed.mean() < 1.2
     assert len(found) == 30 and all(len(set(places)) == 3 for places in found.values())
     for name, of in splits.items():  # all crops of a photograph are in its split
-        assert of == {listing.split_of(album / name)}
+        assert of == {items.split_of(PurePath(name).stem)}
     assert metadata("image_folder/mine_fake", data_dir)["recipe"]["crops"] == 3
     # Another generator takes the same crops.
     forge("other", str(album), masks="boxes", generator="telea", **settings)
-    for split in listing.SHARES:
+    for split in items.SHARES:
         one, two = (records(f"image_folder/{n}_real", split, data_dir) for n in ("mine", "other"))
         assert [(r["key"], r["image"]) for r in one] == [(r["key"], r["image"]) for r in two]
 
@@ -326,7 +327,7 @@ def test_crops_by_a_forger_of_another_size(album, tmp_path, trained_forgers):
 def test_a_crop_is_made_with_what_surrounds_it(album, tmp_path, trained_forgers):
     """So that it has no border: it is cut out of what the forger makes of more than it."""
     (tmp_path / "photos").mkdir()
-    for split in listing.SHARES:
+    for split in items.SHARES:
         (tmp_path / "photos" / split).mkdir()
         shutil.copy(album / "2.png", tmp_path / "photos" / split)
     settings = {"path": trained_forgers["latent"], "size": 32, "sampling": Sampling(), "seed": 0}
@@ -404,10 +405,10 @@ def test_a_folder_with_masks_of_its_own(photos, tmp_path):
         data_dir=data_dir,
     )
     found = 0
-    for split in listing.SHARES:
+    for split in items.SHARES:
         for record in records("image_folder/mine_fake", split, data_dir):
             key = record["key"].decode()
-            assert listing.split_of(photos / key.removesuffix(".png")) == split
+            assert items.split_of(PurePath(key.removesuffix(".png")).stem) == split
             file = (photos / "holes" / key).with_suffix("").with_suffix(".png")
             hole = Image.fromarray(np.asarray(Image.open(file))[..., 0] == 0)
             expected = np.asarray(hole.resize((48, 48), Image.Resampling.NEAREST))

@@ -9,7 +9,7 @@ from wsdl_jax.runtime.variants import Variant, parse
 
 VARIANTS = (
     Variant("setup", ("a", "b"), "a"),
-    Variant("source", ("faces",), "faces", prefix="own/"),
+    Variant("source", ("faces",), "faces", prefixes=("own/",)),
     Variant("weights", ()),
     Variant("seeds", (), "1", is_count=True),
 )

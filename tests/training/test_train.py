@@ -434,7 +434,10 @@ def own_images(tmp_path: Path) -> Callable[[str], None]:
         for folder in (tmp_path / "data/image_folder").glob("own_*"):
             shutil.rmtree(folder)
         names = ["image_folder/own", "--images", str(tmp_path / "source")]
-        assert build.main([*names, "--masks", manipulated, "--data_dir", f"{tmp_path}/data"]) == 0
+        assert (
+            build.main([*names, "--manipulated", manipulated, "--data_dir", f"{tmp_path}/data"])
+            == 0
+        )
 
     return make
 
@@ -477,7 +480,7 @@ def test_a_rebuilt_dataset_is_not_the_one_that_a_run_began_with(
     shutil.rmtree(tmp_path / "data/image_folder/own_fake")
     path = tmp_path / "source/train/fake/3.png"
     Image.new("RGB", (64, 64)).save(path)
-    names = ["image_folder/own", "--images", str(tmp_path / "source"), "--masks", "white"]
+    names = ["image_folder/own", "--images", str(tmp_path / "source"), "--manipulated", "white"]
     assert build.main([*names, "--data_dir", f"{tmp_path}/data"]) == 0
     with pytest.raises(UserError, match=r"own_fake is not .*content.sources: \w{12}… → \w{12}…"):
         training.train(config, run)

@@ -108,7 +108,7 @@ def set_data(
       config: to be set.
       setup: "a": fully generated fakes; "b": fakes with a generated part; both with image labels.
         "c": those of "b", with masks.
-      source: a name of the catalogue, or image_folder/NAME.
+      source: a name of the catalogue, or image_folder/NAME or manifest/NAME.
       generator: whose images are trained and tested on; by default the paper's choice.
       leave_out: the generator that is tested on, while the union of the others is trained on.
 

@@ -273,8 +273,9 @@ def forge(
         recorded | made_of.recorded,
     )
     kinds = ["real", "fake"] if any(source.is_real for source in sources) else ["fake"]
-    ready = build.own_prepared(name, dict.fromkeys(kinds, origin), data_dir)
-    place = build.own_folder(name, data_dir)
+    subset = f"image_folder/{name}"
+    ready = build.own_prepared(subset, dict.fromkeys(kinds, origin), data_dir)
+    place = build.own_folder(subset, data_dir)
     remove_abandoned(place.parent, place.name)  # where a killed process has staged it
     if len(ready) == len(kinds):  # else a build was killed between the two
         log.info("%s: ready since before", " and ".join(ready))
@@ -286,7 +287,9 @@ def forge(
             else:
                 pieces = _crops(shown, choice, made_by.size, seed, crops, made_by.margin)
             _write(stage, sources, pieces, made_by, batch)
-        builders = build.own_builders(name, os.fspath(stage), recipe["masks"], data_dir, origin)
+        builders = build.own_builders(
+            subset, os.fspath(stage), recipe["masks"], data_dir, made_by=origin
+        )
         build.prepare_together(list(builders.values()))
     return list(builders)
 

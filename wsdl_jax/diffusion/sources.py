@@ -11,6 +11,7 @@ from PIL import Image
 
 from wsdl_data import image_files, provenance
 from wsdl_data.image_folder import listing
+from wsdl_data.own.items import SHARES
 from wsdl_data.provenance import Contents, Origin
 from wsdl_data.shapes import SHAPES
 from wsdl_jax import inputs
@@ -80,7 +81,7 @@ def _of_subset(name: str, data_dir: str | None) -> Iterator[Source]:
     if "/" not in name:
         raise UserError(f"{name}: neither a folder nor a prepared subset such as portraits/real")
     inputs.prepare_subsets({name: None}, data_dir, None)
-    for split in listing.SHARES:
+    for split in SHARES:
         try:
             examples = inputs.Examples((name,), split, data_dir)
         except ConfigError:

@@ -14,8 +14,8 @@ class Variant:
       key: its name.
       choices: the valid values; empty where any text is, or any count.
       default: the value where the key is not given.
-      prefix: what a value may begin with instead of being one of `choices`, such as
-        "image_folder/"; None for no such values.
+      prefixes: what a value may begin with instead of being one of `choices`, such as
+        "image_folder/".
       is_count: whether the values are the whole numbers from 1 on.
       is_share: whether the values are the numbers from 0 up to, and without, 1.
     """
@@ -23,7 +23,7 @@ class Variant:
     key: str
     choices: tuple[str, ...]
     default: str | None = None
-    prefix: str | None = None
+    prefixes: tuple[str, ...] = ()
     is_count: bool = False
     is_share: bool = False
 
@@ -39,7 +39,7 @@ class Variant:
         if not self.choices:
             return bool(value)
         return value in self.choices or (
-            self.prefix is not None and value.startswith(self.prefix) and value != self.prefix
+            value.startswith(self.prefixes) and value not in self.prefixes
         )
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Variant:
             return f"{self.key}=1|2|…"
         if self.is_share:
             return f"{self.key}=0…1"
-        forms = [*self.choices, *([f"{self.prefix}NAME"] if self.prefix else [])]
+        forms = [*self.choices, *(f"{prefix}NAME" for prefix in self.prefixes)]
         return f"{self.key}={'|'.join(forms) or '…'}"
 
 

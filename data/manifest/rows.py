@@ -1,0 +1,208 @@
+"""The rows of a manifest, one after the other: CSV, JSON lines, or Parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+REQUIRED = ("image", "label")
+FILES = ("image", "mask")
+FACTS = ("group", "generator", "kind")  # kept with an image
+COLUMNS = (*REQUIRED, "mask", *FACTS, "split")
+_AT_ONCE = 64  # rows of a Parquet file that are in memory, with the images in them
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row as the file has it.
+
+    Attributes:
+        number: of the row, from 1 on.
+        place: where it is, for messages: "line 7", "row 7".
+        texts: what its columns say, by their names; columns that are empty there are left out.
+        embedded: the bytes of files that lie in the row itself, by their columns, "image" and
+            "mask".
+    """
+
+    number: int
+    place: str
+    texts: Mapping[str, str]
+    embedded: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+def read(path: Path) -> Iterator[Row]:
+    """Yields the rows of a manifest, of which few are in memory at a time.
+
+    Args:
+        path: a file that ends in .csv, .jsonl or .parquet, or a folder of Parquet files, whose
+            rows follow each other in the order of the files' names.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: it is none of these, is damaged, lacks a column, or has one that is unknown.
+    """
+    kind = "parquet" if path.is_dir() else path.suffix.lower().removeprefix(".")
+    readers = {"csv": _csv, "jsonl": _json_lines, "parquet": _parquet}
+    if kind not in readers:
+        raise ValueError(f"{path}: a manifest ends in .csv, .jsonl or .parquet")
+    yield from readers[kind](path)
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            columns = next(reader, [])
+            _check_columns(path, columns)
+            number, line = 0, reader.line_num + 1
+            for values in reader:
+                if values:  # An empty line is none.
+                    number += 1
+                    if len(values) != len(columns):
+                        raise ValueError(
+                            f"{path}, line {line}: {len(values)} values in {len(columns)} columns"
+                        )
+                    pairs = zip(columns, values, strict=True)
+                    texts = {column: value for column, value in pairs if value}
+                    yield Row(number, f"line {line}", texts)
+                line = reader.line_num + 1
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, line {reader.line_num + 1}: no CSV ({error})") from error
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    number = 0
+    with path.open("rb") as file:
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            number, where = number + 1, f"{path}, line {line}"
+            try:
+                found = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where}: no JSON ({error})") from error
+            if not isinstance(found, dict):
+                raise ValueError(f"{where}: no object of {', '.join(COLUMNS)}")
+            _check_columns(where, list(found), required=())
+            texts = {column: _text(where, column, value) for column, value in found.items()}
+            yield Row(number, f"line {line}", {name: text for name, text in texts.items() if text})
+
+
+def _text(where: str, column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and math.isnan(value):  # pandas' way to write nothing
+        return ""
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    raise ValueError(f"{where}: {column} is {str(value)[:40]!r}, where a text is expected")
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    number = 0
+    for part in _parts(path):
+        for row, values in enumerate(_values(part), start=part.start):
+            number += 1
+            where = f"row {row} of {part.path.name}"
+            texts, embedded = {}, {}
+            for column, value in values.items():
+                name, content = _opened(value)
+                texts[column] = _text(f"{part.path}, {where}", column, name)
+                if content is not None and column in FILES:
+                    embedded[column] = content
+            yield Row(number, where, {key: text for key, text in texts.items() if text}, embedded)
+
+
+def embedded(path: Path, numbers: Iterable[int]) -> Iterator[Mapping[str, bytes]]:
+    """Yields what lies in rows of a Parquet manifest: the bytes of files, by their columns.
+
+    Args:
+        path: as of `read`.
+        numbers: of the rows, from 1 on, in rising order. As many are taken as are yielded.
+
+    Raises OSError and ValueError as `read` does.
+    """
+    parts, before = iter(_parts(path)), 0
+    part = next(parts)
+    rows = enumerate(_values(part, FILES), start=before + 1)
+    for number in numbers:
+        while number > before + part.count:
+            before += part.count
+            part = next(parts)
+            rows = enumerate(_values(part, FILES), start=before + 1)
+        values = next(values for found, values in rows if found == number)
+        opened = {column: _opened(value)[1] for column, value in values.items()}
+        yield {column: content for column, content in opened.items() if content is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A row group of a Parquet file: its number, its first row, from 1 on, and its row count."""
+
+    path: Path
+    group: int
+    start: int
+    count: int
+
+
+def _parts(path: Path) -> Iterator[_Part]:
+    """Yields what a Parquet manifest consists of, in its order."""
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"{path}: no .parquet files in this folder")
+    for file in files:
+        with _parquet_errors(file), pq.ParquetFile(file) as opened:
+            _check_columns(file, opened.schema_arrow.names)
+            sizes = [opened.metadata.row_group(n).num_rows for n in range(opened.num_row_groups)]
+        start = 1
+        for group, count in enumerate(sizes):
+            yield _Part(file, group, start, count)
+            start += count
+
+
+def _values(part: _Part, columns: Sequence[str] = COLUMNS) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a row group, few at a time; of the columns those that it has."""
+    with _parquet_errors(part.path), pq.ParquetFile(part.path) as file:
+        present = [name for name in file.schema_arrow.names if name in columns]
+        for batch in file.iter_batches(_AT_ONCE, row_groups=[part.group], columns=present):
+            yield from batch.to_pylist()
+
+
+def _opened(value: Any) -> tuple[Any, bytes | None]:
+    """Returns the text of a Parquet value, and the bytes of a file that is embedded in it.
+
+    An image of the `datasets` library is a struct of `bytes` and `path`, either of which may be
+    missing.
+    """
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return value["path"], value["bytes"]
+    return (None, value) if isinstance(value, bytes) else (value, None)
+
+
+@contextlib.contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: no Parquet file, or damaged ({error})") from error
+
+
+def _check_columns(where: str | Path, columns: Sequence[str], required: Sequence[str] = REQUIRED):
+    """Raises ValueError for columns that are unknown, twice there or missing."""
+    if unknown := [column for column in columns if column not in COLUMNS]:
+        raise ValueError(f"{where}: unknown column {unknown[0]!r}; known are {', '.join(COLUMNS)}")
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{where}: two columns of one name")
+    if missing := [column for column in required if column not in columns]:
+        raise ValueError(f"{where}: no column {missing[0]!r}")

@@ -1,0 +1,1 @@
+"""What the datasets of a user's own images share, whatever has listed these."""
