@@ -503,7 +503,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *("--manipulated", "--masks"),
         dest="masks",
         type=_manipulated,
-        metavar="white|black|above:N|none",
+        metavar="white|black|green|above:N|none",
         help="what is manipulated in the masks, above:N: values above N; none: leave masks out",
     )
     own_images.add_argument(
@@ -512,6 +512,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="images in whose paths it finds the same stay in one split, such as '^[^_]+'; its"
         " first parentheses, or all of it. By default those with the same name, without folders"
         " and ending",
+    )
+    own_images.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="manifest/NAME: --images is the unpacked download of a public dataset, see "
+        "data/manifest/README.md, such as tgif or casia2",
     )
     own_images.add_argument(
         "--root",
@@ -535,8 +541,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{names_own} go without --config and --manual_dir")
     if not own and (arguments.images or arguments.masks or arguments.group):
         parser.error(f"--images, --manipulated and --group go with {names_own}")
-    if arguments.root and datasets != {"manifest"}:
-        parser.error("--root goes with manifest/NAME")
+    if (arguments.root or arguments.layout) and datasets != {"manifest"}:
+        parser.error("--root and --layout go with manifest/NAME")
+    options: dict[str, Any] = {}
+    if arguments.root:
+        options["root"] = Path(arguments.root)
+    if arguments.layout:
+        from wsdl_data.manifest.layouts import LAYOUTS
+
+        if arguments.layout not in LAYOUTS:
+            parser.error(f"no layout {arguments.layout!r}; choose from {', '.join(LAYOUTS)}")
+        options["layout"] = arguments.layout
     try:
         names = [] if own else _expand(arguments.names, arguments.config)
     except ValueError as error:
@@ -549,9 +564,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments.names[0]
     try:
         if own:
-            root = {"root": Path(arguments.root)} if arguments.root else {}
             chosen = arguments.images, arguments.masks, data_dir, arguments.group
-            builders = own_builders(name, *chosen, **root)
+            builders = own_builders(name, *chosen, **options)
         else:
             builders = {name: make_builder(name, data_dir) for name in names}
         already = {name for name, builder in builders.items() if is_prepared(builder, splits)}

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from wsdl_data.manifest.rows import FACTS
+from wsdl_data.manifest import rows
+from wsdl_data.manifest.layouts import LAYOUTS
 from wsdl_data.manifest.table import Table
 from wsdl_data.own.builder import OwnBuilder, OwnConfig
 from wsdl_data.own.groups import Grouping
@@ -29,6 +30,7 @@ class Builder(OwnBuilder):
         masks: str | None,
         grouping: Grouping,
         root: Path | None = None,
+        layout: str | None = None,
     ) -> list[OwnConfig]:
         """Returns what a dataset is built of: a config for each kind of image in its manifest.
 
@@ -39,21 +41,26 @@ class Builder(OwnBuilder):
                 out; None where there are none.
             grouping: which images stay in one split, where no column says it.
             root: the folder that images and masks lie in; None for the manifest's own.
+            layout: the source is not a manifest, but a download of this one of `LAYOUTS`.
 
         Raises:
             OSError, ValueError: see `Table`; or it is not a name.
         """
         cls.check_name(name)
         source = source.expanduser().absolute()
+        read = rows.read
+        if layout is not None:
+            masks = masks or LAYOUTS[layout].manipulated
+            read = LAYOUTS[layout].read
         wanted = None if masks is None else masks != "none"
-        table = Table(source, root=root, masks=wanted, grouping=grouping)
+        table = Table(source, root=root, masks=wanted, grouping=grouping, read=read)
         return [
             OwnConfig(
                 name=f"{name}_{kind}",
                 source=source,
                 masks=masks if masks and table.has_masks else "none",
                 splits=images,
-                facts=FACTS,
+                facts=rows.FACTS,
                 bounded=True,
                 groups=table.groups(kind) if table.by_group else None,
             )

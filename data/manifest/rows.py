@@ -7,7 +7,7 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ REQUIRED = ("image", "label")
 FILES = ("image", "mask")
 FACTS = ("group", "generator", "kind")  # kept with an image
 COLUMNS = (*REQUIRED, "mask", *FACTS, "split")
+Translate = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 _AT_ONCE = 64  # rows of a Parquet file that are in memory, with the images in them
 
 
@@ -51,7 +52,7 @@ def read(path: Path) -> Iterator[Row]:
         ValueError: it is none of these, is damaged, lacks a column, or has one that is unknown.
     """
     kind = "parquet" if path.is_dir() else path.suffix.lower().removeprefix(".")
-    readers = {"csv": _csv, "jsonl": _json_lines, "parquet": _parquet}
+    readers = {"csv": _csv, "jsonl": _json_lines, "parquet": parquet}
     if kind not in readers:
         raise ValueError(f"{path}: a manifest ends in .csv, .jsonl or .parquet")
     yield from readers[kind](path)
@@ -109,12 +110,27 @@ def _text(where: str, column: str, value: Any) -> str:
     raise ValueError(f"{where}: {column} is {str(value)[:40]!r}, where a text is expected")
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def parquet(path: Path, translated: Translate | None = None) -> Iterator[Row]:
+    """Yields the rows of a Parquet file, or of a folder of such files.
+
+    Args:
+        path: the file or folder.
+        translated: makes of a row with other columns, but for those of `FILES`, one of a manifest.
+
+    Raises OSError and ValueError as `read` does.
+    """
     number = 0
     for part in _parts(path):
+        if translated is None:
+            _check_columns(part.path, part.columns)
         for row, values in enumerate(_values(part), start=part.start):
             number += 1
             where = f"row {row} of {part.path.name}"
+            if translated is not None:
+                try:
+                    values = translated(values)
+                except ValueError as error:
+                    raise ValueError(f"{part.path}, {where}: {error}") from error
             texts, embedded = {}, {}
             for column, value in values.items():
                 name, content = _opened(value)
@@ -148,9 +164,18 @@ def embedded(path: Path, numbers: Iterable[int]) -> Iterator[Mapping[str, bytes]
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A row group of a Parquet file: its number, its first row, from 1 on, and its row count."""
+    """A row group of a Parquet file.
+
+    Attributes:
+        path: the file.
+        columns: their names.
+        group: the row group's number.
+        start: the number of its first row in the file, from 1 on.
+        count: how many rows it has.
+    """
 
     path: Path
+    columns: tuple[str, ...]
     group: int
     start: int
     count: int
@@ -163,18 +188,18 @@ def _parts(path: Path) -> Iterator[_Part]:
         raise FileNotFoundError(f"{path}: no .parquet files in this folder")
     for file in files:
         with _parquet_errors(file), pq.ParquetFile(file) as opened:
-            _check_columns(file, opened.schema_arrow.names)
+            columns = tuple(opened.schema_arrow.names)
             sizes = [opened.metadata.row_group(n).num_rows for n in range(opened.num_row_groups)]
         start = 1
         for group, count in enumerate(sizes):
-            yield _Part(file, group, start, count)
+            yield _Part(file, columns, group, start, count)
             start += count
 
 
-def _values(part: _Part, columns: Sequence[str] = COLUMNS) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a row group, few at a time; of the columns those that it has."""
+def _values(part: _Part, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a row group, few at a time; of some columns those that it has."""
     with _parquet_errors(part.path), pq.ParquetFile(part.path) as file:
-        present = [name for name in file.schema_arrow.names if name in columns]
+        present = [name for name in part.columns if columns is None or name in columns]
         for batch in file.iter_batches(_AT_ONCE, row_groups=[part.group], columns=present):
             yield from batch.to_pylist()
 

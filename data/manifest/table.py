@@ -7,7 +7,7 @@ import itertools
 import os
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wsdl_data import image_files
@@ -19,7 +19,8 @@ from wsdl_data.own.items import KINDS, SHARES, Item, none_in, split_of
 
 _LABELS = {"real": "real", "fake": "fake", "0": "real", "1": "fake"}
 _MAKINGS = ("full", "spliced", "regenerated")  # what the column `kind` may say of a fake
-_SPLITS = ("train", "valid", "test")
+# Other names of splits.
+_SPLITS = {"training": "train", "val": "valid", "validation": "valid", "testing": "test"}
 # Of an image: where its row is; whether its split is given; paths of image and mask, or none; which
 # of the two lie in the row itself, as bits; whether it has no mask; its group, by a column and
 # after all; bytes of its files.
@@ -38,7 +39,15 @@ class Table:
     They lie in a file of SQLite that the system removes as soon as nobody has it open.
     """
 
-    def __init__(self, source: Path, *, root: Path | None, masks: bool | None, grouping: Grouping):
+    def __init__(
+        self,
+        source: Path,
+        *,
+        root: Path | None,
+        masks: bool | None,
+        grouping: Grouping,
+        read: Callable[[Path], Iterable[Row]] = rows.read,
+    ):
         """Reads a manifest to its end.
 
         Args:
@@ -48,6 +57,7 @@ class Table:
             masks: whether masks are read; None if that was left open, which is refused where there
                 are any.
             grouping: which images stay in one split where no column says it.
+            read: reads the rows of the source.
 
         Raises:
             OSError: the manifest cannot be read.
@@ -65,7 +75,7 @@ class Table:
         self._tables.execute(
             f"CREATE TABLE images (number INTEGER PRIMARY KEY, {', '.join(_COLUMNS)})"
         )
-        self._fill(rows.read(source))
+        self._fill(read(source))
         self._raise_faults()
         self._check()
 
@@ -88,7 +98,7 @@ class Table:
 
     def images(self, label: str) -> dict[str, Rows]:
         """Returns the images of a label, by the splits that have some."""
-        found = {split: Rows(self, label, split) for split in _SPLITS}
+        found = {split: Rows(self, label, split) for split in SHARES}
         return {split: images for split, images in found.items() if len(images)}
 
     def groups(self, label: str) -> int:
@@ -142,9 +152,9 @@ class Table:
                 " nothing"
             )
         split = texts.get("split", "")
-        split = {"val": "valid", "validation": "valid"}.get(split, split)
-        if split and split not in _SPLITS:
-            raise ValueError(f"split {split!r} is none of {', '.join(_SPLITS)}")
+        split = _SPLITS.get(split, split)
+        if split and split not in SHARES:
+            raise ValueError(f"split {split!r} is none of {', '.join(SHARES)}")
         self._given.add(bool(split))
         inside = sum(1 << place for place, name in enumerate(rows.FILES) if name in row.embedded)
         size, names = 0, []

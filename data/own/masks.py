@@ -14,6 +14,7 @@ from wsdl_data import decoding, image_files
 from wsdl_data.image_files import File
 
 _COLOURED = 32  # between the channels of a pixel: more than a JPEG file makes of grey
+_GREEN = 100  # of 255: a JPEG file has noise in what is red
 _ARRAYS = (".npy", ".npz")
 
 
@@ -23,15 +24,16 @@ class Manipulated:
 
     Attributes:
         name: "white" and "black" are the sides of mid-grey (128 of 255), where a mask of 0 and 1
-            is one of black and white; "above:N" are the values above N, as the file has them.
+            is one of black and white; "above:N" are the values above N, as the file has them;
+            "green" are pixels whose green is above 100 of 255, of a mask of red and green.
     """
 
     name: str
 
     def __post_init__(self) -> None:
         """Raises ValueError for another name."""
-        if not re.fullmatch(r"white|black|above:[0-9]+(\.[0-9]+)?", self.name):
-            raise ValueError(f"{self.name!r}: white, black or above:N, a number, are manipulated")
+        if not re.fullmatch(r"white|black|green|above:[0-9]+(\.[0-9]+)?", self.name):
+            raise ValueError(f"{self.name!r}: choose white, black, green or above:N, N a number")
 
     def read(self, file: File) -> Bool[np.ndarray, "h w"]:
         """Returns a mask, True where its image is manipulated.
@@ -40,6 +42,8 @@ class Manipulated:
             OSError: the file cannot be read.
             ValueError: it cannot be decoded to its end, or has colours; the message names it.
         """
+        if self.name == "green":
+            return np.asarray(image_files.read_mask(file))[..., 1] > _GREEN
         if self.name.startswith("above:"):
             return _values(file) > float(self.name.removeprefix("above:"))
         if file.suffix.lower() in _ARRAYS:

@@ -164,7 +164,10 @@ def test_a_custom_config_makes_no_noise(
         (["image_folder/a", "dolos", "--images", "x"], "go alone, with --images"),
         (["image_folder/a", "--config", "b", "--images", "x"], "go without --config"),
         (["dolos", "--manipulated", "white"], "go with image_folder/NAME"),
-        (["image_folder/a", "--images", "x", "--manipulated", "grey"], "white, black or above:N"),
+        (
+            ["image_folder/a", "--images", "x", "--manipulated", "grey"],
+            "choose white, black, green or above:N",
+        ),
     ],
 )
 def test_usage_errors_list_the_choices(

@@ -29,6 +29,7 @@ def test_text_table_has_every_figure():
         "test_real": "dolos/reals",
         "fake_images": 8500,
         "real_images": 900,
+        "parts": {},
     }
     text = summary.text_table(results, title="patches, setup a")
     assert text.endswith("\n") and max(map(len, text.splitlines())) <= 100

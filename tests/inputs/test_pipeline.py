@@ -261,6 +261,36 @@ def test_hosts_and_restarts_vary_images_alike(config, hosts):
             np.testing.assert_array_equal(one[name], values)
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 2.0), (3.0, 0.5, 0.5)])
+def test_subsets_are_drawn_from_as_their_weights_say(config, dolos_folder: Path, weights):
+    config.data.real, config.data.fake = (REAL,), (FAKE, MASKED)
+    config.train.batch = 8
+    source = examples(config, "train", REAL, FAKE, MASKED)
+    assert source.sizes == tuple(len(examples(config, "train", n)) for n in (REAL, FAKE, MASKED))
+    known = in_order(config, "train", REAL, FAKE, MASKED)["image"]
+    varied, count = {"weights": weights}, 24
+    whole = take(count, config, varied=varied)
+    places = np.concatenate([identify(batch["image"], known) for batch in whole])
+    ends = np.cumsum(source.sizes)
+    for number, (size, end) in enumerate(zip(source.sizes, ends, strict=True)):
+        own = places[(places >= end - size) & (places < end)]
+        expected = 8 * count * weights[number] / sum(weights)
+        assert len(own) == pytest.approx(expected, abs=2)
+        # In every pass each image of a subset is read once.
+        passes = [own[start : start + size] for start in range(0, len(own) - size + 1, size)]
+        assert all(len(set(one)) == size for one in passes)
+        assert len({tuple(one) for one in passes}) == len(passes)
+    labels = np.concatenate([batch["label"] for batch in whole])
+    np.testing.assert_array_equal(labels, places >= source.sizes[0])
+    # From any step on, and for any number of hosts, batches are the same.
+    for hosts, start in ((2, 0), (4, 3)):
+        for host in range(hosts):
+            rows = take(2, config, varied=varied, start_step=start, process=host, processes=hosts)
+            for step, batch in enumerate(rows):
+                expected = whole[start + step]["image"][host::hosts]
+                np.testing.assert_array_equal(batch["image"], expected)
+
+
 @pytest.mark.usefixtures("flags_parsed")
 def test_validation_varies_an_image_always_alike(config):
     varied = {"splice": 1.0}

@@ -4,6 +4,7 @@ A config file in configs/ starts from `start` or `base`, sets what its method an
 and returns it locked, so that a misspelt override fails.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "supervision": ("weak", "full"),
     "data.resize": ("bilinear", "lanczos"),
     "data.mask_resize": ("nearest", "bilinear"),
+    "data.sampling": ("size", "balanced", "weights"),
     "model.dtype": ("float32", "bfloat16"),
     "init.scheme": ("torch", "xavier", "normal", "zero_residual"),
     "loss.location": ("every", "max", "average", "lse", "topk", "gem"),
@@ -63,6 +65,10 @@ def base() -> ml_collections.ConfigDict:
     data.fake = config_dict.placeholder(tuple)
     # Whole fakes, whose validation images are spliced to fit the maps' threshold; (): as `fake`.
     data.spliced_fake = ()
+    # How often a training image is of which subset: "size", as many images each has; "balanced",
+    # real and fake alike, and on each side every subset alike; "weights", by `weights`.
+    data.sampling = "size"
+    data.weights = ()  # a number for each subset, those of `real` first
     data.test_real = "portraits/real"  # subsets whose test split is scored
     data.test_fake = config_dict.placeholder(str)
     data.image_size = 299  # pixels a side of the network's input, at least 64
@@ -264,6 +270,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError("config.data.real is empty: weak supervision needs real images")
     if config.supervision == "full" and config.data.real:
         raise ConfigError("config.data.real is set: full supervision trains on masked fakes alone")
+    if config.data.sampling == "weights":
+        subsets = len(config.data.real) + len(config.data.fake)
+        weights = config.data.weights
+        if len(weights) != subsets or not all(0 < weight < math.inf for weight in weights):
+            raise ConfigError(
+                f"config.data.weights = {tuple(weights)}: {subsets} positive numbers, one for each "
+                "subset of data.real and data.fake"
+            )
     augmentation.check(config.augment)
     methods.check(config)
     _refuse_without_effect(config)
@@ -278,6 +292,7 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
     pools = methods.pools(config)
     unpooled = "goes with score.from_map" if may_pool else f"{who} pools no map"
     read_where = (
+        ("data.weights", config.data.sampling == "weights", "goes with data.sampling=weights"),
         ("loss.fake_weight", config.train.splice > 0, "goes with train.splice"),
         ("loss.sharpness", config.loss.location == "lse", "goes with loss.location=lse"),
         ("loss.topk", config.loss.location == "topk", "goes with loss.location=topk"),

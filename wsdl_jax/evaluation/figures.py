@@ -4,8 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from wsdl_jax import inputs
 from wsdl_jax.evaluation import measures, metrics
 from wsdl_jax.evaluation.measures import PADDING, TRIVIAL, ImageMeasures, MapMeasures
+from wsdl_jax.evaluation.parts import Parts
 from wsdl_jax.evaluation.tested_run import TestedRun, localized
 from wsdl_jax.inputs.perturbations import Chain, Perturbation
 from wsdl_jax.runtime import hosts
@@ -37,7 +37,7 @@ class _MapMeans:
 
     def add(self, localization: MapMeasures) -> None:
         """Counts an image in."""
-        self.figures.add(_of_map(localization))
+        self.figures.add(localization.named())
         comparison = localization.comparison
         if comparison is not None:
             points = zip(self._thresholds, comparison.iou_by_threshold, strict=True)
@@ -66,7 +66,7 @@ def score(
     Returns:
       The figures, times 100, and by side the maps of the images that are to be shown, by index.
     """
-    means = _MapMeans()
+    means, parts = _MapMeans(), Parts(test.sides["fake"].facts)
     scores: dict[str, list[float]] = {side: [] for side in test.sides}
     probabilities: dict[str, list[float]] = {side: [] for side in test.sides}
     maps = {}
@@ -75,17 +75,22 @@ def score(
         writer.writeheader()
         for side, source in test.sides.items():
             maps[side] = dict.fromkeys(_shown(source, _SHOWN[side]))
-            for images, keys in _measure_side(
-                test, side, map_threshold, perturbation, pool, maps[side]
+            known = parts.of if side == "fake" else lambda _: ()
+            for images, names in _measure_side(
+                test, side, map_threshold, perturbation, pool, known, maps[side]
             ):
                 for measured in images:
                     scores[side].append(measured.score)
                     probabilities[side].append(measured.probability)
                     if measured.localization is not None:
                         means.add(measured.localization)
+                    name = names.get(measured.index)
+                    if name is None and (parts.facts or hosts.is_first()):
+                        name = _Name.of(source[measured.index], known)
+                    if side == "fake" and parts.facts:
+                        parts.add(name.known, measured)
                     if hosts.is_first():
-                        key = keys.get(measured.index) or measures.key(source, measured.index)
-                        writer.writerow({"key": key, "label": side, **_numbers(measured)})
+                        writer.writerow({"key": name.key, "label": side, **_numbers(measured)})
     real_scores, fake_scores = np.array(scores["real"]), np.array(scores["fake"])
     detection = metrics.detection(
         real_scores,
@@ -93,11 +98,11 @@ def score(
         real_probabilities=np.array(probabilities["real"]),
         fake_probabilities=np.array(probabilities["fake"]),
     )
-    at_thresholds = _percent(means.iou_by_threshold.means()).values()
+    at_thresholds = metrics.percent(means.iou_by_threshold.means()).values()
     figures = {
-        **_percent(means.figures.means()),
+        **metrics.percent(means.figures.means()),
         "pixel_images": means.figures.count("pixel_auc"),
-        **_percent(detection),
+        **metrics.percent(detection),
         "threshold": threshold,
         "real_above": _percent_above(real_scores, threshold),
         "fake_above": _percent_above(fake_scores, threshold),
@@ -106,9 +111,27 @@ def score(
             {"threshold": at, "iou_lg": iou}
             for at, iou in zip(metrics.THRESHOLDS.tolist(), at_thresholds, strict=True)
         ],
-        "trivial": {name: _percent(trivial.means()) for name, trivial in means.trivial.items()},
+        "trivial": {
+            name: metrics.percent(trivial.means()) for name, trivial in means.trivial.items()
+        },
+        "parts": parts.figures(real_scores, np.array(probabilities["real"]), threshold),
     }
     return figures, maps
+
+
+@dataclasses.dataclass(frozen=True)
+class _Name:
+    """What an image is called, and what else is known of it, see `Parts.of`."""
+
+    key: str
+    known: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, record: dict[str, Any], known: Callable[[dict[str, Any]], tuple[str, ...]]
+    ) -> "_Name":
+        """Returns that of a record."""
+        return cls(record["key"].decode(), known(record))
 
 
 def _measure_side(
@@ -117,8 +140,9 @@ def _measure_side(
     map_threshold: float | None,
     perturbation: Perturbation | Chain | None,
     pool: ThreadPoolExecutor,
+    known: Callable[[dict[str, Any]], tuple[str, ...]],
     maps: dict[int, Any],
-) -> Iterator[tuple[list[ImageMeasures], dict[int, str]]]:
+) -> Iterator[tuple[list[ImageMeasures], dict[int, "_Name"]]]:
     """Measures every image of a side, in order, in batches, which are the same on all hosts.
 
     A batch is measured while the network works on the next one.
@@ -129,10 +153,11 @@ def _measure_side(
       map_threshold: see `score`.
       perturbation: applied to every image.
       pool: threads to measure in.
+      known: record → what is known of an image, see `Parts.of`.
       maps: has the indices of images as keys; their maps are put there, on all hosts.
 
     Yields:
-      The measures of a batch, and the keys of those of its images that this host has measured.
+      The measures of a batch, and the names of those of its images that this host has measured.
     """
     source = test.sides[side]
     measure = functools.partial(
@@ -141,12 +166,13 @@ def _measure_side(
         side == "fake",  # masked
         map_threshold,
         perturbation is None,  # compared: perturbed images have the clean ones' trivial figures
+        known,
     )
 
-    def collect(pending: Iterator[tuple[str, ImageMeasures]]):
-        keyed = list(pending)
-        keys = {measured.index: key for key, measured in keyed}
-        return measures.of_all_hosts([measured for _, measured in keyed], source), keys
+    def collect(pending: Iterator[tuple["_Name | None", ImageMeasures]]):
+        named = list(pending)
+        names = {measured.index: name for name, measured in named if name is not None}
+        return measures.of_all_hosts([measured for _, measured in named], source), names
 
     pending = None
     batches = localized(test, source, f"evaluating, {side}", perturbation=perturbation)
@@ -172,11 +198,12 @@ def _measure(
     masked: bool,
     map_threshold: float | None,
     compared: bool,
+    known: Callable[[dict[str, Any]], tuple[str, ...]],
     index: int,
     score: np.float32,
     probability: np.float32,
     localization_map: Float[np.ndarray, "h w"],
-) -> tuple[str, ImageMeasures]:
+) -> tuple["_Name | None", ImageMeasures]:
     """Measures one image of a batch.
 
     Args:
@@ -184,17 +211,18 @@ def _measure(
       masked: whether maps are measured against the true masks, where the images have them.
       map_threshold: see `score`.
       compared: whether to measure the `Comparison`, too.
+      known: see `_measure_side`.
       index: the image's index in `source`; `PADDING` for what fills up a batch.
       score: the image's score.
       probability: the probability that it is fake.
       localization_map: its map.
 
     Returns:
-      The image's key, and its measures. Padding, and an image whose map is not finite, have an
-      empty key, and measures without numbers.
+      The image's name, and its measures. Padding, and an image whose map is not finite, have no
+      name, and measures without numbers.
     """
     if index == PADDING or not np.isfinite(localization_map).all():
-        return "", ImageMeasures(index)
+        return None, ImageMeasures(index)
     record = source[index]
     mask = inputs.full_mask(record) if masked and "mask" in record else None
     measured = measures.measure(
@@ -206,33 +234,19 @@ def _measure(
         map_threshold=map_threshold,
         compared=compared,
     )
-    return record["key"].decode(), measured
+    return _Name.of(record, known), measured
 
 
 def _numbers(measured: ImageMeasures) -> dict[str, float]:
     """Returns the numbers that predictions.csv has of an image."""
     numbers = {"score": measured.score, "probability": measured.probability}
     localization = measured.localization
-    return numbers if localization is None else numbers | _of_map(localization)
-
-
-def _of_map(localization: MapMeasures) -> dict[str, float]:
-    """Returns the measures of a map that are means over images in the end, by name."""
-    return {
-        **dataclasses.asdict(localization.figures),
-        "manipulated_share": localization.manipulated_share,
-        "iou_fitted": localization.iou_fitted,
-    }
+    return numbers if localization is None else numbers | localization.named()
 
 
 def _shown(source: inputs.Examples, count: int) -> list[int]:
     """Returns the indices of images for the sheet of examples, evenly spaced."""
     return np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
-
-
-def _percent(figures: dict[str, float]) -> dict[str, float | None]:
-    """Returns figures times 100; None for one that no image has."""
-    return {name: None if math.isnan(value) else 100 * value for name, value in figures.items()}
 
 
 def _percent_above(scores: Float[np.ndarray, " n"], threshold: float | None) -> float | None:

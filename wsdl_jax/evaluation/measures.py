@@ -47,6 +47,14 @@ class MapMeasures:
     iou_fitted: float
     comparison: Comparison | None = None
 
+    def named(self) -> dict[str, float]:
+        """Returns what becomes a mean over images in the end, by name."""
+        return {
+            **dataclasses.asdict(self.figures),
+            "manipulated_share": self.manipulated_share,
+            "iou_fitted": self.iou_fitted,
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageMeasures:

@@ -189,6 +189,11 @@ class Means:
         return int(self.counts[self.names.index(name)])
 
 
+def percent(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Returns figures times 100; None for one that is NaN, which no image has."""
+    return {name: None if np.isnan(value) else 100 * value for name, value in figures.items()}
+
+
 def detection(
     real_scores: Float[np.ndarray, " n"],
     fake_scores: Float[np.ndarray, " m"],

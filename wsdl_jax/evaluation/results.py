@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from wsdl_jax.evaluation import metrics, retention
+from wsdl_jax.evaluation import metrics, parts, retention
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 
@@ -145,6 +145,12 @@ def _check_figures(figures: Any) -> None:
 
 
 def _check_details(results: Any) -> None:
+    results.setdefault("parts", {})  # earlier evaluations have none
+    for of_fact in results["parts"].values():
+        for figures in of_fact.values():
+            _check(_is_count(figures["images"]), "parts")
+            for name in parts.FIGURES:
+                _check_known(figures, name)
     _check(isinstance(results["predictions"], str), "predictions")
     _check(isinstance(results["iou_by_threshold"], list), "iou_by_threshold")
     for point in results["iou_by_threshold"]:

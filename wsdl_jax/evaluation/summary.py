@@ -1,6 +1,13 @@
 """One evaluation as text: a table for the terminal and for results.txt."""
 
+import textwrap
+from typing import Any
+
 from wsdl_jax.evaluation import metrics
+
+_OF_PART = ("iou_lg", "iou_fitted", "f1", "pixel_auc", "ap", "auc", "above")
+PART_HEAD = ("images", *_OF_PART[:-1], "called fake")  # of the columns of `part_cells`
+_LONGEST = 40  # characters of a part's name
 
 
 def figure(value: float | None) -> str:
@@ -50,4 +57,27 @@ def text_table(results: dict, title: str) -> str:
             f"  called fake, score above {results['threshold']:.4g}: {results['fake_above']:.1f}% "
             f"of the fake images, {results['real_above']:.1f}% of the real ones"
         )
+    for fact, parts in results["parts"].items():
+        lines += ["", *_parts_table(fact, parts)]
     return "\n".join(lines) + "\n"
+
+
+def part_name(value: str) -> str:
+    """Returns what is known of a part's images as text of one line."""
+    return textwrap.shorten(value, _LONGEST, placeholder="…")
+
+
+def part_cells(figures: dict[str, Any]) -> list[str]:
+    """Returns the figures of a part of the fakes as text, see `parts`."""
+    return [str(figures["images"]), *(figure(figures[name]) for name in _OF_PART)]
+
+
+def _parts_table(fact: str, parts: dict[str, dict[str, Any]]) -> list[str]:
+    rows = [(part_name(value), part_cells(figures)) for value, figures in parts.items()]
+    rows = [(f"by {fact}", list(PART_HEAD)), *rows]
+    wide = 2 + max(len(name) for name, _ in rows)
+    widths = [max(len(name), len("100.0")) + 2 for name in PART_HEAD]
+    return [
+        f"{name:<{wide}}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+        for name, cells in rows
+    ]

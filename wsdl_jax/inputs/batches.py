@@ -57,6 +57,8 @@ class Reading:
       self_blend: the share of the images of which a region is processed anew, see
         `self_blending.self_blend`; where targets are read, of those images that have them.
       augment: changes images at their own size, and their targets with them; None for no change.
+      weights: how often a training image is of each subset, in proportion; empty for as many images
+        as each has.
     """
 
     image_size: int
@@ -70,6 +72,7 @@ class Reading:
     splice: float = 0.0
     self_blend: float = 0.0
     augment: Augment | None = None
+    weights: tuple[float, ...] = ()
 
     @property
     def is_varied(self) -> bool:
@@ -247,7 +250,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yields endless training batches from a step on: this host's rows of each.
 
-    Examples are pooled and reshuffled in every pass; a pass drops what does not fill a batch.
+    Examples are pooled and reshuffled in every pass; a pass drops what does not fill a batch. With
+    weights, batches are of as many examples of each subset as these say, over several batches; each
+    subset is reshuffled once all of its examples were read.
     Batches have `image` [b, S, S, 3] uint8, `label` [b] int32 and, if targets are read, `mask`
     [b, m, m] int32 (1 = manipulated) or, where images are spliced, `spliced` [b, m, m] float32, the
     share of each location that is fake; b = batch / processes.
@@ -270,14 +275,30 @@ def train_batches(
     if not whole:
         raise ConfigError(f"train.batch = {batch}, but there are {len(examples)} training images")
     source = _Decoded(examples, reading, cache=reading.cache)
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle()
+    if reading.weights:
+        dataset, whole = _mixed(source, examples.sizes, reading.weights, seed), None
+    else:
+        dataset = grain.MapDataset.source(source).seed(seed).shuffle()
     # What is random comes before the slice, or hosts would draw the same randomness.
     if reading.is_varied:
         dataset = dataset.random_map(_Vary(source))
     if reading.flip:
         dataset = dataset.random_map(_Flip())
     dataset = dataset[:whole][process::processes].batch(batch // processes, drop_remainder=True)
-    return _iterate(dataset.repeat()[start_step:], reading.workers)
+    endless = dataset if reading.weights else dataset.repeat()
+    return _iterate(endless[start_step:], reading.workers)
+
+
+def _mixed(
+    source: _Decoded, sizes: Sequence[int], weights: Sequence[float], seed: int
+) -> grain.MapDataset:
+    """Returns examples without end, of each subset as often as its weight says."""
+    whole, subsets, end = grain.MapDataset.source(source), [], 0
+    for number, size in enumerate(sizes):
+        subset = whole[end : end + size].seed(seed + number).shuffle()
+        subsets.append(subset.repeat())
+        end += size
+    return grain.MapDataset.mix(subsets, weights).seed(seed)
 
 
 def eval_batches(

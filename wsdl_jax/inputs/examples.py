@@ -14,6 +14,7 @@ from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.storage import is_remote
 
 REAL, FAKE = 0, 1
+_FEATURES = {"image", "mask", "label", "key"}  # that any subset may have
 
 
 class Examples:
@@ -24,6 +25,8 @@ class Examples:
 
     Attributes:
       have_masks: whether all subsets have masks.
+      sizes: how many records each subset has.
+      facts: names of what else is known of each image of all subsets, such as "generator".
       provenance: what each subset was made of, by its name, see wsdl_data.provenance.
     """
 
@@ -32,6 +35,7 @@ class Examples:
         self._arguments = (tuple(names), split, data_dir)
         self._sources, self._folders = [], []
         self.have_masks = True
+        facts: list[set[str]] = []
         self.provenance: dict[str, dict[str, Any]] = {}
         for name in names:
             builder = _builder(name, data_dir)
@@ -63,7 +67,10 @@ class Examples:
             self._sources.append(builder.as_data_source(split, decoders=decoders))
             self._folders.append(builder.data_dir)
             self.have_masks &= "mask" in decoders
-        self._ends = np.cumsum([len(source) for source in self._sources])
+            facts.append(set(builder.info.features) - _FEATURES)
+        self.facts = tuple(sorted(set.intersection(*facts)))
+        self.sizes = tuple(len(source) for source in self._sources)
+        self._ends = np.cumsum(self.sizes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Worker processes open the files anew: TFDS refuses to unpickle a builder whose config is

@@ -79,7 +79,35 @@ def tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
         )
         head = (*metrics.LOCALIZATION, *DETECTION, "called fake", "iou_fitted", "best iou_lg")
         made.append(Table(title, head, rows))
+        made += _part_tables(all_runs, entries)
     return made
+
+
+def _part_tables(
+    all_runs: Sequence[EvaluatedRun], entries: Sequence[tuple[int, dict[str, Any]]]
+) -> list[Table]:
+    """Returns a table for each fact by which a pair of test subsets has parts.
+
+    Args:
+      all_runs: the runs.
+      entries: of those that were tested on them the numbers and results.
+    """
+    rows: dict[str, list[tuple[str, Row]]] = {}
+    for number, results in entries:
+        for fact, parts in results["parts"].items():
+            for value, figures in parts.items():
+                name = summary.part_name(value)
+                name += f", {all_runs[number].name}" if len(entries) > 1 else ""
+                cells = [Cell(text) for text in summary.part_cells(figures)]
+                rows.setdefault(fact, []).append((value, Row(name, number, cells)))
+    return [
+        Table(
+            f"{entries[0][1]['test_fake']}, by {fact}",
+            summary.PART_HEAD,
+            [row for _, row in sorted(of_fact, key=lambda pair: pair[0])],
+        )
+        for fact, of_fact in rows.items()
+    ]
 
 
 def everyday_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:

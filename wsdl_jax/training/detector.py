@@ -68,6 +68,14 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
         _train(config, run, setup, check_lock)
 
 
+def _weights(data: ml_collections.ConfigDict) -> tuple[float, ...]:
+    """Returns how often each subset is drawn from, see `inputs.Reading`."""
+    if data.sampling == "balanced":
+        sides = [side for side in (data.real, data.fake) if side]
+        return tuple(1 / len(side) for side in sides for _ in side)
+    return tuple(data.weights)
+
+
 def _train(
     config: ml_collections.ConfigDict,
     run: epath.Path,
@@ -84,6 +92,7 @@ def _train(
         splice=config.train.splice,
         self_blend=config.train.self_blend,
         augment=None if augmentation.is_off else augmentation,
+        weights=_weights(config.data),
     )
     blank = runs.initial_state(model, config.train)
     parameters = sum(x.size for x in jax.tree.leaves(blank["params"]))
