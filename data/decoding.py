@@ -1,6 +1,8 @@
 """Image files become pixels here, for datasets, prediction and forging."""
 
 import contextlib
+import functools
+import importlib
 import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +16,17 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 _OPAQUE = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
 # Those of 16-bit grey, and "I", which is 32 bits wide and mostly holds 16.
 _GREY_16 = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
+_FIRST = "wsdl_is_first"  # in the `info` of an image
 _IEND_CHECKSUM = zlib.crc32(b"IEND").to_bytes(4)
+
+
+# Formats that Pillow reads with another package, or in some of its builds: how their files begin
+# (the first bytes, or the brand after them), and which package it is.
+_BRANDS = {
+    "HEIF": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+    "AVIF": (b"avif", b"avis"),
+}
+_JXL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a")
 
 
 class _RefusedError(ValueError):
@@ -33,6 +45,26 @@ def _reasons() -> Iterator[None]:
             raise  # The system's: the file cannot be read.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"unreadable or truncated image ({reason})") from error
+
+
+@functools.cache
+def _register_formats() -> None:
+    """Lets Pillow read HEIF and JPEG XL where their packages are installed."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")  # which registers itself
+
+
+def _needed(start: bytes) -> str | None:
+    """Returns which format a file has that cannot be read here; None where it is another one.
+
+    start: its first bytes, 16 at least.
+    """
+    found = "JXL" if start.startswith(_JXL) else None
+    if start[4:8] == b"ftyp":
+        found = next((name for name, brands in _BRANDS.items() if start[8:12] in brands), None)
+    return None if found is None or found in Image.OPEN else found
 
 
 def decode(
@@ -56,12 +88,15 @@ def load(
 ) -> Image.Image:
     """Decodes an image file to its end and returns it in its own mode, not turned.
 
+    What Pillow reads is read, and HEIF and JPEG XL where the packages pillow-heif and
+    pillow-jxl-plugin are installed. `is_first` says whether there are further pages or frames.
+
     Args:
       source: a file or its bytes; of several pages or frames the first is read.
       max_pixels: the most pixels of an image, above which it is taken for a decompression bomb. If
         it is above twice Pillow's own limit, `PIL.Image.MAX_IMAGE_PIXELS`, that must be switched
         off.
-      formats: names of the formats that are read; by default all that Pillow knows.
+      formats: names of the formats that are read, where Pillow knows them; by default all.
       before_pixels: called with the number of pixels as soon as the header says it, before they are
         decoded. An image with transparency counts four times, as `to_rgb` copies it with four
         channels. What this function raises is taken for a fault of the file.
@@ -74,15 +109,23 @@ def load(
     """
     # Another library may have switched this on; a truncated image would then pass as grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    _register_formats()
+    Image.init()
+    known = formats and [name for name in formats if name.upper() in Image.OPEN]
     opened = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
     with opened as file:
-        if not file.read(1):
+        start = file.read(16)
+        if not start:
             raise ValueError("an empty file")
         file.seek(0)
         with _reasons():
             try:
-                image = Image.open(file, formats=formats)
+                image = Image.open(file, formats=known)
             except UnidentifiedImageError:
+                if needed := _needed(start):
+                    raise _RefusedError(
+                        f"a {needed} image, which is read with pip install 'wsdl-jax[formats]'"
+                    ) from None
                 kinds = f"a {', '.join(formats[:-1])} or {formats[-1]}" if formats else "an"
                 raise _RefusedError(f"not {kinds} image") from None
             pixels = image.width * image.height
@@ -95,12 +138,18 @@ def load(
                 before_pixels(pixels * (4 if image.has_transparency_data else 1))
             if checksums and image.format == "PNG":
                 _check_png(image, file)
-                image = Image.open(file, formats=formats)  # A checked one cannot be decoded.
+                image = Image.open(file, formats=known)  # A checked one cannot be decoded.
+            image.info[_FIRST] = bool(getattr(image, "is_animated", False))
             image.load()
             image.getexif()  # Reads it while the file is open.
             if image.format == "PNG" and image.mode == "L":
                 _scale_transparent_grey(image, file)
     return image
+
+
+def is_first(image: Image.Image) -> bool:
+    """Returns whether an image that was loaded is the first of several pages or frames."""
+    return image.info.get(_FIRST, False)
 
 
 @_reasons()

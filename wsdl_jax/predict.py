@@ -3,7 +3,8 @@
     python -m wsdl_jax.predict --run RUN --images photo.jpg scans/ 'more/*.png' --out found
     python -m wsdl_jax.predict --run RUN --images panorama.tif --mode tile --out found
 
-Images are files, folders (searched to the bottom) and patterns: PNG, JPEG, WebP, TIFF and BMP. Exit
+Images are files, folders (searched to the bottom) and patterns: PNG, JPEG, WebP, TIFF,
+BMP, GIF and AVIF, and with the extra `formats` HEIC and JPEG XL. Exit
 codes: 0 done; 1 failed, or done but for images that cannot be read, whose reasons are in
 predictions.csv; 2 wrong flags; 130 stopped by Ctrl-C, with nothing left behind.
 """

@@ -311,6 +311,34 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         decoding.decode(tmp_path / "nothing.png")
 
 
+def test_a_format_whose_package_is_missing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_register_formats", lambda: None)
+    for start, name in (
+        (b"\0\0\0\x1cftypheic\0\0\0\0", "HEIF"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
+        (b"\xff\x0a" + bytes(20), "JXL"),
+        (b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a" + bytes(20), "JXL"),
+    ):
+        with monkeypatch.context() as patch:
+            Image.init()
+            patch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k != name})
+            patch.setattr(Image, "ID", [known for known in Image.ID if known != name])
+            expected = f"a {name} image, which is read with pip install 'wsdl-jax[formats]'"
+            assert one_line(start + bytes(40), formats=("PNG", name)) == expected
+            assert one_line(start + bytes(40)) == expected
+
+
+def test_turned_heic(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    image = Image.fromarray(np.repeat(np.repeat(np.asarray(NOISE)[:4, :6], 16, 0), 16, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "image.heic", exif=exif.tobytes(), quality=-1)
+    found = np.asarray(decoding.decode(tmp_path / "image.heic"), np.int16)
+    expected = np.rot90(np.asarray(image), -1)
+    assert found.shape == expected.shape and np.abs(found - expected).mean() < 12
+
+
 def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     data = encoded(NOISE, "PNG")
     decoding.decode(data, max_pixels=720)

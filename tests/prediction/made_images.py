@@ -22,6 +22,9 @@ def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(noise(5, 5, seed)).resize((width, height), Image.Resampling.BICUBIC)
 
 
+NO_IMAGE = "not a PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIF or JXL image"
+
+
 def table(out: Path) -> list[dict[str, str]]:
     """The rows of predictions.csv in a folder."""
     with (out / "predictions.csv").open(newline="") as file:
@@ -50,7 +53,7 @@ def bomb(side: int) -> bytes:
 def damaged(folder: Path) -> dict[str, str]:
     """Puts files into a folder that are no images; returns the reason of each by its name."""
     folder.mkdir()
-    reasons = {"empty.png": "empty", "text.jpg": "not a PNG, JPEG, WebP, TIFF or BMP image"}
+    reasons = {"empty.png": "empty", "text.jpg": NO_IMAGE}
     (folder / "empty.png").touch()
     (folder / "text.jpg").write_text("not an image")
     for suffix in ("png", "jpg", "bmp", "tif", "webp"):
@@ -66,7 +69,6 @@ def damaged(folder: Path) -> dict[str, str]:
     reasons["nowhere.png"] = "not a file"
     os.mkfifo(folder / "fifo.png")
     reasons["fifo.png"] = "not a file"
-    image = folder / "anim.gif"
-    Image.new("L", (4, 4)).save(image)
-    reasons["anim.gif"] = "not a PNG, JPEG, WebP, TIFF or BMP image"
+    Image.new("L", (4, 4)).save(folder / "image.ppm")
+    reasons["image.ppm"] = NO_IMAGE
     return reasons

@@ -54,7 +54,7 @@ def test_files_of_an_image(trained, tmp_path, mode):
         *("raw/photo.png.npz", "thumbnails/photo.png.jpg"),
     }
     (stored,) = table(out)
-    assert list(stored) == ["file", "score", "verdict", "manipulated_share", "error"]
+    assert list(stored) == ["file", "score", "verdict", "manipulated_share", "error", "note"]
     assert stored["file"] == row.file == str(tmp_path / "photo.png")
     assert float(stored["score"]) == row.score == pytest.approx(expected.score, abs=1e-6)
     assert float(stored["manipulated_share"]) == expected.manipulated_share

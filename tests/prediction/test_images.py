@@ -16,19 +16,38 @@ from wsdl_jax.runtime.errors import UserError
 LIMIT = MAX_PIXELS["resize"]
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp", "jpg"])
+@pytest.mark.parametrize(
+    "suffix", ["png", "bmp", "tif", "webp", "jpg", "gif", "avif", "heic", "jxl"]
+)
 def test_formats(tmp_path, suffix):
+    if suffix == "heic":
+        pillow_heif = pytest.importorskip("pillow_heif")
+        pillow_heif.register_heif_opener()
+    elif suffix == "jxl":
+        pytest.importorskip("pillow_jxl")
     image, path = smooth(40, 50), epath.Path(tmp_path / f"image.{suffix}")
     image.save(path, lossless=True, quality=100)
-    difference = np.abs(np.subtract(images.read(path, LIMIT), image, dtype=np.int16))
-    assert difference.max() <= (16 if suffix == "jpg" else 0)
+    difference = np.abs(np.subtract(images.read(path, LIMIT)[0], image, dtype=np.int16))
+    assert difference.max() <= {"jpg": 16, "heic": 40, "avif": 16, "gif": 40}.get(suffix, 0)
+
+
+def test_of_several_pictures_the_first_is_read(tmp_path):
+    pictures = [smooth(20, 30, shade) for shade in (0, 100)]
+    for suffix in ("gif", "tif", "webp", "png", "avif"):
+        for count in (1, 2):
+            path = epath.Path(tmp_path / f"{count}.{suffix}")
+            more = {"save_all": True, "append_images": pictures[1:]} if count == 2 else {}
+            pictures[0].save(path, lossless=True, quality=100, **more)
+            image, is_first = images.read(path, LIMIT)
+            assert is_first == (count == 2)
+            assert np.abs(np.subtract(image, pictures[0], dtype=np.int16)).max() <= 40
 
 
 def test_sixteen_bits_are_scaled(tmp_path):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     for name in ("image.png", "image.tif"):
         Image.fromarray(values).save(tmp_path / name)
-        pixels = np.asarray(images.read(epath.Path(tmp_path / name), LIMIT))
+        pixels = np.asarray(images.read(epath.Path(tmp_path / name), LIMIT)[0])
         assert pixels.shape == (256, 256, 3)
         assert np.abs(pixels - values[..., None] / 257).max() <= 1
 
@@ -39,7 +58,7 @@ def test_transparency_is_over_white(tmp_path):
     expected = pixels * alpha + 255 * (1 - alpha)
     for name in ("image.png", "image.webp", "image.tif"):
         Image.fromarray(rgba).save(tmp_path / name, lossless=True, exact=True)
-        found = np.asarray(images.read(epath.Path(tmp_path / name), LIMIT))
+        found = np.asarray(images.read(epath.Path(tmp_path / name), LIMIT)[0])
         assert np.abs(found - expected).max() <= 1
 
 
@@ -61,7 +80,7 @@ def test_exif_orientation(tmp_path, orientation):
     exif[0x0112] = orientation
     path = epath.Path(tmp_path / "image.png")
     Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
-    np.testing.assert_array_equal(images.read(path, LIMIT), upright)
+    np.testing.assert_array_equal(images.read(path, LIMIT)[0], upright)
 
 
 def test_finding_files(tmp_path, monkeypatch):

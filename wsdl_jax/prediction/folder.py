@@ -116,7 +116,7 @@ def _localize_files(localizer: Localizer, files: dict[str, str], out: epath.Path
     def view_file(file: str) -> tuple[str, View | str]:
         with budget.share() as reserve:
             try:
-                return file, localizer.view(images.read(epath.Path(file), max_pixels, reserve))
+                return file, localizer.view(images.read(epath.Path(file), max_pixels, reserve)[0])
             except ValueError as error:
                 return file, str(error)  # not the error, whose traceback has the image
 
@@ -169,7 +169,7 @@ def _write(
     """
     height, width = prediction.size
     try:
-        image = images.read(epath.Path(file), max_pixels, reserve)
+        image, is_first = images.read(epath.Path(file), max_pixels, reserve)
         if image.size != (width, height):
             raise ValueError("the file has changed while it was looked at")
     except ValueError as error:
@@ -202,7 +202,8 @@ def _write(
             raise
         return Row(file, name, error="the names of its maps would be too long")
     share = prediction.manipulated_share
-    return Row(file, name, prediction.score, prediction.verdict, share)
+    note = "the first of several pictures" if is_first else ""
+    return Row(file, name, prediction.score, prediction.verdict, share, note=note)
 
 
 def _save(path: epath.Path, write: Callable[[Any], None]) -> None:

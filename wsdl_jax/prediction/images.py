@@ -12,7 +12,7 @@ from PIL import Image
 from wsdl_data import decoding
 from wsdl_jax.runtime.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIF", "JXL")
 
 
 def find(patterns: Sequence[str], out: epath.Path) -> dict[str, str]:
@@ -66,7 +66,7 @@ def _files_of(folder: epath.Path, out: epath.Path) -> Iterator[str]:
 
 def read(
     path: epath.Path, max_pixels: int, reserve: Callable[[int], None] | None = None
-) -> Image.Image:
+) -> tuple[Image.Image, bool]:
     """Reads the image of a file as 8-bit RGB, see `wsdl_data.decoding`; of several the first.
 
     Args:
@@ -76,6 +76,9 @@ def read(
       reserve: called once the file's header has told the image's size, before it is decoded, with
         the number of pixels that decoding takes.
 
+    Returns:
+      The image, and whether there are several.
+
     Raises:
       ValueError: the file is no image of `FORMATS`, is damaged, or has too many pixels. The text is
         the reason, without the file's name.
@@ -84,7 +87,9 @@ def read(
     if not (path.is_file() if "://" in str(path) else os.path.isfile(path)):
         raise ValueError("not a file")
     try:
-        return decoding.decode(path, max_pixels=max_pixels, formats=FORMATS, before_pixels=reserve)
+        options = {"max_pixels": max_pixels, "formats": FORMATS, "before_pixels": reserve}
+        image = decoding.load(path, **options)
+        return decoding.to_rgb(image), decoding.is_first(image)
     except OSError as error:
         raise ValueError(error.strerror or " ".join(str(error).split())) from error
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from etils import epath
 
 FILE = "predictions.csv"  # in the folder of what is found
-COLUMNS = ("file", "score", "verdict", "manipulated_share", "error")
+COLUMNS = ("file", "score", "verdict", "manipulated_share", "error", "note")
 
 
 class Row(NamedTuple):
@@ -19,6 +19,7 @@ class Row(NamedTuple):
       name: of its files in the output's folders, without their suffix.
       score, verdict, manipulated_share: see `Prediction`; None without a prediction.
       error: why there is no prediction, or "".
+      note: what else is to be known of it, or "".
     """
 
     file: str
@@ -27,6 +28,7 @@ class Row(NamedTuple):
     verdict: str | None = None
     manipulated_share: float | None = None
     error: str = ""
+    note: str = ""
 
 
 def printable(text: str) -> str:
