@@ -9,8 +9,8 @@ leave_out=… (see `configuration.set_data`), splice=0…1, augment=none|light|r
 recipe=usual|long (of spliced portraits)|small (the portraits' networks, for other data).
 
 The default (portraits, setup a, 70% of the fakes spliced) reaches AP 89.4, iou_lg 19.3 and 29.0 at
-the fitted threshold (means of three seeds; the all-fake map: 17.5), with recipe=long 100.0, 68.7
-and 72.9 (of two).
+the fitted threshold (means of three seeds; the all-fake map: 17.5), with recipe=long 99.9, 69.1
+and 72.6.
 """
 
 from wsdl_data import catalogue
