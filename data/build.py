@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -462,7 +463,7 @@ def own_builders(
             for config in configs
             if there
         }
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, sqlite3.Error) as error:
         raise BuildError(f"{name}: {_line(error)}") from error
     if there:
         own_prepared(name, origins, data_dir)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from etils import epath
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
@@ -100,13 +101,33 @@ def read_mask(path: File) -> Image.Image:
     colour or another it would say that all or nothing is manipulated.
     """
     with _named(path):
-        mask = decoding.load(path.read_bytes())
-        if (
-            mask.has_transparency_data
-            and mask.convert("RGBA").getchannel("A").getextrema()[0] < 255
-        ):
-            raise ValueError("the mask is transparent in parts: save it in black and white alone")
-        return decoding.to_rgb(mask)
+        return decoding.to_rgb(_opaque(decoding.load(path.read_bytes())))
+
+
+def read_mask_values(path: File) -> np.ndarray:
+    """Returns the values of a mask [h, w] as its file has them; of colours the highest channel.
+
+    The values of a palette are its colours where these are grey, and their numbers where not.
+
+    Raises as `read_mask` does.
+    """
+    with _named(path):
+        mask = decoding.upright(_opaque(decoding.load(path.read_bytes())))
+        if mask.mode in ("P", "PA"):
+            colours = np.asarray(mask.convert("RGB"))
+            is_grey = (colours == colours[..., :1]).all()
+            return colours[..., 0] if is_grey else np.asarray(mask.convert("P"))
+        values = np.asarray(
+            mask.convert({"RGBA": "RGB", "LA": "L", "1": "L"}.get(mask.mode, mask.mode))
+        )
+        return values.max(-1) if values.ndim == 3 else values
+
+
+def _opaque(mask: Image.Image) -> Image.Image:
+    """Returns a mask. Raises ValueError for one that is transparent in parts."""
+    if mask.has_transparency_data and mask.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        raise ValueError("the mask is transparent in parts: save it in black and white alone")
+    return mask
 
 
 def read_pair(path: File, mask: File | None) -> tuple[bytes, Image.Image | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wsdl_data import image_files
@@ -50,6 +50,7 @@ def read(
             elif items[kind]:
                 listing[kind] = _by_hash(items[kind], place, kind, grouping)
     listing = {kind: splits for kind, splits in listing.items() if splits}
+    _check_once(item for splits in listing.values() for items in splits.values() for item in items)
     if grouping.is_given:
         placed = [pair for splits in listing.values() for pair in splits.items()]
         _check_groups([(split, item) for split, items in placed for item in items], grouping)
@@ -96,6 +97,14 @@ def _by_hash(
         if not chosen:
             raise none_in(place, split, kind, len(items), has_groups=grouping.is_given)
     return splits
+
+
+def _check_once(items: Iterable[Item]) -> None:
+    """Raises ValueError for a file that is listed twice, by whatever name."""
+    seen: dict[str, str] = {}
+    for item in items:
+        if (other := seen.setdefault(os.path.realpath(item.image), item.key)) != item.key:
+            raise ValueError(f"{item.image}: is listed twice, as {item.key} and as {other}")
 
 
 def _check_groups(splits: Sequence[tuple[str, Item]], grouping: Grouping) -> None:

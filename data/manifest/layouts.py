@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ class _Images:
 
         A mask that is not there is left out. Raises ValueError for two of them.
         """
-        found = re.fullmatch(self.pattern, path)
+        found = re.fullmatch(self.pattern, path, re.IGNORECASE)
         if found is None:
             return None
         named = {name: value or "" for name, value in found.groupdict().items()}
@@ -79,7 +78,11 @@ def _files(*kinds: _Images) -> Callable[[Path], Iterator[Row]]:
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no folder")
         number, bare = 0, []
-        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        for path in sorted(root.rglob("*")):
+            if path.is_dir():
+                if path.is_symlink():
+                    raise ValueError(f"{path}: a link to a folder, which is not followed")
+                continue
             name = path.relative_to(root).as_posix()
             found = (kind.texts(root, name) for kind in kinds)
             texts = next((texts for texts in found if texts is not None), None)
@@ -186,28 +189,29 @@ _SAGI_COLUMNS = ("img_path", "mask_path", "src_path", "split", "type", "inpainti
 
 def _sagi_d(root: Path) -> Iterator[Row]:
     """Reads sagid.csv: a row is a fake, with the path of its original."""
-    path, seen, number = root / "sagid.csv", set(), 0
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := [name for name in _SAGI_COLUMNS if name not in (reader.fieldnames or ())]:
+
+    def check(path: Path, columns: Sequence[str]) -> None:
+        if missing := [name for name in _SAGI_COLUMNS if name not in columns]:
             raise ValueError(f"{path}: no column {missing[0]!r}")
-        for found in reader:
-            place = f"line {reader.line_num}"
-            paths = (found[name] or "" for name in _SAGI_COLUMNS[:3])
-            image, mask, source = (name.replace("\\", "/").removeprefix("sagid/") for name in paths)
-            known = {"group": source, "split": found["split"]}
-            if source not in seen:
-                seen.add(source)
-                number += 1
-                yield Row(number, place, {"image": source, "label": "real", **known})
+
+    seen, number = set(), 0
+    for place, found in rows.csv_rows(root / "sagid.csv", check):
+        paths = (found.get(name, "") for name in _SAGI_COLUMNS[:3])
+        image, mask, source = (name.replace("\\", "/").removeprefix("sagid/") for name in paths)
+        known = {"group": source, "split": found.get("split", "")}
+        if source not in seen:
+            seen.add(source)
             number += 1
-            models = (found["inpainting_model"], found.get("diffusion_model"))
-            texts = {
-                **{"image": image, "label": "fake", "mask": mask, **known},
-                "generator": "+".join(filter(None, models)),
-                "kind": {"sp": "spliced", "fr": "regenerated"}.get(found["type"], found["type"]),
-            }
-            yield Row(number, place, {name: text for name, text in texts.items() if text})
+            yield Row(number, place, {"image": source, "label": "real", **known})
+        number += 1
+        models = (found.get("inpainting_model"), found.get("diffusion_model"))
+        kind = found.get("type", "")
+        texts = {
+            **{"image": image, "label": "fake", "mask": mask, **known},
+            "generator": "+".join(filter(None, models)),
+            "kind": {"sp": "spliced", "fr": "regenerated"}.get(kind, kind),
+        }
+        yield Row(number, place, {name: text for name, text in texts.items() if text})
 
 
 # ----- The table ----------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +61,39 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    for number, (place, texts) in enumerate(csv_rows(path, _check_columns), start=1):
+        yield Row(number, place, texts)
+
+
+def csv_rows(
+    path: Path, check: Callable[[Path, Sequence[str]], None]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields where each row of a CSV file is, and its values that are not empty, by column.
+
+    Args:
+        path: the file.
+        check: called with the file and its columns before the first row.
+
+    Raises OSError, and ValueError for what is no CSV, or has rows that are shorter or longer.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
             columns = next(reader, [])
-            _check_columns(path, columns)
-            number, line = 0, reader.line_num + 1
+            check(path, columns)
+            line = reader.line_num + 1
             for values in reader:
                 if values:  # An empty line is none.
-                    number += 1
                     if len(values) != len(columns):
                         raise ValueError(
                             f"{path}, line {line}: {len(values)} values in {len(columns)} columns"
                         )
                     pairs = zip(columns, values, strict=True)
-                    texts = {column: value for column, value in pairs if value}
-                    yield Row(number, f"line {line}", texts)
+                    yield f"line {line}", {column: value for column, value in pairs if value}
                 line = reader.line_num + 1
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: no CSV in UTF-8 ({error})") from error
+        except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num + 1}: no CSV ({error})") from error
 
 
@@ -88,7 +105,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 continue
             number, where = number + 1, f"{path}, line {line}"
             try:
-                found = json.loads(text)
+                found = json.loads(text, object_pairs_hook=_once)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where}: no JSON ({error})") from error
             if not isinstance(found, dict):
@@ -98,11 +115,24 @@ def _json_lines(path: Path) -> Iterator[Row]:
             yield Row(number, f"line {line}", {name: text for name, text in texts.items() if text})
 
 
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
 def _text(where: str, column: str, value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, str):
-        return value
+    try:
+        if isinstance(value, bytes):  # of files that do not say that it is a text
+            return value.decode()
+        if isinstance(value, str):
+            value.encode()
+            return value
+    except UnicodeError as error:
+        raise ValueError(f"{where}: {column} is no text ({error})") from error
     if isinstance(value, float) and math.isnan(value):  # pandas' way to write nothing
         return ""
     if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
@@ -133,33 +163,40 @@ def parquet(path: Path, translated: Translate | None = None) -> Iterator[Row]:
                     raise ValueError(f"{part.path}, {where}: {error}") from error
             texts, embedded = {}, {}
             for column, value in values.items():
-                name, content = _opened(value)
+                name, content = _opened(value) if column in FILES else (value, None)
                 texts[column] = _text(f"{part.path}, {where}", column, name)
-                if content is not None and column in FILES:
+                if content is not None:
                     embedded[column] = content
             yield Row(number, where, {key: text for key, text in texts.items() if text}, embedded)
 
 
-def embedded(path: Path, numbers: Iterable[int]) -> Iterator[Mapping[str, bytes]]:
-    """Yields what lies in rows of a Parquet manifest: the bytes of files, by their columns.
+class EmbeddedFiles:
+    """What lies in the rows of a Parquet manifest, read in order."""
 
-    Args:
-        path: as of `read`.
-        numbers: of the rows, from 1 on, in rising order. As many are taken as are yielded.
+    def __init__(self, path: Path):
+        """path: as of `parquet`. Raises as that does."""
+        self._parts = list(_parts(path))
+        self._ends = list(itertools.accumulate(part.count for part in self._parts))
+        self._number = len(self._ends)  # of the row group that is being read: none yet
+        self._rows: Iterator[tuple[int, dict[str, Any]]] = iter(())
+        self._last = 0  # the row that was read last
 
-    Raises OSError and ValueError as `read` does.
-    """
-    parts, before = iter(_parts(path)), 0
-    part = next(parts)
-    rows = enumerate(_values(part, FILES), start=before + 1)
-    for number in numbers:
-        while number > before + part.count:
-            before += part.count
-            part = next(parts)
-            rows = enumerate(_values(part, FILES), start=before + 1)
-        values = next(values for found, values in rows if found == number)
+    def of(self, row: int) -> dict[str, bytes]:
+        """Returns the bytes of files in a row, by their columns.
+
+        Rows that rise are read on; another one begins its row group again.
+
+        row: its number, from 1 on.
+        """
+        number = bisect.bisect_left(self._ends, row)
+        if number != self._number or row <= self._last:
+            before = self._ends[number] - self._parts[number].count
+            self._number = number
+            self._rows = enumerate(_values(self._parts[number], FILES), start=before + 1)
+        self._last = row
+        values = next(values for found, values in self._rows if found == row)
         opened = {column: _opened(value)[1] for column, value in values.items()}
-        yield {column: content for column, content in opened.items() if content is not None}
+        return {column: content for column, content in opened.items() if content is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +220,9 @@ class _Part:
 
 def _parts(path: Path) -> Iterator[_Part]:
     """Yields what a Parquet manifest consists of, in its order."""
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(found for found in path.rglob("*") if found.suffix.lower() == ".parquet")
     if not files:
         raise FileNotFoundError(f"{path}: no .parquet files in this folder")
     for file in files:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from wsdl_data import image_files
@@ -21,12 +22,12 @@ _LABELS = {"real": "real", "fake": "fake", "0": "real", "1": "fake"}
 _MAKINGS = ("full", "spliced", "regenerated")  # what the column `kind` may say of a fake
 # Other names of splits.
 _SPLITS = {"training": "train", "val": "valid", "validation": "valid", "testing": "test"}
-# Of an image: where its row is; whether its split is given; paths of image and mask, or none; which
-# of the two lie in the row itself, as bits; whether it has no mask; its group, by a column and
-# after all; bytes of its files.
+# Of an image: where its row is; whether its split is given; paths of image and mask, or none; what
+# is the same for the same file; which of the two lie in the row itself, as bits; whether it has no
+# mask; its group, by a column and after all; bytes of its files.
 _COLUMNS = (
     *("place TEXT", "label TEXT", "split TEXT", "given INTEGER", "image TEXT", "mask TEXT"),
-    *("embedded INTEGER", "bare INTEGER", "own TEXT", "generator TEXT", "making TEXT"),
+    *("file TEXT", "embedded INTEGER", "bare INTEGER", "own TEXT", "generator TEXT", "making TEXT"),
     *("grouped TEXT", "size INTEGER"),
 )
 _SHOWN = 5  # faults that are named
@@ -68,7 +69,8 @@ class Table:
         self._root = Path(os.path.abspath(folder if root is None else root.expanduser()))
         self._given: set[bool] = set()  # whether rows have a split of their own
         self._has_masks = False
-        self._by_column = False  # whether groups are a column
+        self._grouped: set[bool] = set()  # whether rows have a group of their own
+        self._embedded: rows.EmbeddedFiles | None = None
         self._faults: list[str] = []
         self._faulty = 0
         self._tables = sqlite3.connect("", check_same_thread=False)  # a file without a name
@@ -89,7 +91,7 @@ class Table:
     @property
     def has_groups(self) -> bool:
         """Returns whether groups were given, and are not only names without an ending."""
-        return self._by_column or self.grouping.is_given
+        return True in self._grouped or self.grouping.is_given
 
     @property
     def by_group(self) -> bool:
@@ -116,6 +118,12 @@ class Table:
             " AND number >= ? AND number < ? ORDER BY number",
             (label, split, numbers.start, numbers.stop),
         )
+
+    def embedded(self, row: int) -> dict[str, bytes]:
+        """Returns the bytes of the files that lie in a row itself, by their columns."""
+        if self._embedded is None:
+            self._embedded = rows.EmbeddedFiles(self.source)
+        return self._embedded.of(row)
 
     def path(self, name: str) -> Path:
         """Returns the file of a name in a row."""
@@ -157,19 +165,7 @@ class Table:
             raise ValueError(f"split {split!r} is none of {', '.join(SHARES)}")
         self._given.add(bool(split))
         inside = sum(1 << place for place, name in enumerate(rows.FILES) if name in row.embedded)
-        size, names = 0, []
-        for column in rows.FILES:
-            name = texts.get(column, "")
-            if column in row.embedded:
-                size += len(row.embedded[column])
-            elif name and (column == "image" or self._masks):
-                name = self._inside(name)
-                size += _size(self._root / name)
-            names.append(name)
-        image, mask = names
-        if not image and not inside & 1:
-            raise ValueError("no image")
-        has_mask = bool(mask or inside & 2)
+        has_mask = bool(texts.get("mask") or inside & 2)
         if has_mask and label == "real":
             raise ValueError("a real image with a mask")
         if has_mask and self._masks is None:
@@ -177,14 +173,34 @@ class Table:
                 "has a mask: say what is manipulated in masks, --manipulated white, black or"
                 " above:N, or leave them out, none"
             )
-        self._has_masks |= has_mask and bool(self._masks)
+        if not self._masks:
+            has_mask, inside = False, inside & 1
+        self._has_masks |= has_mask
+        size, names, file = 0, [], ""
+        for column in ("image", "mask") if has_mask else ("image",):
+            name = texts.get(column, "")
+            if column in row.embedded:
+                size += len(row.embedded[column])
+            elif name:
+                name = self._inside(name)
+                found = _file(self._root / name)
+                size += found.st_size
+                file = file or f"{found.st_dev}:{found.st_ino}"
+            names.append(name)
+        image, mask = (*names, "")[:2]
+        if not image and not inside & 1:
+            raise ValueError("no image")
+        if inside & 1:
+            file = hashlib.sha256(row.embedded["image"]).hexdigest()
         group = texts.get("group", "")
-        self._by_column |= bool(group)
+        if not image and not group and (not split or self.grouping.is_given):
+            raise ValueError("an image without a path needs a group, or a split")
+        self._grouped.add(bool(group))
         key = image or f"row {row.number}"
         grouped = group or self.grouping.of(key)
         return (
             *(row.number, row.place, label, split or split_of(grouped), bool(split)),
-            *(image or None, mask or None, inside, not has_mask, group),
+            *(image or None, mask or None, file, inside, not has_mask, group),
             *(texts.get("generator", ""), making, grouped, size),
         )
 
@@ -238,10 +254,18 @@ class Table:
 
     def _check_pairs(self) -> None:
         """Raises ValueError for an image that is there twice, and a group in two given splits."""
-        twice = self._pair("NOT embedded & 1", "image", "COUNT(*)")
-        if twice:
-            image, first, last = twice
-            raise self._error(last, f"{image} is there twice, first in {self._place(first)}")
+        for where, count, what in (
+            ("NOT embedded & 1", "COUNT(*)", "is there twice"),
+            ("embedded & 1", "COUNT(DISTINCT label || split)", "is there otherwise"),
+        ):
+            if twice := self._pair(where, "file", count):
+                _, first, last = twice
+                name = self._named(last)
+                raise self._error(last, f"{name} {what}, first in {self._place(first)}")
+        if self._grouped == {True, False}:
+            raise self._error(self._first("own = ''"), "no group, which others have")
+        if True in self._grouped and self.grouping.is_given:
+            raise ValueError(f"{self.source}: it says the groups itself; leave out --group")
         apart = self.has_groups and self._pair("given", "grouped", "COUNT(DISTINCT split)")
         if apart:
             group, first, last = apart
@@ -261,6 +285,10 @@ class Table:
         query = f"SELECT MIN(number) FROM images WHERE {where}"
         return self._tables.execute(query).fetchone()[0]
 
+    def _named(self, number: int) -> str:
+        query = "SELECT COALESCE(image, 'an image') FROM images WHERE number = ?"
+        return self._tables.execute(query, (number,)).fetchone()[0]
+
     def _place(self, number: int) -> str:
         query = "SELECT place FROM images WHERE number = ?"
         return self._tables.execute(query, (number,)).fetchone()[0]
@@ -269,15 +297,18 @@ class Table:
         return ValueError(f"{self.source}, {self._place(number)}: {text}")
 
 
-def _size(path: Path) -> int:
-    """Returns the bytes of a file. Raises OSError, or FileNotFoundError where there is none."""
+def _file(path: Path) -> os.stat_result:
+    """Returns what the system says of a file.
+
+    Raises OSError, or FileNotFoundError where there is none.
+    """
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"no file {path}") from None
     if not stat.S_ISREG(found.st_mode):
         raise FileNotFoundError(f"no file {path}, but something else of that name")
-    return found.st_size
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -301,9 +332,8 @@ class Rows:
 
     def __iter__(self) -> Iterator[Item]:
         columns = "number, image, mask, embedded, own, generator, making"
-        contents = self._contents()
         for number, image, mask, embedded, *facts in self._select(columns):
-            found = next(contents) if embedded else {}
+            found = self.table.embedded(number) if embedded else {}
             key = image or f"row {number}"
             files: list[File | None] = []
             for place, (column, name) in enumerate(zip(rows.FILES, (image, mask), strict=True)):
@@ -325,10 +355,6 @@ class Rows:
         ends = [*starts[1:], self.numbers.stop]
         spans = map(range, starts, ends)
         return [dataclasses.replace(self, numbers=span) for span in spans]
-
-    def _contents(self) -> Iterator[Mapping[str, bytes]]:
-        numbers = (number for number, inside in self._select("number, embedded") if inside)
-        return rows.embedded(self.table.source, numbers)
 
     def _select(self, columns: str) -> sqlite3.Cursor:
         return self.table.select(columns, self.label, self.split, self.numbers)

@@ -6,11 +6,12 @@ import dataclasses
 import io
 import re
 import zipfile
+import zlib
 
 import numpy as np
 from jaxtyping import Bool
 
-from wsdl_data import decoding, image_files
+from wsdl_data import image_files
 from wsdl_data.image_files import File
 
 _COLOURED = 32  # between the channels of a pixel: more than a JPEG file makes of grey
@@ -23,9 +24,10 @@ class Manipulated:
     """Which values of a mask say that a pixel is manipulated.
 
     Attributes:
-        name: "white" and "black" are the sides of mid-grey (128 of 255), where a mask of 0 and 1
-            is one of black and white; "above:N" are the values above N, as the file has them;
-            "green" are pixels whose green is above 100 of 255, of a mask of red and green.
+        name: "white" and "black" are the sides of mid-grey (128 of 255; 32768 where values are
+            above 255), where a mask of 0 and 1 is one of black and white; "above:N" are the values
+            above N, as the file has them; "green" are pixels whose green is above 100 of 255, of a
+            mask of red and green.
     """
 
     name: str
@@ -44,41 +46,36 @@ class Manipulated:
         """
         if self.name == "green":
             return np.asarray(image_files.read_mask(file))[..., 1] > _GREEN
-        if self.name.startswith("above:"):
-            return _values(file) > float(self.name.removeprefix("above:"))
-        if file.suffix.lower() in _ARRAYS:
-            values = _values(file)
-            is_binary = values.max() <= 1
-        else:
+        if not self.name.startswith("above:") and file.suffix.lower() not in _ARRAYS:
             pixels = np.asarray(image_files.read_mask(file)).astype(np.int16)
             if np.ptp(pixels, axis=-1).max() > _COLOURED:
                 raise ValueError(
                     f"{file}: the mask has colours, where black and white are expected"
                 )
-            values = pixels[..., 0]
-            # In a JPEG the values 0 and 1 would be noise.
-            is_binary = values.max() == 1 and file.suffix.lower() not in (".jpg", ".jpeg")
-        return (values >= (0.5 if is_binary else 128)) == (self.name == "white")
+        values = _values(file)
+        if self.name.startswith("above:"):
+            return values > float(self.name.removeprefix("above:"))
+        # In a JPEG the values 0 and 1 would be noise.
+        is_binary = values.max() <= 1 and file.suffix.lower() not in (".jpg", ".jpeg")
+        grey = 0.5 if is_binary else 128 if values.max() < 256 else 1 << 15
+        return (values >= grey) == (self.name == "white")
 
 
 def _values(file: File) -> np.ndarray:
-    """Returns the values of a mask [h, w] as its file has them, of colours the highest channel."""
+    """Returns the values of a mask [h, w] as its file has them."""
+    if file.suffix.lower() not in _ARRAYS:
+        return image_files.read_mask_values(file)
     try:
-        if file.suffix.lower() not in _ARRAYS:
-            image = decoding.upright(decoding.load(file.read_bytes()))
-            opaque = {"RGBA": "RGB", "LA": "L", "1": "L"}
-            values = np.asarray(image.convert(opaque.get(image.mode, image.mode)))
-            return values.max(-1) if values.ndim == 3 else values
         found = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
             if len(found.files) != 1:
                 raise ValueError(f"{len(found.files)} arrays, where one is expected")
             found = found[found.files[0]]
         values = np.squeeze(found)
-        if values.ndim != 2 or values.dtype.kind not in "buif":
+        if values.ndim != 2 or not values.size or values.dtype.kind not in "buif":
             raise ValueError(f"an array {found.dtype}{list(found.shape)}, where a mask is expected")
         if not np.isfinite(values).all():
             raise ValueError("the mask has values that are no numbers")
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
     return values

@@ -497,7 +497,7 @@ def test_refusals_name_field_and_value(path, value):
         ),
         ("data.sampling", "even", "patches", None, "choose from size, balanced, weights"),
         ("data.weights", (1.0, 2.0), "patches", None, "goes with data.sampling=weights"),
-        ("data.sampling", "weights", "patches", None, r"\(\): 2 positive numbers, one for each"),
+        ("data.sampling", "weights", "patches", None, r"\(\): 2 numbers, one for each"),
         ("loss.power", 2.0, "patches", "setup=b", "2.0: goes with loss.location=gem"),
         ("loss.location", "gem", "patches", "setup=c", "only for weak supervision"),
         ("explanation.kind", "hires_cam", "patches", None, "patches in setup a has no expl"),

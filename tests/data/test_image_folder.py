@@ -457,6 +457,15 @@ def test_faults_of_a_list(
     assert message.replace("SOURCE", str(root)) in err and err.count("\n") == 1
 
 
+def test_an_image_in_two_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = json_by_split(tmp_path / "source")
+    entries = json.loads((root / "test.json").read_text())
+    (root / "test.json").write_text(json.dumps([*entries, ["./images/Au/00.png", "Negative"]]))
+    assert command("own", root, tmp_path / "data", "white") == 1
+    err = capsys.readouterr().err
+    assert "is listed twice, as ./images/Au/00.png and as images/Au/00.png" in err
+
+
 @pytest.mark.parametrize("make", [plain, json_list])
 def test_polarity_is_never_guessed(
     make: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

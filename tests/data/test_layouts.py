@@ -149,6 +149,16 @@ def test_a_fake_without_its_mask_is_left_out(
     assert f"{tmp_path}: 1 fakes without a mask are left out, the first 1bl55t/" in caplog.text
 
 
+def test_endings_in_capitals_and_linked_folders(tmp_path: Path) -> None:
+    others, fakes, _ = FOLDERS["imd2020"]
+    touch(tmp_path, [*others, *fakes, "1bl55t/1bl55t_orig.JPG"])
+    found = [row.texts["image"] for row in LAYOUTS["imd2020"].read(tmp_path)]
+    assert "1bl55t/1bl55t_orig.JPG" in found
+    (tmp_path / "more").symlink_to(tmp_path / "z28")
+    with pytest.raises(ValueError, match="more: a link to a folder, which is not followed"):
+        list(LAYOUTS["imd2020"].read(tmp_path))
+
+
 def test_casia_groups_are_connected(tmp_path: Path) -> None:
     tampered = {
         "Tp_D_CND_M_N_ani00018_sec00096_00138.tif": "Au_ani_00018.jpg",

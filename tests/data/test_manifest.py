@@ -27,6 +27,7 @@ from wsdl_data.manifest import rows
 from wsdl_data.manifest.table import Table
 from wsdl_data.own.groups import Grouping
 from wsdl_data.own.items import split_of
+from wsdl_data.own.masks import Manipulated
 
 COUNT = 40  # photographs: enough for every split by hash
 GENERATORS = ("ldm", "sd")
@@ -226,6 +227,9 @@ LABELS = np.arange(12, dtype=np.uint16).reshape(3, 4) * 100  # 0 to 1100
         ("mask.png", LABELS, "above:250", LABELS > 250),
         ("mask.png", (LABELS // 100).astype(np.uint8), "above:0", LABELS > 0),
         ("mask.png", (LABELS > 500).astype(np.uint8), "white", LABELS > 500),
+        ("mask.png", LABELS // 600 * 255, "white", LABELS >= 600),
+        ("mask.png", (LABELS // 600).astype(np.uint16), "black", LABELS < 600),
+        ("mask.png", LABELS // 600 * 65535, "white", LABELS >= 600),
         ("mask.png", np.stack([LABELS // 100] * 3, -1).astype(np.uint8), "above:4.5", LABELS > 450),
     ],
 )
@@ -244,6 +248,30 @@ def test_masks_of_any_kind(
     assert command(source, tmp_path / "data", masks=manipulated) == 0
     (example,) = read(tmp_path / "data", "fake")["test"]
     np.testing.assert_array_equal(example["mask"][..., 0], expected * 255)
+
+
+@pytest.mark.parametrize("kind", ["grey", "coloured"])
+def test_masks_with_a_palette(kind: str, tmp_path: Path) -> None:
+    numbers = np.array([[0, 1, 1], [2, 0, 1]], np.uint8)
+    colours = (
+        [(255,) * 3, (0,) * 3, (10,) * 3]
+        if kind == "grey"
+        else [(0,) * 3, (128, 0, 0), (0, 128, 0)]
+    )
+    mask = Image.fromarray(numbers).convert("P")
+    mask.putdata(numbers.ravel().tolist())
+    mask.putpalette([value for colour in colours for value in colour])
+    mask.save(tmp_path / "mask.png")
+    found = Manipulated("above:0").read(tmp_path / "mask.png")
+    expected = np.array(colours)[numbers, 0] if kind == "grey" else numbers
+    np.testing.assert_array_equal(found, expected > 0)
+
+
+def test_transparent_masks_are_refused(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "mask.png")
+    for name in ("white", "above:0", "green"):
+        with pytest.raises(ValueError, match=r"mask\.png: the mask is transparent in parts"):
+            Manipulated(name).read(tmp_path / "mask.png")
 
 
 @settings(max_examples=40, deadline=None)
@@ -297,6 +325,7 @@ FAULTS = {
         "line 3: real/0.png is there twice, first in line 2",
     ),
     "no mask": (row(mask=""), "line 3: a fake without a mask, which others have"),
+    "some have groups": (row(group=""), "line 3: no group, which others have"),
     "a mask of another size": (
         lambda made: save(Path(made[0]["root"]) / "masks/ldm_0.png", np.zeros((9, 9), np.uint8)),
         "ROOT/masks/ldm_0.png: the mask is 9x9, its image 30x20",
@@ -329,6 +358,84 @@ def test_faults_are_one_line_and_leave_nothing(
     assert out == "" and err.count("\n") == 1 and err.startswith("error: manifest/own")
     assert message.replace("ROOT", str(root)) in err
     assert kept(tmp_path / "data") == set()
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_the_same_file_by_another_name(
+    link: Callable[[Path, Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make(tmp_path, 12)
+    link(tmp_path / "ldm/3.png", tmp_path / "other.png")
+    made.append({"image": "other.png", "label": "real", "group": "another"})
+    assert command(write(tmp_path / "list.csv", made), tmp_path / "data") == 1
+    assert "line 38: other.png is there twice, first in line 12" in capsys.readouterr().err
+
+
+def parquet(path: Path, count: int = 60, **columns: Any) -> Path:
+    """A table of images of their own, real and fake in turns."""
+    rng, encoded = np.random.default_rng(0), []
+    for _ in range(count):
+        stream = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(stream, "PNG")
+        encoded.append(stream.getvalue())
+    labels = [number % 2 for number in range(count)]
+    pq.write_table(pa.table({"image": encoded, "label": labels, **columns}), path)
+    return path
+
+
+def test_texts_that_a_parquet_file_has_as_bytes(tmp_path: Path) -> None:
+    groups = pa.array([f"g{number // 2}".encode() for number in range(60)], pa.binary())
+    source = parquet(tmp_path / "list.parquet", group=groups)
+    assert command(source, tmp_path / "data", masks=None) == 0
+    for kind in ("real", "fake"):
+        for split, examples in read(tmp_path / "data", kind).items():
+            assert {split_of(example["group"].decode()) for example in examples} == {split}
+
+
+def test_embedded_images_that_could_leak(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = parquet(tmp_path / "list.parquet")
+    assert command(source, tmp_path / "data", masks=None) == 1
+    assert "row 1 of list.parquet: an image without a path needs a group" in capsys.readouterr().err
+    table = pq.read_table(source)
+    twice = pa.concat_tables([table, table.slice(0, 1)])
+    split = pa.array([*["train"] * 60, "test"])
+    pq.write_table(twice.append_column("split", split), tmp_path / "twice.parquet")
+    assert command(tmp_path / "twice.parquet", tmp_path / "data", masks=None) == 1
+    err = capsys.readouterr().err
+    assert "row 61 of twice.parquet: an image is there otherwise, first in row 1 of" in err
+
+
+def test_groups_are_said_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(folder / "list.csv", tmp_path, "--group", "(.*)") == 1
+    assert "it says the groups itself; leave out --group" in capsys.readouterr().err
+
+
+def test_masks_that_are_left_out_need_not_be_there(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    for path in (tmp_path / "masks").iterdir():
+        path.unlink()
+    assert command(write(tmp_path / "list.csv", made), tmp_path / "data", masks="none") == 0
+
+
+def test_rows_of_many_shards_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = parquet(tmp_path / "list.parquet", split=pa.array(["train"] * 60))
+    monkeypatch.setattr(image_files, "SHARD_BYTES", 1)  # a shard for each image
+    values, decoded = rows._values, []
+
+    def counted(*arguments: Any):
+        for value in values(*arguments):
+            decoded.append(value)
+            yield value
+
+    monkeypatch.setattr(rows, "_values", counted)
+    assert command(source, tmp_path / "data", masks=None) == 0
+    assert len(decoded) <= 3 * 60  # once to be listed, and once for each label
 
 
 def test_a_decompression_bomb(
@@ -370,7 +477,7 @@ def test_masks_of_which_nothing_was_said(
         ("list.csv", b"image,label,image\n", "two columns of one name"),
         ("list.csv", b"image,label\na.png\n", "line 2: 1 values in 2 columns"),
         ("list.csv", b'image,label\n"a.png,real\n', "no CSV (unexpected end of data)"),
-        ("list.csv", b"image,label\n\xff,real\n", "no CSV ('utf-8' codec"),
+        ("list.csv", b"image,label\n\xff,real\n", "no CSV in UTF-8 ('utf-8' codec"),
         ("list.csv", b"image,label\n\n", "no rows in it"),
         ("list.jsonl", b"{", "line 1: no JSON"),
         ("list.jsonl", b"[]", "line 1: no object of image, label"),
@@ -414,13 +521,11 @@ def test_arrays_that_are_no_masks(
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    stream = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(stream, "PNG")
     peaks = []
     for count in (20_000, 80_000):
         path = tmp_path / f"{count}.parquet"
         columns = {
-            "image": [stream.getvalue()] * count,
+            "image": [f"{n}".encode() for n in range(count)],
             "label": [n % 2 for n in range(count)],
             "group": [f"group {n // 5}" for n in range(count)],
         }
@@ -431,7 +536,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         images = table.images("fake")
         assert sum(map(len, images.values())) == count // 2
         assert table.groups("fake") == count // 5
-        read_again = sum(item.image.read_bytes() == stream.getvalue() for item in images["test"])
+        read_again = sum(int(item.image.read_bytes()) % 2 == 1 for item in images["test"])
         assert read_again == len(images["test"])
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

@@ -12,7 +12,7 @@ from etils import epath
 from sklearn.metrics import roc_auc_score
 
 from wsdl_data import build
-from wsdl_jax.evaluation import evaluate, results
+from wsdl_jax.evaluation import evaluate, results, summary
 from wsdl_jax.reporting.page import report
 
 GENERATORS = ("ldm", "a longer name,\nin two lines", "")
@@ -92,6 +92,15 @@ def test_where_parts_are_shown(tested: tuple[epath.Path, dict[str, Any]], tmp_pa
     page = (tmp_path / "report/index.html").read_text()
     assert "manifest/parts_fake, by generator" in page and "manifest/parts_fake, by kind" in page
     assert f"<td>{ldm['iou_lg']:.1f}</td>" in page
+
+
+def test_names_of_parts_stay_apart() -> None:
+    names = [
+        f"diffusers/stable-diffusion-xl-1.0-inpainting-{n}, with {'more ' * 9}{n}" for n in "ab"
+    ]
+    shown = [summary.part_name(name) for name in names]
+    assert len({*shown}) == 2 and {len(name) for name in shown} == {40}
+    assert summary.part_name(" ") == "' '" and summary.part_name("a\n b") == "a b"
 
 
 def test_results_without_parts_and_with_damaged_ones(

@@ -273,14 +273,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.data.sampling == "weights":
         subsets = len(config.data.real) + len(config.data.fake)
         weights = config.data.weights
-        if len(weights) != subsets or not all(0 < weight < math.inf for weight in weights):
+        numbers = all(isinstance(weight, int | float) for weight in weights)
+        if len(weights) != subsets or not numbers or not _are_shares(weights):
             raise ConfigError(
-                f"config.data.weights = {tuple(weights)}: {subsets} positive numbers, one for each "
-                "subset of data.real and data.fake"
+                f"config.data.weights = {tuple(weights)}: {subsets} numbers, one for each subset "
+                "of data.real and data.fake, above a millionth of their sum"
             )
     augmentation.check(config.augment)
     methods.check(config)
     _refuse_without_effect(config)
+
+
+def _are_shares(weights: Sequence[float]) -> bool:
+    total = math.fsum(weights)
+    return math.isfinite(total) and all(weight > 1e-6 * total for weight in weights)
 
 
 def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:

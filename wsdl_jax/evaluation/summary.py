@@ -1,6 +1,5 @@
 """One evaluation as text: a table for the terminal and for results.txt."""
 
-import textwrap
 from typing import Any
 
 from wsdl_jax.evaluation import metrics
@@ -64,7 +63,9 @@ def text_table(results: dict, title: str) -> str:
 
 def part_name(value: str) -> str:
     """Returns what is known of a part's images as text of one line."""
-    return textwrap.shorten(value, _LONGEST, placeholder="…")
+    text = " ".join(value.split()) or repr(value)
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def part_cells(figures: dict[str, Any]) -> list[str]:

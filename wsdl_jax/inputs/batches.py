@@ -29,6 +29,7 @@ Augment = Callable[
     [UInt8[np.ndarray, "h w 3"], np.ndarray | None, np.random.Generator],
     tuple[UInt8[np.ndarray, "h2 w2 3"], np.ndarray | None],
 ]
+_WINDOW = 64  # images of several subsets, in random order
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -298,7 +299,10 @@ def _mixed(
         subset = whole[end : end + size].seed(seed + number).shuffle()
         subsets.append(subset.repeat())
         end += size
-    return grain.MapDataset.mix(subsets, weights).seed(seed)
+    # What is mixed comes in turns: parts of a batch would each be of one subset.
+    mixed = grain.MapDataset.mix(subsets, weights)
+    mixed = grain.experimental.WindowShuffleMapDataset(mixed, window_size=_WINDOW, seed=seed)
+    return mixed.seed(seed)
 
 
 def eval_batches(
