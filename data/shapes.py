@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 Shape = Callable[[np.random.Generator, int, int], Bool[np.ndarray, "h w"]]
 # Share of the image that a drawn shape may cover; what falls outside is drawn again.
 MIN_SHARE, MAX_SHARE = 0.02, 0.6
+_TRIES = 200
 
 
 def boxes(
@@ -73,10 +74,18 @@ def draw(
     Args:
       shape: its name.
       rng: from which alone the region follows.
-      height: of the image, pixels; at least 16, as the width.
+      height: of the image, pixels.
       width: of the image, pixels.
+
+    Returns:
+      The region. Where no shape of that name has such a share, as strokes in an image much longer
+      than wide, it is a blob, and in the smallest images their upper third.
     """
-    while True:
-        mask = SHAPES[shape](rng, height, width)
-        if MIN_SHARE <= mask.mean() <= MAX_SHARE:
-            return mask
+    for name in (shape, "blobs"):
+        for _ in range(_TRIES):
+            mask = SHAPES[name](rng, height, width)
+            if MIN_SHARE <= mask.mean() <= MAX_SHARE:
+                return mask
+    mask = np.zeros((height, width), bool)
+    mask[: -(-height // 3)] = True
+    return mask

@@ -671,3 +671,16 @@ def test_setup_c_without_masks_is_one_line_before_anything_is_written(
     with pytest.raises(ConfigError, match=r"^image_folder/bare_fake has no masks: setup c learns"):
         training.train(config, epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_fakes_with_masks_are_not_spliced(
+    real_config: Callable, prepared: Path, tmp_path: Path
+) -> None:
+    from wsdl_jax import training
+    from wsdl_jax.runtime.errors import ConfigError
+
+    variant = "source=image_folder/mine,splice=0.7"
+    config = real_config("patches", variant, {"data.dir": str(prepared)})
+    with pytest.raises(ConfigError, match=r"splice = 0\.7: image_folder/mine_fake has masks"):
+        training.train(config, epath.Path(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

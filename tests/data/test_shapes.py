@@ -47,3 +47,12 @@ def test_strokes_are_no_boxes():
         rows, columns = ndimage.find_objects(mask.astype(int))[0]
         fill.append(mask[rows, columns].mean())
     assert np.mean(fill) < 0.75
+
+
+@pytest.mark.parametrize("shape", shapes.SHAPES)
+@pytest.mark.parametrize("size", [(60, 3000), (3000, 20), (16, 2000), (1, 1), (2, 3), (1, 50)])
+def test_images_of_any_form_have_a_region(shape, size):
+    for seed in range(3):
+        mask = shapes.draw(shape, np.random.default_rng(seed), *size)
+        assert mask.shape == size and mask.any()
+        assert size[0] * size[1] < 50 or mask.mean() <= shapes.MAX_SHARE

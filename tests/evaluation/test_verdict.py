@@ -65,6 +65,8 @@ def test_what_is_kept_is_of_one_network_and_one_dataset(tmp_path):
     ):
         assert verdict.load(run, network, real) is None
     assert [path.name for path in tmp_path.iterdir()] == ["real_scores.json"]
+    assert verdict.load(run, (7, 1), data, kinds=["clean"]) is not None
+    assert verdict.load(run, (7, 1), data, kinds=["clean", "jpeg 90"]) is None
 
 
 @pytest.mark.parametrize(

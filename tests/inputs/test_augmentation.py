@@ -15,6 +15,7 @@ from wsdl_jax import configuration
 from wsdl_jax.configuration.augmentation import RECIPES
 from wsdl_jax.inputs import perturbations
 from wsdl_jax.inputs.augmentation import Augmentation
+from wsdl_jax.runtime.errors import UserError
 
 CHANGES = ("jpeg", "webp", "scale", "blur", "noise", "gamma", "colour", "crop", "cut_out")
 
@@ -299,3 +300,12 @@ def test_every_field_is_one_of_the_config():
     assert names == set(configuration.base().augment)
     ranges = {name for name in names if name.endswith("_range")}
     assert names - ranges == {*CHANGES, "again"}
+
+
+def test_images_too_long_for_a_format():
+    long = np.zeros((2, perturbations.LONGEST["WEBP"] + 1, 3), np.uint8)
+    augmentation(webp=1.0)(long, None, rng(0))  # saved as JPEG
+    with pytest.raises(
+        UserError, match="an image of 16384×2 pixels: WEBP has at most 16383 a side"
+    ):
+        perturbations.webp(long, 80.0)

@@ -71,3 +71,11 @@ def test_how_many_are_changed():
     region = np.zeros((16, 16), np.uint8)
     same = [self_blend(one := example(16, 16, REAL, region), 0.3, rng) is one for _ in range(600)]
     assert np.mean(same) == pytest.approx(0.7, abs=0.06)
+
+
+def test_where_nothing_is_seen_nothing_counts_as_manipulated():
+    white = {**example(48, 48, REAL, np.zeros((48, 48), np.float32))}
+    white["image"] = np.full((48, 48, 3), 255, np.uint8)
+    for seed in range(40):
+        made = self_blend(white, 1.0, np.random.default_rng(seed))
+        assert (made is white) == np.array_equal(made["image"], white["image"])

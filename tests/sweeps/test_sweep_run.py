@@ -40,8 +40,8 @@ def test_results_of_an_older_network_are_none(tmp_path, caplog):
     path = run.folder / "results.json"
     kept = figures(run, run.config.data.test_fake, total)
     path.write_text(json.dumps(kept))
-    unfitted = {"iou_fitted": None, "map_threshold": None}
-    assert run.results()[run.config.data.test_fake] == {**kept, **unfitted}
+    absent = {"iou_fitted": None, "map_threshold": None, "parts": {}}  # of earlier evaluations
+    assert run.results()[run.config.data.test_fake] == {**kept, **absent}
     path.write_text(json.dumps({**kept, "weights": kept["weights"] + 1}))
     assert run.results()[run.config.data.test_fake] is None
     path.write_text("{}")

@@ -1,12 +1,14 @@
 """Scores a trained run on a dataset's test split, and writes predictions and results."""
 
 import contextlib
+import functools
 import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import ml_collections
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float
@@ -271,13 +273,16 @@ def _kept_or_measured(
     warning, `unknown`, says why. All hosts have to ask together.
     """
     network = test.checkpoint, test.weights
+    source, reason = None, "another host has them not"
     try:
         source = open_source()
     except ConfigError as error:
+        reason = str(error)
+    if hosts.any_host(source is None):
         kept = load(run, network)
         if not hosts.any_host(kept is None):
             return kept
-        log.warning("%s: %s", unknown, error)
+        log.warning("%s: %s", unknown, reason)
         return None
     runs.check_data(run, source.provenance)
     digests = provenance.digests(source.provenance)
@@ -311,9 +316,10 @@ def _real_scores(run: epath.Path, test: TestedRun) -> verdict.RealScores | None:
     """
     data = test.config.data
 
+    perturbed = perturbations.EVERYDAY if test.config.eval.perturbed else ()
+    named = {verdict.CLEAN: None, **{str(chain): chain for chain in perturbed}}
+
     def measure(source: inputs.Examples) -> verdict.RealScores:
-        perturbed = perturbations.EVERYDAY if test.config.eval.perturbed else ()
-        named = {verdict.CLEAN: None, **{str(chain): chain for chain in perturbed}}
         return {name: scores(source, name, chain) for name, chain in named.items()}
 
     def scores(source: inputs.Examples, name: str, perturbation: Chain | None) -> list[float]:
@@ -333,7 +339,7 @@ def _real_scores(run: epath.Path, test: TestedRun) -> verdict.RealScores | None:
         lambda: inputs.Examples(  # setup c trains without real images
             data.real or (data.test_real,), "valid", data.dir
         ),
-        verdict.load,
+        functools.partial(verdict.load, kinds=named.keys()),
         measure,
         verdict.save,
         "no threshold for a verdict from real validation images",
@@ -358,6 +364,8 @@ def _map_threshold(run: epath.Path, test: TestedRun) -> float | None:
         source = inputs.Examples((*config.data.real, *fakes), "valid", config.data.dir)
         if masked and not source.have_masks:
             raise ConfigError(f"{', '.join(fakes)} has no masks")
+        if not masked and not _are_whole(config):
+            raise ConfigError(f"{', '.join(fakes)}: not fake everywhere, and no others are named")
         return source
 
     def fit(source: inputs.Examples) -> MapThreshold:
@@ -379,6 +387,17 @@ def _map_threshold(run: epath.Path, test: TestedRun) -> float | None:
         "no threshold for maps from validation images",
     )
     return None if found is None else found.value
+
+
+def _are_whole(config: ml_collections.ConfigDict) -> bool:
+    """Returns whether the fakes that validation images are spliced from are fake everywhere.
+
+    Those that are said to be for that are; those with masks, or of setup b, are not.
+    """
+    if config.data.spliced_fake:
+        return True
+    fakes = inputs.Examples(config.data.fake, "valid", config.data.dir)
+    return config.setup == "a" and not fakes.have_masks
 
 
 def _maps_with_masks(

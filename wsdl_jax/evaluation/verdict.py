@@ -10,7 +10,7 @@ changed images too, they are scored after each of these changes, and the highest
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,10 @@ def save(
 
 
 def load(
-    run: epath.Path, network: tuple[int, int | None], data: Mapping[str, str] | None = None
+    run: epath.Path,
+    network: tuple[int, int | None],
+    data: Mapping[str, str] | None = None,
+    kinds: Collection[str] | None = None,
 ) -> dict[str, list[float]] | None:
     """Returns the scores that `save` has kept; None if there are none of this network and data.
 
@@ -82,12 +85,15 @@ def load(
       run: the run directory.
       network: step and checksum of the checkpoint that is asked for.
       data: hashes of the real subsets; None accepts scores of any, where the data is not at hand.
+      kinds: what was to be done to the images, `CLEAN` and perturbations; None accepts any.
 
     Raises:
       UserError: a file that cannot be read.
     """
     scores = kept.load(RunDirectory(run).real_scores, network, "real", data, _parsed)
     if scores is None or not all(scores.values()):
+        return None
+    if kinds is not None and scores.keys() != set(kinds):
         return None
     return scores if all(map(math.isfinite, itertools.chain(*scores.values()))) else None
 

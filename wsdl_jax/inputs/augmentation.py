@@ -111,6 +111,8 @@ class Augmentation:
         return perturbations.jpeg(image, self._quality(rng)), target
 
     def _webp(self, image: Pixels, target: Target | None, rng: np.random.Generator) -> _Pair:
+        if max(image.shape[:2]) > perturbations.LONGEST["WEBP"]:
+            return self._jpeg(image, target, rng)
         return perturbations.webp(image, self._quality(rng)), target
 
     def _quality(self, rng: np.random.Generator) -> float:

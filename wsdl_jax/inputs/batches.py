@@ -159,6 +159,8 @@ class _Decoded:
             example = {**example, "image": image}
             if region is not None:
                 example["region"] = region
+                if not region.any():  # all that was fake has been cut away; NaN is not known
+                    example["label"] = np.int32(REAL)
         return self._at_size(example)
 
     def spliced(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:

@@ -17,13 +17,17 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
-from wsdl_jax.runtime.errors import ConfigError
+from wsdl_jax.runtime.errors import ConfigError, UserError
 
 Pixels = UInt8[np.ndarray, "h w 3"]
+LONGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels a side that a file can have
 
 
 def jpeg(image: Pixels, quality: float) -> Pixels:
-    """Saves an image as JPEG, by Pillow with standard tables, and reads it again."""
+    """Saves an image as JPEG, by Pillow with standard tables, and reads it again.
+
+    Raises UserError for one with a side above `LONGEST`, as `webp` does.
+    """
     return _saved(image, "JPEG", quality)
 
 
@@ -33,6 +37,12 @@ def webp(image: Pixels, quality: float) -> Pixels:
 
 
 def _saved(image: Pixels, file_format: str, quality: float) -> Pixels:
+    if max(image.shape[:2]) > LONGEST[file_format]:
+        height, width = image.shape[:2]
+        raise UserError(
+            f"an image of {width}×{height} pixels: {file_format} has at most {LONGEST[file_format]}"
+            " a side"
+        )
     file = io.BytesIO()
     Image.fromarray(image).save(file, file_format, quality=int(quality))
     return np.asarray(Image.open(file, formats=(file_format,)))

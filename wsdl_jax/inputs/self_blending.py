@@ -37,7 +37,8 @@ def self_blend(example: dict[str, Any], share: float, rng: np.random.Generator) 
       rng: from which alone it follows what is done.
 
     Returns:
-      The example with another `image`, `label` and `region`, or as it was.
+      The example with another `image`, `label` and `region`, or as it was, also where no pixel has
+      changed.
     """
     if rng.random() >= share or np.isnan(example["region"]).any():
         return example
@@ -47,6 +48,8 @@ def self_blend(example: dict[str, Any], share: float, rng: np.random.Generator) 
     for way in rng.permutation(len(_WAYS))[:count]:
         changed = _WAYS[way](changed, rng)
     mixed, opacity = splicing.laid_in(image, changed, rng)
+    if np.array_equal(mixed, image):  # there was nothing to see in that region
+        return example
     manipulated = opacity if region.dtype == np.float32 else (opacity > 0.5).astype(region.dtype)
     return {
         **example,

@@ -64,6 +64,11 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     )
     if config.supervision == "full" and not setup.training.have_masks:
         raise ConfigError(f"{', '.join(data.fake)} has no masks: setup c learns from them")
+    if config.train.splice and inputs.Examples(data.fake, "train", data.dir).have_masks:
+        raise ConfigError(
+            f"config.train.splice = {config.train.splice}: {', '.join(data.fake)} has masks, and only "
+            "what is fake everywhere is spliced; if it is, build it without (--manipulated none)"
+        )
     with runs.written(run, config, setup.training.provenance) as check_lock:
         _train(config, run, setup, check_lock)
 
