@@ -66,8 +66,8 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
         raise ConfigError(f"{', '.join(data.fake)} has no masks: setup c learns from them")
     if config.train.splice and inputs.Examples(data.fake, "train", data.dir).have_masks:
         raise ConfigError(
-            f"config.train.splice = {config.train.splice}: {', '.join(data.fake)} has masks, and only "
-            "what is fake everywhere is spliced; if it is, build it without (--manipulated none)"
+            f"config.train.splice = {config.train.splice}: {', '.join(data.fake)} has masks, and "
+            "only whole fakes are spliced; if it is of those, build it with --manipulated none"
         )
     with runs.written(run, config, setup.training.provenance) as check_lock:
         _train(config, run, setup, check_lock)
