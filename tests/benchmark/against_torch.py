@@ -151,7 +151,7 @@ def make_ours(work: Work) -> Callable[[], None]:
         files = work.files()
 
         def all_files() -> None:
-            images = ((f.name, read(epath.Path(f), work.size**2)) for f in files)
+            images = ((f.name, read(epath.Path(f), work.size**2)[0]) for f in files)
             views = ((name, localizer.view(image)) for name, image in images)
             for _, prediction in localizer.stream(views):
                 assert prediction.raw.ndim == 2
