@@ -8,6 +8,7 @@ import itertools
 import os
 import sqlite3
 import stat
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -74,6 +75,7 @@ class Table:
         self._faults: list[str] = []
         self._faulty = 0
         self._tables = sqlite3.connect("", check_same_thread=False)  # a file without a name
+        weakref.finalize(self, self._tables.close)
         self._tables.execute(
             f"CREATE TABLE images (number INTEGER PRIMARY KEY, {', '.join(_COLUMNS)})"
         )
