@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ class EmbeddedFiles:
         self._parts = list(_parts(path))
         self._ends = list(itertools.accumulate(part.count for part in self._parts))
         self._number = len(self._ends)  # of the row group that is being read: none yet
-        self._rows: Iterator[tuple[int, dict[str, Any]]] = iter(())
+        self._values: Generator[dict[str, Any]] | None = None  # the rows that come next in it
         self._last = 0  # the row that was read last
 
     def of(self, row: int) -> dict[str, bytes]:
@@ -190,13 +190,21 @@ class EmbeddedFiles:
         """
         number = bisect.bisect_left(self._ends, row)
         if number != self._number or row <= self._last:
-            before = self._ends[number] - self._parts[number].count
+            self.close()
             self._number = number
-            self._rows = enumerate(_values(self._parts[number], FILES), start=before + 1)
+            self._values = _values(self._parts[number], FILES)
+            self._last = self._ends[number] - self._parts[number].count
+        values = {}
+        for _ in range(row - self._last):
+            values = next(self._values)
         self._last = row
-        values = next(values for found, values in self._rows if found == row)
         opened = {column: _opened(value)[1] for column, value in values.items()}
         return {column: content for column, content in opened.items() if content is not None}
+
+    def close(self) -> None:
+        """Closes the file that is being read."""
+        if self._values is not None:
+            self._values.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +243,7 @@ def _parts(path: Path) -> Iterator[_Part]:
             start += count
 
 
-def _values(part: _Part, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def _values(part: _Part, columns: Sequence[str] | None = None) -> Generator[dict[str, Any]]:
     """Yields the rows of a row group, few at a time; of some columns those that it has."""
     with _parquet_errors(part.path), pq.ParquetFile(part.path) as file:
         present = [name for name in part.columns if columns is None or name in columns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -75,7 +76,9 @@ class Table:
         self._faults: list[str] = []
         self._faulty = 0
         self._tables = sqlite3.connect("", check_same_thread=False)  # a file without a name
-        weakref.finalize(self, self._tables.close)
+        self._open = contextlib.ExitStack()
+        self._open.callback(self._tables.close)
+        weakref.finalize(self, self._open.close)
         self._tables.execute(
             f"CREATE TABLE images (number INTEGER PRIMARY KEY, {', '.join(_COLUMNS)})"
         )
@@ -125,6 +128,7 @@ class Table:
         """Returns the bytes of the files that lie in a row itself, by their columns."""
         if self._embedded is None:
             self._embedded = rows.EmbeddedFiles(self.source)
+            self._open.callback(self._embedded.close)
         return self._embedded.of(row)
 
     def path(self, name: str) -> Path:
