@@ -20,6 +20,7 @@ from wsdl_jax.runtime import storage
 # Input bytes per ArrayRecord file. TFDS keeps a shard's examples until the shard is closed, so this
 # also bounds the memory of a build.
 SHARD_BYTES = 64 << 20
+_COLOURED = 32  # between the channels of a pixel: more than a JPEG file makes of grey
 _NOT_IMAGES = {"thumbs.db", "desktop.ini"}
 
 _Item = TypeVar("_Item")
@@ -104,15 +105,23 @@ def read_mask(path: File) -> Image.Image:
         return decoding.to_rgb(_opaque(decoding.load(path.read_bytes())))
 
 
-def read_mask_values(path: File) -> np.ndarray:
+def read_mask_values(path: File, *, grey: bool) -> np.ndarray:
     """Returns the values of a mask [h, w] as its file has them; of colours the highest channel.
 
     The values of a palette are its colours where these are grey, and their numbers where not.
+
+    Args:
+        path: the file.
+        grey: whether a mask with colours is refused.
 
     Raises as `read_mask` does.
     """
     with _named(path):
         mask = decoding.upright(_opaque(decoding.load(path.read_bytes())))
+        if grey:
+            pixels = np.asarray(decoding.to_rgb(mask)).astype(np.int16)
+            if np.ptp(pixels, axis=-1).max() > _COLOURED:
+                raise ValueError("the mask has colours, where black and white are expected")
         if mask.mode in ("P", "PA"):
             colours = np.asarray(mask.convert("RGB"))
             is_grey = (colours == colours[..., :1]).all()

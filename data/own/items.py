@@ -20,7 +20,7 @@ class Item(NamedTuple):
         image: its file.
         mask: the file of its mask; None where it has none.
         key: the name that it keeps.
-        facts: values of those of `FACTS` that the dataset has, in their order.
+        facts: values of the further features that the dataset has, in their order.
         is_whole: whether all of it counts as manipulated, without a mask.
     """
 

@@ -14,7 +14,6 @@ from jaxtyping import Bool
 from wsdl_data import image_files
 from wsdl_data.image_files import File
 
-_COLOURED = 32  # between the channels of a pixel: more than a JPEG file makes of grey
 _GREEN = 100  # of 255: a JPEG file has noise in what is red
 _ARRAYS = (".npy", ".npz")
 
@@ -46,25 +45,22 @@ class Manipulated:
         """
         if self.name == "green":
             return np.asarray(image_files.read_mask(file))[..., 1] > _GREEN
-        if not self.name.startswith("above:") and file.suffix.lower() not in _ARRAYS:
-            pixels = np.asarray(image_files.read_mask(file)).astype(np.int16)
-            if np.ptp(pixels, axis=-1).max() > _COLOURED:
-                raise ValueError(
-                    f"{file}: the mask has colours, where black and white are expected"
-                )
-        values = _values(file)
         if self.name.startswith("above:"):
-            return values > float(self.name.removeprefix("above:"))
+            return _values(file, grey=False) > float(self.name.removeprefix("above:"))
+        values = _values(file, grey=True)
         # In a JPEG the values 0 and 1 would be noise.
         is_binary = values.max() <= 1 and file.suffix.lower() not in (".jpg", ".jpeg")
         grey = 0.5 if is_binary else 128 if values.max() < 256 else 1 << 15
         return (values >= grey) == (self.name == "white")
 
 
-def _values(file: File) -> np.ndarray:
-    """Returns the values of a mask [h, w] as its file has them."""
+def _values(file: File, *, grey: bool) -> np.ndarray:
+    """Returns the values of a mask [h, w] as its file has them.
+
+    grey: whether an image with colours is refused.
+    """
     if file.suffix.lower() not in _ARRAYS:
-        return image_files.read_mask_values(file)
+        return image_files.read_mask_values(file, grey=grey)
     try:
         found = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
