@@ -2,6 +2,7 @@
 
     python -m wsdl_jax.predict --run RUN --images photo.jpg scans/ 'more/*.png' --out found
     python -m wsdl_jax.predict --run RUN --images panorama.tif --mode tile --out found
+    python -m wsdl_jax.predict --run RUN --calibrate my-own-real-photos/
 
 Images are files, folders (searched to the bottom) and patterns: PNG, JPEG, WebP, TIFF,
 BMP, GIF and AVIF, and with the extra `formats` HEIC and JPEG XL. Exit
@@ -18,8 +19,8 @@ from etils import epath
 from wsdl_jax.evaluation import verdict
 from wsdl_jax.prediction import folder, table
 from wsdl_jax.prediction.localizer import MODES, Localizer
-from wsdl_jax.runtime import command
-from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.runtime import command, storage
+from wsdl_jax.runtime.errors import ConfigError, UserError
 
 __all__ = ["Localizer", "main"]
 
@@ -29,7 +30,22 @@ log = logging.getLogger("wsdl_jax")
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     jax.config.parse_flags_with_absl()
-    run, out = epath.Path(_RUN.value), epath.Path(_OUT.value)
+    run = epath.Path(_RUN.value)
+    calibration = None if _CALIBRATION.value is None else epath.Path(_CALIBRATION.value)
+    if _IMAGES.value is None and not _CALIBRATE.value:
+        raise ConfigError("--images is missing; see --help")
+    if (_IMAGES.value is None) != (_OUT.value is None):
+        raise ConfigError("--images and --out go together")
+    if _IMAGES.value is None and arguments[1:]:
+        raise ConfigError(f"unexpected argument {arguments[1]!r}; see --help")
+    out = None if _OUT.value is None else epath.Path(_OUT.value)
+    if out is not None:
+        storage.check_folder(out)  # before what takes long
+    if _CALIBRATE.value:
+        made = folder.calibrate(run, _CALIBRATE.value, calibration, mode=_MODE.value)
+        log.info("calibrated on %d real images", made.images)
+    if out is None:
+        return
     # A shell makes several arguments of --images *.png, of which the flag gets the first.
     rows = folder.predict(
         run,
@@ -37,6 +53,8 @@ def main(arguments: list[str]) -> None:
         out,
         mode=_MODE.value,
         false_positive_rate=_FALSE_POSITIVE_RATE.value,
+        calibration=calibration,
+        trust=_TRUST.value,
     )
     log.info("%s; written to %s", table.verdict_counts(rows), out)
     failed = [row for row in rows if row.error]
@@ -49,10 +67,8 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     _RUN = flags.DEFINE_string("run", None, "A run directory.", required=True)
-    _IMAGES = flags.DEFINE_multi_string(
-        "images", None, "Files, folders and patterns; any number.", required=True
-    )
-    _OUT = flags.DEFINE_string("out", None, "A new folder for what is found.", required=True)
+    _IMAGES = flags.DEFINE_multi_string("images", None, "Files, folders and patterns; any number.")
+    _OUT = flags.DEFINE_string("out", None, "A new folder for what is found.")
     _MODE = flags.DEFINE_enum(
         "mode",
         "resize",
@@ -62,8 +78,24 @@ if __name__ == "__main__":
     _FALSE_POSITIVE_RATE = flags.DEFINE_float(
         "false_positive_rate",
         verdict.FALSE_POSITIVE_RATE,
-        "The share of the run's real validation images that may be called fake.",
+        "The share of real images that may be called fake.",
         lower_bound=0.0,
         upper_bound=0.99,
+    )
+    _CALIBRATE = flags.DEFINE_multi_string(
+        "calibrate",
+        None,
+        "Real images of your own, 200 if possible: what they score is kept, for verdicts.",
+    )
+    _CALIBRATION = flags.DEFINE_string(
+        "calibration",
+        None,
+        "The file of --calibrate; default: calibration.json in the run, or else what the run's "
+        "validation images score.",
+    )
+    _TRUST = flags.DEFINE_bool(
+        "trust",
+        None,
+        "Find out where maps can be trusted, in six times the time; default: not in tiles.",
     )
     command.run(main, operands=("[IMAGES…]",))

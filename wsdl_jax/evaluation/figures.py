@@ -181,7 +181,8 @@ def _measure_side(
             if pending is not None:
                 yield collect(pending)
             indices = measures.image_indices(batch)
-            pending = pool.map(measure, indices, *found)
+            columns = found.scores, found.probabilities, found.maps
+            pending = pool.map(measure, indices, *columns)
             for row, index in enumerate(indices):
                 if index in maps:  # a copy, or the whole batch would be kept
                     maps[index] = found.maps[row].copy()

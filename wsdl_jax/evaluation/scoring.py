@@ -14,12 +14,22 @@ from etils import epath
 from jaxtyping import Bool, Float
 
 from wsdl_data import provenance
-from wsdl_jax import inputs, runs
-from wsdl_jax.evaluation import map_threshold, measures, retention, sheet, summary, verdict
+from wsdl_jax import inputs, methods, runs
+from wsdl_jax.evaluation import (
+    calibration,
+    likeness,
+    map_threshold,
+    measures,
+    retention,
+    sheet,
+    summary,
+    verdict,
+)
 from wsdl_jax.evaluation.figures import score
 from wsdl_jax.evaluation.map_threshold import MapThreshold
 from wsdl_jax.evaluation.measures import ImageMeasures
 from wsdl_jax.evaluation.tested_run import TestedRun, load, localized
+from wsdl_jax.evaluation.verdict import Calibration
 from wsdl_jax.inputs import perturbations
 from wsdl_jax.inputs.perturbations import Chain, Perturbation
 from wsdl_jax.runtime import hosts, locks
@@ -28,6 +38,7 @@ from wsdl_jax.runtime.storage import temporary_folder, write_whole
 
 log = logging.getLogger("wsdl_jax")
 T = TypeVar("T")
+_NO_FEATURES = np.zeros((0, 0), np.float32)
 
 
 def evaluate(
@@ -298,52 +309,91 @@ def _kept_or_measured(
 
 
 def _threshold(run: epath.Path, test: TestedRun) -> float | None:
-    """Returns the score above which the run calls an image fake, see `verdict`.
+    """Returns the score above which figures call an image fake, see `verdict.threshold`.
 
     It is None where the scores of real validation images are not known and cannot be measured.
     """
-    scores = _real_scores(run, test)
-    return None if scores is None else verdict.threshold(scores, verdict.FALSE_POSITIVE_RATE)
+    known = _calibration(run, test)
+    return None if known is None else verdict.threshold(known.real, verdict.FALSE_POSITIVE_RATE)
 
 
-def _real_scores(run: epath.Path, test: TestedRun) -> verdict.RealScores | None:
-    """Returns the scores of the real images of the run's validation split, and keeps them in it.
+def _calibration(run: epath.Path, test: TestedRun) -> Calibration | None:
+    """Returns what the network says of the run's validation images, and keeps it in the run.
 
-    They are also scored after everyday perturbations, if the config has `eval.perturbed`.
+    Real images are also scored after everyday perturbations, if the config has `eval.perturbed`.
+    Fakes are those that the run was trained on, spliced as often as there; without them at hand,
+    none are known.
 
     These images take part in the selection of the checkpoint; test images take part in neither.
-    Where the images are not at hand, scores that were kept are used; None if there are none.
+    Where the images are not at hand, what was kept is used; None if there is nothing.
     """
-    data = test.config.data
+    config = test.config
+    perturbed = perturbations.EVERYDAY if config.eval.perturbed else ()
+    changes = {verdict.CLEAN: None, **{str(chain): chain for chain in perturbed}}
 
-    perturbed = perturbations.EVERYDAY if test.config.eval.perturbed else ()
-    named = {verdict.CLEAN: None, **{str(chain): chain for chain in perturbed}}
-
-    def measure(source: inputs.Examples) -> verdict.RealScores:
-        return {name: scores(source, name, chain) for name, chain in named.items()}
-
-    def scores(source: inputs.Examples, name: str, perturbation: Chain | None) -> list[float]:
-        found_scores = []
-        images = localized(test, source, f"scoring real images, {name}", perturbation=perturbation)
-        with contextlib.closing(images) as batches:
-            for batch, found in batches:
-                columns = measures.image_indices(batch), found.scores, found.probabilities
-                rows = zip(*columns, strict=True)
-                own = [ImageMeasures(index, float(value), float(p)) for index, value, p in rows]
-                found_scores += [one.score for one in measures.of_all_hosts(own, source)]
-        return found_scores
+    def measure(source: inputs.Examples) -> Calibration:
+        scores, features = {}, {}
+        for name, chain in changes.items():
+            what = f"scoring real images, {name}"
+            scores[name], features[name] = _seen(test, source, what, perturbation=chain)
+        fake, of_fakes = _known_fakes(test)
+        changed = [of_real for name, of_real in features.items() if name != verdict.CLEAN]
+        classes = [
+            features[verdict.CLEAN],
+            of_fakes,
+            *([np.concatenate(changed)] if changed else []),
+        ]
+        known = likeness.fit([one for one in classes if one.size])
+        return Calibration({name: sorted(of) for name, of in scores.items()}, sorted(fake), known)
 
     return _kept_or_measured(
         run,
         test,
-        lambda: inputs.Examples(  # setup c trains without real images
-            data.real or (data.test_real,), "valid", data.dir
-        ),
-        functools.partial(verdict.load, kinds=named.keys()),
+        lambda: inputs.Examples(_real_subsets(config), "valid", config.data.dir),
+        functools.partial(calibration.load, kinds=changes.keys()),
         measure,
-        verdict.save,
+        calibration.save,
         "no threshold for a verdict from real validation images",
     )
+
+
+def _real_subsets(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    return config.data.real or (config.data.test_real,)  # setup c trains without real images
+
+
+def _known_fakes(test: TestedRun) -> tuple[list[float], Float[np.ndarray, "n d"]]:
+    """Returns scores and features of the fakes of the validation split; of none, not at hand."""
+    config = test.config
+    spliced = config.train.splice if methods.targets(config) == "spliced" else 0.0
+    subsets = (*_real_subsets(config), *config.data.fake)
+    try:
+        source = inputs.Examples(subsets, "valid", config.data.dir)
+    except ConfigError as error:
+        log.warning("no fakes are known to the verdict: %s", error)
+        source = None
+    if hosts.any_host(source is None):
+        return [], _NO_FEATURES
+    places = source.places(inputs.FAKE).tolist()
+    return _seen(test, source, "scoring fakes", places=places, splice=spliced)
+
+
+def _seen(
+    test: TestedRun, source: inputs.Examples, description: str, **kwargs: Any
+) -> tuple[list[float], Float[np.ndarray, "n d"]]:
+    """Returns scores and features of images of all hosts, in their order, see `localized`."""
+    scores, features = [], [_NO_FEATURES]
+    with contextlib.closing(localized(test, source, description, **kwargs)) as batches:
+        for batch, found in batches:
+            indices = measures.image_indices(batch)
+            rows = zip(indices, found.scores, found.probabilities, strict=True)
+            own = [ImageMeasures(index, float(value), float(p)) for index, value, p in rows]
+            scores += [one.score for one in measures.of_all_hosts(own, source)]
+            if found.features is not None:
+                order = hosts.gather(np.asarray(indices)).ravel()
+                everywhere = hosts.gather(found.features).reshape(len(order), -1)
+                kept = order != measures.PADDING
+                features.append(everywhere[kept][np.argsort(order[kept])])
+    return scores, np.concatenate(features[1:] or features)
 
 
 # ----- The threshold of a map ---------------------------------------------------------------------
@@ -410,7 +460,7 @@ def _maps_with_masks(
         source,
         "fitting the maps' threshold",
         places=source.places(inputs.FAKE).tolist(),
-        spliced=not masked,
+        splice=0.0 if masked else 1.0,
     )
     with contextlib.closing(batches):
         for batch, found in batches:

@@ -26,7 +26,7 @@ class TestedRun:
       config: the run's config, with the directory that the data is really in.
       names: the names of the tested subsets of the sides "fake" and "real".
       sides: the test splits of those subsets.
-      step: (state, {"image": …}) → (None, Localization), on all devices.
+      step: (state, {"image": …}) → (None, Localization with features), on all devices.
       state: the network's state on all devices.
       parallel: the devices.
       checkpoint: the step of the checkpoint that the network is from.
@@ -85,7 +85,7 @@ def load(
     config.eval.batch = parallel.rounded_up(config.eval.batch)
     _, model, checkpoint, weights = runs.load(run, AXIS)
     hosts.agree(checkpoint=(checkpoint, weights))
-    step, state = on_devices(methods.from_config(config), model, parallel)
+    step, state = on_devices(methods.from_config(config), model, parallel, embeds=True)
     out = runs.RunDirectory(run).evaluation(config, **names)
     return TestedRun(config, names, sides, step, state, parallel, checkpoint, weights, out)
 
@@ -97,7 +97,7 @@ def localized(
     *,
     places: Sequence[int] | None = None,
     perturbation: Perturbation | Chain | None = None,
-    spliced: bool = False,
+    splice: float = 0.0,
 ) -> Iterator[tuple[inputs.Batch, methods.Localization]]:
     """Yields this host's part of every batch of images, with what the network finds in it.
 
@@ -109,11 +109,12 @@ def localized(
       description: the text beside the progress bar.
       places: indices in `source` of the images that are wanted; all by default.
       perturbation: applied to every image; none by default.
-      spliced: whether the fakes are spliced with real images, as `inputs.Spliced` has them.
+      splice: the share of the fakes of which only a region stays fake, see `inputs.Reading`; 1 for
+        what `inputs.Spliced` has.
     """
     batches = inputs.eval_batches(
         source,
-        dataclasses.replace(inputs.Reading.of(test.config.data), splice=float(spliced)),
+        dataclasses.replace(inputs.Reading.of(test.config.data), splice=splice),
         batch=test.config.eval.batch,
         places=places,
         perturb=perturbation,

@@ -14,6 +14,7 @@ from wsdl_jax.methods.method import (
     Method,
     Metrics,
     check_xception,
+    early_statistics,
     from_image_logits,
     from_maps,
     network_arguments,
@@ -49,6 +50,7 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
         network=lambda axis_name, rngs: Attention(axis_name=axis_name, rngs=rngs, **kwargs),
         loss=_full if is_full else weak,
         localize=localize_by_mask if by_mask else _localize,
+        embed=early_statistics,
     )
 
 

@@ -17,6 +17,7 @@ from wsdl_jax.methods.method import (
     Method,
     Metrics,
     check_xception,
+    early_statistics,
     from_image_logits,
     from_map_logits,
     from_maps,
@@ -42,6 +43,7 @@ def _fcn(config: ml_collections.ConfigDict) -> Method:
         network=lambda axis_name, rngs: FCN(axis_name=axis_name, rngs=rngs, **kwargs),
         loss=map_loss(objectives.patches_full, "mask"),
         localize=functools.partial(from_map_logits, pool=Pooling.of(config.score)),
+        embed=early_statistics,
     )
 
 
@@ -75,7 +77,7 @@ def _explained(config: ml_collections.ConfigDict) -> Method:
         logits, maps = explain(_upper(model, block), model.lower(images, block), kind)
         return from_image_logits(logits, to_image_size(maps, *images.shape[1:3]))
 
-    return Method(network=_classifier(config), loss=loss, localize=localize)
+    return Method(network=_classifier(config), loss=loss, localize=localize, embed=early_statistics)
 
 
 def _explained_by_itself(config: ml_collections.ConfigDict) -> Method:
@@ -117,6 +119,7 @@ def _explained_by_itself(config: ml_collections.ConfigDict) -> Method:
         loss=loss,
         localize=localize,
         features=lambda model, images: model.lower(images, block),
+        embed=early_statistics,
     )
 
 

@@ -30,11 +30,17 @@ class Localization(NamedTuple):
       scores: higher = more likely fake; a probability or a logit, by method.
       probabilities: of being fake, the score as such or the softmax of the image logits.
       maps: probability of having been manipulated, in [0, 1].
+      features: what images are like to the network, see `Method.embed`; None where that is not
+        asked for, or the method has none.
+      agreement: how far maps of the same image, moved and scaled, agree with each location, in
+        [0, 1]; None where that is not asked for.
     """
 
     scores: Float[Array, " b"]
     probabilities: Float[Array, " b"]
     maps: Float[Array, "b h w"]
+    features: Float[Array, "b d"] | None = None
+    agreement: Float[Array, "b h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,15 @@ class Method:
       localize: (network, images) → Localization, for a network in evaluation mode.
       features: (network, images) → [B, h, w, …], whose locations are those of the map that `loss`
         trains. None: they are those of the mask or of the map logits that the network returns.
+      embed: (network, images) → [B, d] float32, by which an image is told from such as are unlike
+        those that the network was trained on. None: they are not told.
     """
 
     network: Callable[[str | None, nnx.Rngs], nnx.Module]
     loss: Callable[[Any, Batch], tuple[Float[Array, ""], Metrics]]
     localize: Callable[[Any, Float[Array, "b h w 3"]], Localization]
     features: Callable[[Any, Float[Array, "b h w 3"]], Array] | None = None
+    embed: Callable[[Any, Float[Array, "b h w 3"]], Float[Array, "b d"]] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,11 @@ def network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the arguments that every network on Xception takes from a config."""
     model = config.model
     return {"width": model.width, "remat": model.remat, "dtype": jnp.dtype(model.dtype)}
+
+
+def early_statistics(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+    """Returns what images are like to a network on Xception, see `Trunk.statistics`."""
+    return model.trunk.statistics(images)
 
 
 def network_input(

@@ -15,6 +15,7 @@ from wsdl_jax.methods.method import (
     Method,
     Metrics,
     check_xception,
+    early_statistics,
     from_map_logits,
     map_loss,
     network_arguments,
@@ -49,6 +50,7 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
         network=lambda axis_name, rngs: Patches(axis_name=axis_name, rngs=rngs, **kwargs),
         loss=loss,
         localize=functools.partial(from_map_logits, pool=Pooling.of(config.score)),
+        embed=early_statistics,
     )
 
 

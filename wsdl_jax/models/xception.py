@@ -12,6 +12,7 @@ from wsdl_jax.models.layers import BatchNorm, Conv, Dtype, Pointwise, SeparableC
 from wsdl_jax.models.outputs import Outputs
 
 BLOCKS = 12
+_EARLY = 2  # blocks whose features tell what kind of image it is, see `Trunk.statistics`
 SMALLEST_IMAGE = 64  # pixels: below this the last blocks see a single location
 _ENTRY_WIDTHS = (128, 256, 728)  # of blocks 1 to 3; blocks 4 to 11 keep the last
 
@@ -133,6 +134,19 @@ class Trunk(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+    def statistics(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Returns mean and standard deviation over locations of what blocks 1 and 2 give, float32.
+
+        A trunk of depth 1 has those of block 1 alone. Early features tell more of an image's grain,
+        resolution and compression than of what it shows.
+        """
+        x, found = self.stem(images), []
+        for block in self.blocks[:_EARLY]:
+            x = block(x)
+            values = x.astype(jnp.float32)
+            found += [values.mean((1, 2)), values.std((1, 2))]
+        return jnp.concatenate(found, axis=-1)
 
 
 class Top(nnx.Module):

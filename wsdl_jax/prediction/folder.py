@@ -9,17 +9,21 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
 from wsdl_jax import runs
-from wsdl_jax.evaluation import rendering, verdict
-from wsdl_jax.prediction import images, page, table
+from wsdl_jax.evaluation import calibration as calibrations
+from wsdl_jax.evaluation import likeness, rendering, verdict
+from wsdl_jax.evaluation.verdict import Calibration
+from wsdl_jax.prediction import content_credentials, evidence, fingerprint, images, page, table
 from wsdl_jax.prediction.localizer import Localizer, Prediction, View
 from wsdl_jax.prediction.memory import PixelBudget
 from wsdl_jax.prediction.table import Row
 from wsdl_jax.runtime import storage, threads
+from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.runtime.parallel import AXIS
 
 log = logging.getLogger("wsdl_jax")
 # Pixels of an image by mode, above which it is taken for a decompression bomb. Resizing keeps
@@ -37,17 +41,20 @@ def predict(
     *,
     mode: str = "resize",
     false_positive_rate: float = verdict.FALSE_POSITIVE_RATE,
+    calibration: epath.Path | None = None,
+    trust: bool | None = None,
 ) -> list[Row]:
     """Localizes images of files with the best network of a run.
 
-    Writes into `out`, which appears when all is done: predictions.csv, index.html and, for each
-    image that can be read,
+    Writes into `out`, which appears when all is done: predictions.csv, index.html, evidence.jsonl
+    and, for each image that can be read,
 
     - maps/NAME.png: the map at the image's size, 8-bit grey, 255 = surely manipulated;
     - overlays/NAME.jpg: the map in colour over the image, 4096 pixels a side at most;
     - raw/NAME.npz: `map` float32 as the network gives it, `covered`: how many of its rows and
       columns the image covers, `size`: height and width of the image, `score`, `probability`;
-    - thumbnails/NAME.jpg: image and overlay, small, for index.html.
+    - trust/NAME.png: how far the map can be trusted, as `maps`, where that was asked for;
+    - thumbnails/NAME.jpg: image, overlay and trust, small, for index.html.
 
     Args:
       run: a run directory.
@@ -55,35 +62,137 @@ def predict(
       out: a new or empty folder.
       mode: see `Localizer`.
       false_positive_rate: see `Localizer.load`.
+      calibration: see `Localizer.load`.
+      trust: whether to find out where maps can be trusted, which takes six times as long; by
+        default where images are squashed, and not in tiles.
 
     Returns:
       A row for each image, in the order of the files.
 
     Raises:
       UserError: not a run; no such files; `out` is there already or cannot be written; a network
-        that gives no finite numbers.
+        that gives no finite numbers; a calibration that cannot be used.
     """
     storage.check_folder(out)
     files = images.find(patterns, out)
     batch = runs.load_config(run).eval.batch
     if mode == "resize":
         batch = min(batch, len(files))
-    localizer = Localizer.load(run, mode=mode, batch=batch, false_positive_rate=false_positive_rate)
-    if localizer.threshold is None:
+    trust = mode == "resize" if trust is None else trust
+    localizer = Localizer.load(
+        run,
+        mode=mode,
+        batch=batch,
+        false_positive_rate=false_positive_rate,
+        calibration=calibration,
+        trust=trust,
+    )
+    rule = _rule(localizer, run)
+    with storage.whole_folder(out) as folder:
+        with images.pillow_without_its_limit():
+            rows = _localize_files(localizer, files, folder)
+        table.write(rows, folder / table.FILE)
+        common = evidence.of_network(localizer, run)
+        evidence.write(({**row.evidence(), **common} for row in rows), folder / evidence.FILE)
+        (folder / "index.html").write_text(page.render(rows, mode, rule, has_trust=trust))
+    return rows
+
+
+def _rule(localizer: Localizer, run: epath.Path) -> str:
+    """Returns in words how verdicts are found; warns where that is not as it should be."""
+    rate = localizer.false_positive_rate
+    if not localizer.calibrations:
         rule = "probability above 0.5"
         log.warning(
             "%s was never evaluated, so what real images score is not known: called fake by a %s",
             *(run, rule),
         )
-    else:
-        share = f"{100 * false_positive_rate:g}%"
-        rule = f"score above {localizer.threshold:.4g}, as {share} of real validation images have"
-    with storage.whole_folder(out) as folder:
-        with images.pillow_without_its_limit():
-            rows = _localize_files(localizer, files, folder)
-        table.write(rows, folder / table.FILE)
-        (folder / "index.html").write_text(page.render(rows, mode, rule))
-    return rows
+        return f"called fake: {rule}"
+    for known in localizer.calibrations:
+        if rate < 1 / (1 + known.images):
+            log.warning(
+                "%d real images are too few for a false-positive rate of %g: none like %s is "
+                "called fake",
+                *(known.images, rate, known.source),
+            )
+        if known.mode != localizer.mode:
+            log.warning(
+                "what real images score is known of squashed ones, not of tiles: calibrate with "
+                "--calibrate FOLDER --mode %s",
+                localizer.mode,
+            )
+        if known.likeness is None:
+            log.warning(
+                "which images are unlike %s is not known: there were too few, or an earlier "
+                "version has evaluated %s",
+                *(known.source, run),
+            )
+    of = " and ".join(f"{known.images} like {known.source}" for known in localizer.calibrations)
+    return f"called fake: what at most {100 * rate:g}% of real images score, by {of}"
+
+
+def calibrate(
+    run: epath.Path,
+    patterns: Sequence[str],
+    path: epath.Path | None = None,
+    *,
+    mode: str = "resize",
+) -> Calibration:
+    """Finds out what real images of one's own score, and keeps it, for verdicts on such images.
+
+    A file that is there twice counts once. Of the images, one half at random says what they are
+    like, and the other half how far apart they are.
+
+    Args:
+      run: a run directory.
+      patterns: paths of files, folders and patterns, of real images: as they come from one's
+        camera, and none that was looked at to choose a detector.
+      path: of the file to be written, which must not be there; `calibration.json` in the run by
+        default.
+      mode: see `Localizer`. Verdicts follow from it in this mode alone.
+
+    Returns:
+      What was found.
+
+    Raises:
+      UserError: not a run; no such files, or one that cannot be read; fewer than 20 images; a file
+        that is there; a network that gives no finite numbers.
+    """
+    path = runs.RunDirectory(run).calibration if path is None else path
+    calibrations.check_new(path)
+    files = images.find(patterns, path, "--calibrate")
+    digests: dict[str, str] = {}  # of each file that is not there twice, by its SHA-256
+    for file in files:
+        digests.setdefault(fingerprint.of(epath.Path(file)).sha256, file)
+    if len(digests) < likeness.FEWEST:
+        raise UserError(
+            f"--calibrate {' '.join(patterns)}: {len(digests)} different files, where "
+            f"{likeness.FEWEST} are needed, and 200 are better"
+        )
+    config, model, *network = runs.load(run, AXIS)
+    localizer = Localizer(config, model, mode=mode)
+    failed: dict[str, str] = {}
+    found = []
+    budget = PixelBudget(_PIXELS_IN_MEMORY)
+    predictions = _predictions(localizer, list(digests.values()), failed, budget)
+    with images.pillow_without_its_limit(), contextlib.closing(predictions):
+        for _, prediction in predictions:
+            found.append((prediction.score, prediction.features))
+            if failed:
+                break
+    if failed:
+        file, error = next(iter(failed.items()))
+        raise UserError(f"--calibrate {' '.join(patterns)}: {table.printable(file)}: {error}")
+    features = [one for _, one in found if one is not None]
+    made = Calibration(
+        {verdict.CLEAN: sorted(score for score, _ in found)},
+        likeness=likeness.fit([np.stack(features)]) if features else None,
+        source=f"the images of {' '.join(patterns)}",
+        mode=mode,
+        files=tuple(digests),
+    )
+    calibrations.save_own(path, tuple(network), made)
+    return made
 
 
 def _localize_files(localizer: Localizer, files: dict[str, str], out: epath.Path) -> list[Row]:
@@ -97,12 +206,45 @@ def _localize_files(localizer: Localizer, files: dict[str, str], out: epath.Path
     Returns:
       A row for each image, in the order of the files.
     """
-    rows: dict[str, Row] = {}  # by path
-    max_pixels = MAX_PIXELS[localizer.mode]
-    # Images to be squashed are read ahead, and what is found is written, while the network works.
-    # One to be tiled may be as large as memory allows.
-    ahead = 2 * localizer.batch if localizer.mode == "resize" else 0
+    failed: dict[str, str] = {}
     budget = PixelBudget(_PIXELS_IN_MEMORY)
+    max_pixels, ahead = MAX_PIXELS[localizer.mode], _ahead(localizer)
+
+    def write(localized: tuple[str, Prediction]) -> Row:
+        file, prediction = localized
+        with budget.share() as reserve:
+            return _write(file, files[file], prediction, out, max_pixels, reserve)
+
+    predictions = _predictions(localizer, list(files), failed, budget)
+    with (
+        contextlib.closing(predictions),
+        contextlib.closing(threads.map_ahead(write, predictions, ahead)) as written,
+    ):
+        rows = {row.file: row for row in written}
+    rows |= {file: Row(file, files[file], error=error) for file, error in failed.items()}
+    return [rows[file] for file in files]
+
+
+def _ahead(localizer: Localizer) -> int:
+    """Returns how many images are read, and written, while the network works.
+
+    One to be tiled may be as large as memory allows.
+    """
+    return 2 * localizer.batch if localizer.mode == "resize" else 0
+
+
+def _predictions(
+    localizer: Localizer, files: Sequence[str], failed: dict[str, str], budget: PixelBudget
+) -> Iterator[tuple[str, Prediction]]:
+    """Yields the files that can be read, each with what is found in it.
+
+    Args:
+      localizer: the network.
+      files: paths.
+      failed: where the reason is put for which a file cannot be read, by its path.
+      budget: of pixels that are decoded at one time.
+    """
+    max_pixels = MAX_PIXELS[localizer.mode]
     bar = tqdm(
         desc="localizing",
         total=len(files),
@@ -123,7 +265,7 @@ def _localize_files(localizer: Localizer, files: dict[str, str], out: epath.Path
     def readable(viewed: Iterable[tuple[str, View | str]]) -> Iterator[tuple[str, View]]:
         for file, view in viewed:
             if isinstance(view, str):
-                rows[file] = Row(file, files[file], error=view)
+                failed[file] = view
                 bar.update()
             else:
                 yield file, dataclasses.replace(view, pixels=counted(view))
@@ -133,20 +275,11 @@ def _localize_files(localizer: Localizer, files: dict[str, str], out: epath.Path
             bar.update(1 / len(view.corners))
             yield pixels
 
-    def write(localized: tuple[str, Prediction]) -> Row:
-        file, prediction = localized
-        with budget.share() as reserve:
-            return _write(file, files[file], prediction, out, max_pixels, reserve)
-
     with contextlib.ExitStack() as stack:
         stack.callback(bar.close)
-        viewed = threads.map_ahead(view_file, files, ahead)
+        viewed = threads.map_ahead(view_file, files, _ahead(localizer))
         stack.enter_context(contextlib.closing(viewed))
-        written = threads.map_ahead(write, localizer.stream(readable(viewed)), ahead)
-        stack.enter_context(contextlib.closing(written))
-        for row in written:
-            rows[row.file] = row
-    return [rows[file] for file in files]
+        yield from localizer.stream(readable(viewed))
 
 
 def _write(
@@ -172,16 +305,13 @@ def _write(
         image, is_first = images.read(epath.Path(file), max_pixels, reserve)
         if image.size != (width, height):
             raise ValueError("the file has changed while it was looked at")
-    except ValueError as error:
+        taken = fingerprint.of(epath.Path(file))
+    except (ValueError, OSError) as error:
         return Row(file, name, error=str(error))
     image.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE))
-    values = Image.new("L", (width, height))
-    top = 0
-    for strip in prediction.strips():
-        values.paste(Image.fromarray((strip * 255).round().astype(np.uint8)), (0, top))
-        top += len(strip)
-    shown = values if values.size == image.size else values.resize(image.size, Image.Resampling.BOX)
-    overlay = rendering.overlay(image, shown)
+    values = _grey(prediction.strips(), prediction.size)
+    overlay = rendering.overlay(image, _fitted(values, image.size))
+    pictures = [image, overlay]
     raw = {
         "map": prediction.raw,
         "covered": np.array(prediction.covered),
@@ -189,21 +319,57 @@ def _write(
         "score": np.array(prediction.score),
         "probability": np.array(prediction.probability),
     }
+    trust = None
+    if prediction.agreement is not None:
+        raw["agreement"] = prediction.agreement
+        trust = _grey(prediction.trusted_strips(), prediction.size)
+        pictures.append(_fitted(trust, image.size).convert("RGB"))
     try:
         _save(out / "maps" / f"{name}.png", lambda f: values.save(f, "PNG"))
         _save(out / "overlays" / f"{name}.jpg", lambda f: _save_jpeg(overlay, f))
         _save(out / "raw" / f"{name}.npz", lambda f: np.savez_compressed(f, **raw))
+        if trust is not None:
+            _save(out / "trust" / f"{name}.png", lambda f: trust.save(f, "PNG"))
         _save(
             out / "thumbnails" / f"{name}.jpg",
-            lambda f: _save_jpeg(_side_by_side(image, overlay), f),
+            lambda f: _save_jpeg(_side_by_side(*pictures), f),
         )
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
         return Row(file, name, error="the names of its maps would be too long")
-    share = prediction.manipulated_share
-    note = "the first of several pictures" if is_first else ""
-    return Row(file, name, prediction.score, prediction.verdict, share, note=note)
+    notes = ["the first of several pictures"] if is_first else []
+    credentials = None
+    if taken.has_credentials:
+        credentials = content_credentials.read(epath.Path(file))
+        notes.append(content_credentials.in_words(credentials))
+    return Row(
+        file,
+        name,
+        prediction.score,
+        prediction.verdict,
+        prediction.p_value,
+        prediction.manipulated_share,
+        prediction.reason,
+        note="; ".join(notes),
+        probability=prediction.probability,
+        size=prediction.size,
+        fingerprint=taken,
+        credentials=credentials,
+    )
+
+
+def _grey(strips: Iterable[Float[np.ndarray, "n width"]], size: tuple[int, int]) -> Image.Image:
+    """Returns values in [0, 1], in strips from the top, as an 8-bit picture of height and width."""
+    picture, top = Image.new("L", size[::-1]), 0
+    for strip in strips:
+        picture.paste(Image.fromarray((strip * 255).round().astype(np.uint8)), (0, top))
+        top += len(strip)
+    return picture
+
+
+def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BOX)
 
 
 def _save(path: epath.Path, write: Callable[[Any], None]) -> None:

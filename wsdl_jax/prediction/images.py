@@ -15,7 +15,7 @@ from wsdl_jax.runtime.errors import UserError
 FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIF", "JXL")
 
 
-def find(patterns: Sequence[str], out: epath.Path) -> dict[str, str]:
+def find(patterns: Sequence[str], out: epath.Path, flag: str = "--images") -> dict[str, str]:
     """Finds the files that paths of files, folders and patterns stand for, each once, in order.
 
     A folder is searched to the bottom; hidden files and folders in it are left out, and so is
@@ -38,13 +38,13 @@ def find(patterns: Sequence[str], out: epath.Path) -> dict[str, str]:
         else:
             matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
-            raise UserError(f"--images {pattern}: there is no such file")
+            raise UserError(f"{flag} {pattern}: there is no such file")
         for match in matches:
             folder = epath.Path(match).is_dir()
             for file in _files_of(epath.Path(match), out) if folder else [match]:
                 found.setdefault(_absolute(file), file)
     if not found:
-        raise UserError(f"--images {' '.join(patterns)}: no files in there")
+        raise UserError(f"{flag} {' '.join(patterns)}: no files in there")
     root = os.path.commonpath([os.path.dirname(path) for path in found])
     return {file: os.path.relpath(path, root) for path, file in found.items()}
 

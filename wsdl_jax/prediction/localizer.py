@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,11 @@ from PIL import Image
 
 from wsdl_data import decoding
 from wsdl_jax import methods, runs
+from wsdl_jax.evaluation import calibration as stored
 from wsdl_jax.evaluation import map_threshold, metrics, on_devices, verdict
+from wsdl_jax.evaluation.verdict import Calibration, Verdict
 from wsdl_jax.inputs import squashed
+from wsdl_jax.prediction import agreement
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.parallel import AXIS, Parallel
 
@@ -60,23 +63,42 @@ class Prediction:
     Attributes:
       score: higher = more likely fake; a probability or a logit, by method.
       probability: that the image is fake, in [0, 1].
-      verdict: "fake" or "real", see `Localizer`.
+      verdict: "real", "fake" or "unsure", see `Localizer`.
+      p_value: the share of real images that score as high, see `verdict.Verdict`; None for a run
+        that does not know what they score.
+      reason: of the verdict, in words.
       raw: the localization map as the network gives it, of windows blended, in [0, 1].
       size: height and width of the image.
       covered: rows and columns of `raw` that the image covers, see `View`.
       cut: the probability above which a location is called manipulated.
+      features: what the image is like to the network, see `Method.embed`; of windows their mean.
+      agreement: of each location of `raw`, the share of views of the image, moved and scaled, that
+        call it the same, see `agreement`; None where that was not asked for.
     """
 
     score: float
     probability: float
     verdict: str
+    p_value: float | None
+    reason: str
     raw: Float[np.ndarray, "h w"]
     size: tuple[int, int]
     covered: tuple[float, float]
     cut: float = metrics.THRESHOLD
+    features: Float[np.ndarray, " d"] | None = None
+    agreement: Float[np.ndarray, "h w"] | None = None
 
     def strips(self) -> Iterator[Float[np.ndarray, "n width"]]:
         """Yields `map` in strips of whole rows, from the top, so that memory need not hold all."""
+        yield from self._strips(self.raw)
+
+    def trusted_strips(self) -> Iterator[Float[np.ndarray, "n width"]]:
+        """Yields `trust` in strips as `strips` does. Raises ValueError without `agreement`."""
+        if self.agreement is None:
+            raise ValueError("agreement was not asked for: load the localizer with trust=True")
+        yield from self._strips(self.agreement)
+
+    def _strips(self, of_cells: Float[np.ndarray, "h w"]) -> Iterator[Float[np.ndarray, "n w"]]:
         height, width = self.size
         rows = max(1, _STRIP_PIXELS // width)
         for top in range(0, height, rows):
@@ -85,12 +107,20 @@ class Prediction:
                 *(0.0, top * self.covered[0] / height),
                 *(self.covered[1], bottom * self.covered[0] / height),
             )
-            yield metrics.resize_map(self.raw, bottom - top, width, box).clip(0, 1)
+            yield metrics.resize_map(of_cells, bottom - top, width, box).clip(0, 1)
 
     @property
     def map(self) -> Float[np.ndarray, "height width"]:
         """Returns each pixel's probability of manipulation, at the image's size; bicubic."""
         return np.concatenate(list(self.strips()))
+
+    @property
+    def trust(self) -> Float[np.ndarray, "height width"]:
+        """Returns the share of views of the image that agree with each pixel, at its size.
+
+        Raises ValueError without `agreement`.
+        """
+        return np.concatenate(list(self.trusted_strips()))
 
     @functools.cached_property
     def manipulated_share(self) -> float:
@@ -112,13 +142,17 @@ class Localizer:
     that size which overlap by half. Their maps are blended with weights that fall off smoothly from
     the centre (sin², in either direction). A window that reaches beyond the image sees it mirrored.
 
-    An image is called fake where its score is above `threshold`, and without a threshold where its
-    probability of being fake is above one half.
+    An image is called real or fake, or it is said to be unsure, by what real images and known fakes
+    score, see `verdict.judge`; where that is not known, an image is called fake if its probability
+    of being fake is above one half, and else real.
 
     Attributes:
       mode: "resize" or "tile".
       batch: images, or windows, that the network takes at once, over all devices.
-      threshold: the score above which an image is called fake, or None.
+      calibrations: what is known of the network's scores, on images of one kind each; empty where
+        nothing is.
+      false_positive_rate: the share of real images that may be called fake.
+      weights_digest: the SHA-256 of the network's weights, see `runs.weights_digest`.
       cut: the probability above which a location is called manipulated: as it was fitted when the
         run was evaluated, see wsdl_jax.evaluation.map_threshold; else one half.
     """
@@ -130,19 +164,26 @@ class Localizer:
         *,
         mode: str = "resize",
         batch: int | None = None,
-        threshold: float | None = None,
+        calibrations: Sequence[Calibration] = (),
+        false_positive_rate: float = verdict.FALSE_POSITIVE_RATE,
         cut: float = metrics.THRESHOLD,
+        trust: bool = False,
     ):
         """Takes a run's config and its network in evaluation mode; for the others, see `load`."""
         if mode not in MODES:
             raise UserError(f"mode {mode!r}: choose from {', '.join(MODES)}")
-        self.threshold, self.cut = threshold, cut
-        self.mode = mode
+        if not 0 <= false_positive_rate < 1:
+            raise UserError(f"false_positive_rate {false_positive_rate}: not in [0, 1)")
+        self.calibrations, self.false_positive_rate = tuple(calibrations), false_positive_rate
+        self.cut, self.mode = cut, mode
+        self.weights_digest = runs.weights_digest(model)
         self._size, self._resize = config.data.image_size, config.data.resize
         self._parallel = Parallel(config.parallel.backend)
         self.batch = self._parallel.rounded_up(batch or config.eval.batch)
         method = methods.from_config(config)
-        self._step, self._state = on_devices(method, model, self._parallel)
+        if trust:
+            method = dataclasses.replace(method, localize=agreement.checked(method.localize, cut))
+        self._step, self._state = on_devices(method, model, self._parallel, embeds=True)
         pools = methods.pools(config) and config.score.pooling != "mean"
         self._pool = methods.Pooling.of(config.score) if pools else None
         one = jax.ShapeDtypeStruct((1, self._size, self._size, 3), jnp.float32)
@@ -156,6 +197,8 @@ class Localizer:
         mode: str = "resize",
         batch: int | None = None,
         false_positive_rate: float = verdict.FALSE_POSITIVE_RATE,
+        calibration: epath.PathLike | None = None,
+        trust: bool = False,
     ) -> "Localizer":
         """Returns the best network of a run, on all devices.
 
@@ -164,20 +207,39 @@ class Localizer:
           mode: "resize" or "tile".
           batch: images, or windows, that the network takes at once, over all devices; fewer are
             padded. By default the run's config.eval.batch.
-          false_positive_rate: the share of the real validation images, in [0, 1), that may be
-            called fake, from which `threshold` follows. A run that was never evaluated does not
-            know what they score, and has none.
+          false_positive_rate: the share of real images, in [0, 1), that may be called fake.
+          calibration: a file of `predict --calibrate`; by default the run's own, if it has one.
+            Images like those of the validation split are judged by these, whose scores a run knows
+            that was evaluated; with such a file only if it was made by mode "resize".
+          trust: whether predictions have `agreement`, which takes six times as long.
 
         Raises:
-          UserError: not a run, no checkpoint yet, or no such mode.
+          UserError: not a run, no checkpoint yet, no such mode, or a calibration that cannot be
+            read, or is of another network or mode.
         """
         run = epath.Path(run)
         config, model, checkpoint, weights = runs.load(run, AXIS)
-        scores = verdict.load(run, (checkpoint, weights))
-        threshold = None if scores is None else verdict.threshold(scores, false_positive_rate)
-        fitted = map_threshold.load(run, (checkpoint, weights))
-        cut = metrics.THRESHOLD if fitted is None else fitted.value
-        return cls(config, model, mode=mode, batch=batch, threshold=threshold, cut=cut)
+        network = checkpoint, weights
+        own = runs.RunDirectory(run).calibration
+        known = []
+        if (validated := stored.load(run, network)) is not None:
+            known.append(validated)
+        if calibration is not None or own.exists():
+            path = own if calibration is None else epath.Path(calibration)
+            # Of those that can be told apart, and were looked at in the same way.
+            known = [one for one in known if one.likeness is not None and one.mode == mode]
+            known.append(stored.load_own(path, network, mode))
+        fitted = map_threshold.load(run, network)
+        return cls(
+            config,
+            model,
+            mode=mode,
+            batch=batch,
+            calibrations=known,
+            false_positive_rate=false_positive_rate,
+            cut=metrics.THRESHOLD if fitted is None else fitted.value,
+            trust=trust,
+        )
 
     def __call__(self, images: Iterable[np.ndarray | Image.Image]) -> list[Prediction]:
         """Localizes images: uint8 arrays [H, W, 3] or Pillow's, of any size each.
@@ -245,13 +307,22 @@ class Localizer:
           origins: the image, and the corner in its map, of each row of the batch but for padding.
           localized: what the network says of the batch.
         """
-        scores, probabilities, maps = self._parallel.gather(localized)
+        found = self._parallel.gather(localized)
         for row, (blend, corner) in enumerate(origins):
-            if not (np.isfinite(scores[row]) and np.isfinite(maps[row]).all()):
+            of_row = methods.Localization(*(None if a is None else a[row] for a in found))
+            if not (np.isfinite(of_row.scores) and np.isfinite(of_row.maps).all()):
                 raise UserError(f"scores or maps are not finite, first those of {blend.name}")
-            blend.add(corner, scores[row], probabilities[row], maps[row])
+            blend.add(corner, of_row)
             if blend.complete:
-                yield blend.name, blend.prediction(self.threshold, self.cut)
+                yield blend.name, blend.prediction(self._judge, self.cut)
+
+    def _judge(
+        self, score: float, probability: float, features: Float[np.ndarray, " d"] | None
+    ) -> Verdict:
+        if self.calibrations:
+            return verdict.judge(self.calibrations, score, features, self.false_positive_rate)
+        answer = verdict.FAKE if probability > metrics.THRESHOLD else verdict.REAL
+        return Verdict(answer, None, "not calibrated: by a probability above 0.5")
 
 
 class _Blend:
@@ -262,7 +333,10 @@ class _Blend:
         self.name, self.view, self._pool = name, view, pool
         self._scores: list[float] = []  # of the windows so far
         self._probabilities: list[float] = []
-        self._sum, self._weights = (np.zeros(view.map_size, np.float32) for _ in range(2))
+        self._features: Float[np.ndarray, " d"] | None = None  # their sum
+        self._map, self._agreement = (np.zeros(view.map_size, np.float32) for _ in range(2))
+        self._weights = np.zeros(view.map_size, np.float32)
+        self._is_checked = False
         falloff = np.sin(np.pi * (np.arange(view.window, dtype=np.float32) + 0.5) / view.window)
         self._falloff = np.outer(falloff**2, falloff**2)
 
@@ -270,36 +344,61 @@ class _Blend:
     def complete(self) -> bool:
         return len(self._scores) == len(self.view.corners)
 
-    def add(
-        self,
-        corner: tuple[int, int],
-        score: np.floating,
-        probability: np.floating,
-        window_map: Float[np.ndarray, "h h"],
-    ) -> None:
-        self._scores.append(float(score))
-        self._probabilities.append(float(probability))
-        if len(self.view.corners) == 1:
-            self._sum, self._weights = window_map.copy(), np.ones_like(window_map)  # not rounded
+    def add(self, corner: tuple[int, int], found: methods.Localization) -> None:
+        """Adds what the network says of the window at a corner: scalars, and a map."""
+        self._scores.append(float(found.scores))
+        self._probabilities.append(float(found.probabilities))
+        if found.features is not None:
+            before = 0 if self._features is None else self._features
+            self._features = before + found.features.astype(np.float64)
+        self._is_checked = found.agreement is not None
+        if len(self.view.corners) == 1:  # not rounded
+            self._map, self._weights = found.maps.copy(), np.ones_like(found.maps)
+            if self._is_checked:
+                self._agreement = found.agreement.copy()
             return
         side = self.view.window
-        if window_map.shape != (side, side):
-            small = Image.fromarray(window_map).resize((side, side), Image.Resampling.BOX)
-            window_map = np.asarray(small)
         here = np.s_[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
-        self._sum[here] += self._falloff * window_map
+        self._map[here] += self._falloff * _box(found.maps, side)
+        if self._is_checked:
+            self._agreement[here] += self._falloff * _box(found.agreement, side)
         self._weights[here] += self._falloff
 
-    def prediction(self, threshold: float | None, cut: float) -> Prediction:
+    def prediction(
+        self,
+        judge: Callable[[float, float, Float[np.ndarray, " d"] | None], Verdict],
+        cut: float,
+    ) -> Prediction:
+        """judge: score, probability and features → verdict."""
         windows = list(zip(self._scores, self._probabilities, strict=True))
         score, probability = np.mean(windows, axis=0).tolist()
-        raw = self._sum / self._weights
+        raw = self._map / self._weights
         if self._pool is not None and len(windows) > 1:
             rows, columns = (math.ceil(side) for side in self.view.covered)
             score = probability = float(self._pool(raw[None, :rows, :columns])[0])
-        fake = probability > metrics.THRESHOLD if threshold is None else score > threshold
-        called = "fake" if fake else "real"
-        return Prediction(score, probability, called, raw, self.view.size, self.view.covered, cut)
+        features = None if self._features is None else self._features / len(windows)
+        said = judge(score, probability, features)
+        return Prediction(
+            score=score,
+            probability=probability,
+            verdict=said.answer,
+            p_value=said.p_value,
+            reason=said.reason,
+            raw=raw,
+            size=self.view.size,
+            covered=self.view.covered,
+            cut=cut,
+            features=features,
+            agreement=self._agreement / self._weights if self._is_checked else None,
+        )
+
+
+def _box(window_map: Float[np.ndarray, "h w"], side: int) -> Float[np.ndarray, "{side} {side}"]:
+    """Returns a window's map of fewer cells, each the mean of those that it covers."""
+    if window_map.shape == (side, side):
+        return window_map
+    small = Image.fromarray(window_map).resize((side, side), Image.Resampling.BOX)
+    return np.asarray(small)
 
 
 def _window_starts(covered: float, window: int) -> list[int]:

@@ -8,13 +8,14 @@ import urllib.parse
 from wsdl_jax.prediction import table
 
 
-def render(rows: list[table.Row], mode: str, rule: str) -> str:
+def render(rows: list[table.Row], mode: str, rule: str, *, has_trust: bool) -> str:
     """Returns the page: one table, without scripts, and without anything that is not beside it.
 
     Args:
       rows: of the images.
       mode: of the localizer, "resize" or "tile".
-      rule: by what images are called fake, in words.
+      rule: how verdicts are found, in words.
+      has_trust: whether it is shown where maps can be trusted.
     """
     import jinja2  # which takes long, and is not needed by those who only import the localizer
     from markupsafe import Markup
@@ -29,8 +30,8 @@ def render(rows: list[table.Row], mode: str, rule: str) -> str:
     environment.filters["text"] = lambda text: Markup(html.escape(table.printable(text)))
     source = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
     return environment.from_string(source).render(
-        summary=f"{table.verdict_counts(rows)}. Mode: {mode}. Called fake: {rule}. "
-        "Bright is manipulated.",
+        summary=f"{table.verdict_counts(rows)}. Mode: {mode}; {rule}. Bright is manipulated.",
+        has_trust=has_trust,
         rows=rows,
         link=_link,
     )

@@ -3,12 +3,19 @@
 import collections
 import csv
 import io
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from etils import epath
 
+from wsdl_jax.evaluation.verdict import ANSWERS
+from wsdl_jax.prediction.fingerprint import Fingerprint
+
 FILE = "predictions.csv"  # in the folder of what is found
-COLUMNS = ("file", "score", "verdict", "manipulated_share", "error", "note")
+COLUMNS = (
+    *("file", "score", "verdict", "p_value", "manipulated_share", "reason", "error", "note"),
+)
+_EVIDENT = ("score", "probability", "verdict", "p_value", "reason", "manipulated_share", "note")
 
 
 class Row(NamedTuple):
@@ -17,18 +24,44 @@ class Row(NamedTuple):
     Attributes:
       file: as it was given or found.
       name: of its files in the output's folders, without their suffix.
-      score, verdict, manipulated_share: see `Prediction`; None without a prediction.
+      score, verdict, p_value, manipulated_share, reason: see `Prediction`; None, and for the
+        reason "", without a prediction.
       error: why there is no prediction, or "".
       note: what else is to be known of it, or "".
+      probability, size: see `Prediction`.
+      fingerprint: of the file that was looked at, see `fingerprint.of`.
+      credentials: what the file says of itself, see `content_credentials.read`.
     """
 
     file: str
     name: str
     score: float | None = None
     verdict: str | None = None
+    p_value: float | None = None
     manipulated_share: float | None = None
+    reason: str = ""
     error: str = ""
     note: str = ""
+    probability: float | None = None
+    size: tuple[int, int] | None = None
+    fingerprint: Fingerprint | None = None
+    credentials: Mapping[str, Any] | None = None
+
+    def evidence(self) -> dict[str, Any]:
+        """Returns what the record of evidence has of the image alone."""
+        record: dict[str, Any] = {"file": printable(self.file)}
+        if self.fingerprint is None:
+            return {**record, "error": self.error}
+        height, width = self.size
+        return {
+            **record,
+            "sha256": self.fingerprint.sha256,
+            "bytes": self.fingerprint.size,
+            "width": width,
+            "height": height,
+            **{name: getattr(self, name) for name in _EVIDENT},
+            "c2pa": self.credentials,
+        }
 
 
 def printable(text: str) -> str:
@@ -48,5 +81,5 @@ def write(rows: list[Row], path: epath.Path) -> None:
 def verdict_counts(rows: list[Row]) -> str:
     """Returns in words how many images there are, and how many of which verdict."""
     number = collections.Counter(row.verdict or "without a map" for row in rows)
-    counts = ", ".join(f"{number[kind]} {kind}" for kind in ("fake", "real", "without a map"))
+    counts = ", ".join(f"{number[kind]} {kind}" for kind in (*ANSWERS, "without a map"))
     return f"{len(rows)} images: {counts}"

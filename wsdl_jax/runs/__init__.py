@@ -26,6 +26,7 @@ from wsdl_jax.runs.state import (
 from wsdl_jax.runs.trained import (
     Trained,
     load,
+    weights_digest,
 )
 
 __all__ = [
@@ -45,5 +46,6 @@ __all__ = [
     "load_config",
     "load_stored_config",
     "make_optimizer",
+    "weights_digest",
     "written",
 ]

@@ -122,6 +122,11 @@ class RunDirectory(ResultsFolder):
         return self.path / "real_scores.json"
 
     @property
+    def calibration(self) -> epath.Path:
+        """Returns the file of what a user's own real images score, which verdicts follow then."""
+        return self.path / "calibration.json"
+
+    @property
     def map_threshold(self) -> epath.Path:
         """Returns the file of the probability above which a location is called manipulated."""
         return self.path / "map_threshold.json"

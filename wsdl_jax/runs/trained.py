@@ -1,10 +1,12 @@
 """The trained network of a run."""
 
+import hashlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from etils import epath
 from flax import nnx
 
@@ -30,6 +32,17 @@ class Trained(NamedTuple):
     model: nnx.Module
     step: int
     checksum: int | None
+
+
+def weights_digest(model: nnx.Module) -> str:
+    """Returns a SHA-256 of the names, types, shapes and values of a network's weights."""
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
+    digest = hashlib.sha256()
+    for path, value in sorted((jax.tree_util.keystr(p), np.asarray(v)) for p, v in leaves):
+        digest.update(f"{path} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def load(run: epath.Path, axis_name: str | None = None) -> Trained:

@@ -1,0 +1,90 @@
+"""Content Credentials (C2PA): what a file itself says, and signs, of how it was made."""
+
+import importlib.util
+import json
+from typing import Any
+
+from etils import epath
+from PIL import Image
+
+_MARKS = (b"jumb", b"c2pa")  # of the box that holds a manifest, in files of all formats
+_ASK = (  # the library's: that nothing is fetched from anywhere
+    '{"verify": {"remote_manifest_fetch": false, "ocsp_fetch": false}}'
+)
+_EXTRA = "pip install 'wsdl-jax[c2pa]' shows them"
+
+
+class Search:
+    """Looks for credentials in a file that is read piece by piece."""
+
+    def __init__(self):
+        self._missing = set(_MARKS)
+        self._end = b""
+
+    def add(self, piece: bytes) -> None:
+        """Looks at the next piece of the file."""
+        if self._missing:
+            seen = self._end + piece
+            self._missing = {mark for mark in self._missing if mark not in seen}
+            self._end = seen[-max(map(len, _MARKS)) :]
+
+    @property
+    def found(self) -> bool:
+        """Returns whether the file has something that looks like credentials."""
+        return not self._missing
+
+
+def read(path: epath.Path) -> dict[str, Any]:
+    """Returns what the credentials of an image file say, in which `Search` has found some.
+
+    Nothing is fetched: neither manifests that lie elsewhere, nor lists of signers that are trusted.
+
+    Returns:
+      `state`: "Valid" (signed, and unchanged since), "Trusted" (by a signer that the library knows,
+      too), "Invalid", or in words why it is not known; and where there is a manifest `generator`,
+      `issuer` of the signer's certificate, `actions`, and `digital_source_types` by their last
+      words, such as "trainedAlgorithmicMedia" for what a generative model has made.
+    """
+    if importlib.util.find_spec("c2pa") is None:
+        return {"state": f"not read: {_EXTRA}"}
+    import c2pa
+
+    try:
+        with path.open("rb") as file:
+            with Image.open(file) as image:
+                kind = Image.MIME.get(image.format or "", "")
+            file.seek(0)
+            settings = c2pa.Settings.from_json(_ASK)
+            with c2pa.Reader(kind, file, context=c2pa.Context(settings)) as reader:
+                store = json.loads(reader.json())
+    except (c2pa.C2paError, OSError, ValueError) as error:
+        return {"state": f"cannot be read: {' '.join(str(error).split())}"}
+    manifest = store.get("manifests", {}).get(store.get("active_manifest"), {})
+    infos = manifest.get("claim_generator_info") or [{}]
+    actions = [
+        action
+        for assertion in manifest.get("assertions", ())
+        if str(assertion.get("label", "")).startswith("c2pa.actions")
+        for action in assertion.get("data", {}).get("actions", ())
+    ]
+    types = {
+        str(action["digitalSourceType"]) for action in actions if "digitalSourceType" in action
+    }
+    return {
+        "state": store.get("validation_state", "unknown"),
+        "generator": infos[0].get("name") or manifest.get("claim_generator"),
+        "issuer": manifest.get("signature_info", {}).get("issuer"),
+        "actions": [str(action.get("action")) for action in actions],
+        "digital_source_types": sorted(of.rpartition("/")[2] for of in types),
+    }
+
+
+def in_words(credentials: dict[str, Any]) -> str:
+    """Returns what `read` has found as a line of text."""
+    parts = [
+        f"by {credentials['generator']}" if credentials.get("generator") else "",
+        f"signed by {credentials['issuer']}" if credentials.get("issuer") else "",
+        " and ".join(credentials.get("digital_source_types", ())),
+    ]
+    said = ", ".join(filter(None, parts))
+    return f"Content Credentials, {credentials['state']}{f': {said}' if said else ''}"
