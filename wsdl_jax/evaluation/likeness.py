@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 LEVEL = 0.02  # the share of known images that may be called unlike
 FEWEST = 20  # images of a class, of which half are fitted to
-_LEAST_SPREAD = 0.01  # of a feature, in the mean spread of all: those that are constant vary, too
+_LEAST_SPREAD = 0.01  # of a feature, by the median of all: one that is constant may vary elsewhere
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Likeness:
     mean: Float[np.ndarray, " d"]
     spread: Float[np.ndarray, " d"]
     precision: Float[np.ndarray, "d d"]
-    distances: tuple[Float[np.ndarray, " n"], ...]
+    distances: tuple[Float[np.ndarray, " _"], ...]
 
     def distance(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """Returns the squared Mahalanobis distances of images' features."""
@@ -91,7 +91,8 @@ def fit(classes: Sequence[Float[np.ndarray, "_ d"]]) -> Likeness | None:
     halves = [np.array_split(one[rng.permutation(len(one))], 2) for one in classes]
     fitted = np.concatenate([half for half, _ in halves]).astype(np.float64)
     mean, spread = fitted.mean(0), fitted.std(0)
-    spread = np.maximum(spread, max(_LEAST_SPREAD * spread.mean(), np.finfo(np.float32).tiny))
+    usual = np.median(spread[spread > 0]) if spread.any() else 1.0
+    spread = np.maximum(spread, _LEAST_SPREAD * usual)
     covariance, _ = ledoit_wolf((fitted - mean) / spread, assume_centered=True)
     precision = np.linalg.pinv(covariance, hermitian=True)
     # As they are stored, so that distances are the same for who reads them.

@@ -103,13 +103,17 @@ def _highest(
 ) -> Bool[Array, "b h w"]:
     """Returns where maps are highest: at as many of the locations that are seen as are called.
 
-    Where several are as high as the last of them, all of them are.
+    Where several are as high as the last of them, either all of these are or none, whichever is
+    nearer to as many.
     """
     flat = jnp.where(seen, maps, -jnp.inf).reshape(len(maps), -1)
     count = (called & seen).sum((1, 2))
     ordered = jnp.sort(flat, axis=1, descending=True)
     last = jnp.take_along_axis(ordered, jnp.maximum(count - 1, 0)[:, None], axis=1)
-    return (maps >= last[:, :, None]) & (count > 0)[:, None, None]
+    with_ties, without = seen & (maps >= last[:, :, None]), seen & (maps > last[:, :, None])
+    too_many, too_few = with_ties.sum((1, 2)) - count, count - without.sum((1, 2))
+    takes_ties = (too_many <= too_few) & (count > 0)
+    return jnp.where(takes_ties[:, None, None], with_ties, without)
 
 
 def _back(maps: Float[Array, "b h w"], view: _View, pixels: int) -> Float[Array, "b h w"]:

@@ -1,0 +1,79 @@
+"""Distances against scikit-learn; how many known images are called unlike; what is stored."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.covariance import LedoitWolf
+
+from wsdl_jax.evaluation import likeness
+from wsdl_jax.evaluation.likeness import Likeness
+
+
+def features(count: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    """Correlated ones, of very different sizes, of which one is always the same."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).standard_normal((6, 6)) * np.logspace(-1, 1, 6)
+    values = rng.standard_normal((count, 6)) @ mixing + shift * mixing.sum(0)
+    return np.c_[values, np.full(count, 0.25)].astype(np.float32)
+
+
+def test_distances_are_those_of_scikit_learn():
+    real, fake = features(60, 0)[:, :-1], features(41, 1, shift=1.0)[:, :-1]
+    found = likeness.fit([real, fake])
+    rng = np.random.default_rng(0)
+    halves = [np.array_split(one[rng.permutation(len(one))], 2) for one in (real, fake)]
+    fitted = np.concatenate([half for half, _ in halves]).astype(float)
+    theirs = LedoitWolf().fit(fitted / fitted.std(0))
+    new = features(30, 2)[:, :-1]
+    assert found.distance(new) == pytest.approx(theirs.mahalanobis(new / fitted.std(0)), rel=1e-3)
+    assert [len(one) for one in found.distances] == [30, 20]
+    for (_, half), known in zip(halves, found.distances, strict=True):
+        assert known == pytest.approx(np.sort(found.distance(half)), rel=1e-9)
+
+
+def test_few_known_images_are_unlike_and_all_others_are():
+    unlike, strange = [], []
+    for seed in range(10):
+        found = likeness.fit([features(200, seed), features(200, 100 + seed, shift=1.0)])
+        new = [*features(100, 200 + seed), *features(100, 300 + seed, shift=1.0)]
+        unlike.append(np.mean([not found.has(one) for one in new]))
+        strange += [found.has(one) for one in features(20, 400 + seed, shift=9.0)]
+        other = features(20, seed)
+        other[:, -1] += 0.05  # of what never varies, a little is much
+        strange += [found.has(one) for one in other]
+    assert 0 < np.mean(unlike) < likeness.LEVEL
+    assert not any(strange)
+
+
+def test_of_few_images_one_in_as_many_may_be_unlike():
+    found = likeness.fit([features(20, 0)])
+    (known,) = found.distances
+    (farthest,) = features(1, 1, shift=5.0)
+    assert len(known) == 10 and found.distance(farthest[None]) > known[-1]
+    assert not found.has(farthest)
+    assert likeness.fit([features(19, 0)]) is likeness.fit([]) is None
+    assert likeness.fit([features(200, 0), features(19, 0)]) is None
+
+
+def test_what_is_stored_is_the_same():
+    found = likeness.fit([features(50, 0), features(40, 1)])
+    again = Likeness.of_stored(json.loads(json.dumps(found.stored())))
+    new = features(20, 2)
+    np.testing.assert_array_equal(again.distance(new), found.distance(new))
+    assert [again.has(one) for one in new] == [found.has(one) for one in new]
+
+
+def test_damaged_ones_are_refused():
+    whole = likeness.fit([features(50, 0)]).stored()
+    cut = {**whole["mean"], "float32": whole["mean"]["float32"][:-3]}
+    for damage in (
+        {"distances": []},
+        {"distances": [[]]},
+        {"distances": [[float("nan")]]},
+        {"mean": whole["precision"]},
+        {"mean": cut},
+        {"mean": {**whole["mean"], "shape": [3]}},
+    ):
+        with pytest.raises(ValueError, match=r".+"):
+            Likeness.of_stored({**whole, **damage})
