@@ -4,6 +4,9 @@
     python -m wsdl_data.build dolos --config celebahq_real --manual_dir DIR
     python -m wsdl_data.build image_folder/NAME --images SOURCE --manipulated white
     python -m wsdl_data.build manifest/NAME --images FILE.csv --manipulated white
+    python -m wsdl_data.build image_folder/NAME --check
+
+The last command says whether the files that a dataset was made of have changed since.
 
 A split is complete or absent: it is built in a temporary folder, from which it is moved at the end.
 The splits of portraits are built one by one where not all are needed:
@@ -21,6 +24,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import shutil
 import sqlite3
 import sys
@@ -33,9 +37,11 @@ from etils import epath
 from tqdm import tqdm
 
 from wsdl_data import provenance
+from wsdl_data.own import sources
 from wsdl_data.own.groups import Grouping
 from wsdl_data.own.items import KINDS
 from wsdl_data.own.masks import Manipulated
+from wsdl_data.own.sources import Changes, Making, Sources
 from wsdl_data.provenance import Origin
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
@@ -49,6 +55,8 @@ _MODULES = {
 # The datasets of a user's own images, whose configs are the user's to name.
 _OWN = ("image_folder", "manifest")
 _SPLITS = ("train", "valid", "test")
+_LOOK = 5.0  # seconds that a look at the times of a dataset's sources takes at most
+_LOG = logging.getLogger(__name__)
 _DESCRIPTION = "dataset_info.json"  # TFDS's, in the folder of a subset
 
 
@@ -390,13 +398,16 @@ def own_folder(name: str, data_dir: str | None) -> Path:
     return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name
 
 
-def own_prepared(name: str, origins: Mapping[str, Origin], data_dir: str | None) -> list[str]:
+def own_prepared(
+    name: str, origins: Mapping[str, Origin], data_dir: str | None, changes: str = ""
+) -> list[str]:
     """Returns the subsets of a user's dataset that are prepared.
 
     Args:
         name: of the dataset, "image_folder/NAME" or "manifest/NAME".
         origins: how its subsets are to be made, by kind, "real" and "fake".
         data_dir: as of `make_builder`.
+        changes: which of the files are others, where that is known.
 
     Raises:
         BuildError: a subset is there and made otherwise, or the name is not allowed.
@@ -419,6 +430,7 @@ def own_prepared(name: str, origins: Mapping[str, Origin], data_dir: str | None)
             other = provenance.differences(present, present | origins[kind].metadata())
         if other:
             source = present["recorded"].get("source", "another source")
+            other += [changes] if changes else []
             raise BuildError(
                 f"{name}: is there already, made of {source} otherwise ({'; '.join(other)});"
                 f" choose another name, or delete {own_folder(name, data_dir)}_real and _fake there"
@@ -458,20 +470,194 @@ def own_builders(
         builders = {subset: make_builder(subset, data_dir, subsets[subset]) for subset in subsets}
         # Hashing every file takes time: only to be compared.
         there = any(is_prepared(make_builder(f"{name}_{kind}", data_dir)) for kind in KINDS)
-        origins = {
-            config.kind: config.made_by or config.origin(config.contents())
-            for config in configs
-            if there
-        }
+        if not there:
+            return builders
+        with contextlib.ExitStack() as stack:
+            making = configs[0].making
+            now = None if making is None else stack.enter_context(Sources(making))
+            origins = {
+                config.kind: config.made_by or config.origin(config.contents(now))
+                for config in configs
+            }
+            if now is None:
+                own_prepared(name, origins, data_dir)
+                return builders
+            tables, changes = _source_tables(name, data_dir), ""
+            with contextlib.suppress(sqlite3.DatabaseError):  # a damaged one is replaced below
+                changes = now.changes(tables).summary() if tables else ""
+            own_prepared(name, origins, data_dir, changes)
+            _keep(name, now, data_dir)
     except (ValueError, OSError, sqlite3.Error) as error:
         raise BuildError(f"{name}: {_line(error)}") from error
-    if there:
-        own_prepared(name, origins, data_dir)
     return builders
 
 
+# ----- Whether the sources of a user's dataset have changed ---------------------------------------
+
+
+def _source_tables(name: str, data_dir: str | None) -> dict[str, Path]:
+    """Returns the tables of the sources of a user's dataset, by kind, for each that has one."""
+    folders = {
+        kind: Path(make_builder(f"{name}_{kind}", data_dir).data_dir) / sources.FILE
+        for kind in KINDS
+    }
+    return {kind: path for kind, path in folders.items() if path.exists()}
+
+
+def _keep(name: str, now: Sources, data_dir: str | None) -> None:
+    """Keeps what a dataset is made of, with its times, for each subset that lacks it.
+
+    The contents are known to be the same. Where the folder cannot be written, it stays as it is,
+    with a warning.
+    """
+    for kind in KINDS:
+        builder = make_builder(f"{name}_{kind}", data_dir)
+        if not is_prepared(builder):
+            continue
+        path = Path(builder.data_dir) / sources.FILE
+        with contextlib.suppress(sqlite3.Error):  # damaged
+            if path.exists() and now.is_kept(kind, path):
+                continue
+        try:
+            now.save(path, kind)
+        except (OSError, sqlite3.Error) as error:
+            _LOG.warning("%s: the times of its sources are not kept: %s", name, _line(error))
+
+
+def check_sources(name: str, data_dir: str | None) -> tuple[Making, int, Changes]:
+    """Compares all that a user's dataset was made of with what is there now, byte by byte.
+
+    Where all contents are the same, times that are not are kept for `changed_sources`.
+
+    Args:
+        name: of the dataset, "image_folder/NAME" or "manifest/NAME".
+        data_dir: as of `make_builder`.
+
+    Returns:
+        How the dataset is made, the number of images that its source has now, and what is
+        otherwise than when it was made.
+
+    Raises:
+        BuildError: it is not prepared, was not made of files that are known, these are not there
+            any more or cannot be read, or nothing could be built of them as they are now.
+    """
+    dataset, _, own = name.partition("/")
+    try:
+        builder_class(dataset).check_name(own)
+        tables, making = _kept_sources(name, data_dir)
+        if not making.source.exists():
+            raise BuildError(
+                f"{name}: {making.source}, which it was made of, is not there any more; the dataset"
+                " itself is as it was"
+            )
+        options = {"root": making.root, "layout": making.layout} if dataset == "manifest" else {}
+        try:
+            configs = builder_class(dataset).configs_of(
+                own, making.source, making.masks, Grouping(making.group), **options
+            )
+        except (ValueError, OSError) as error:
+            changes = sources.changes_by_time(tables.values(), None)
+            by_time = f"; by size and time {changes.summary()}" if changes else ""
+            raise BuildError(
+                f"{name}: nothing could be built of its source now: {_line(error)}{by_time}"
+            ) from error
+        with Sources(making) as now:
+            for config in configs:
+                config.contents(now)
+            changes = now.changes(tables)
+            if not changes:
+                _keep(name, now, data_dir)
+            return making, now.count(), changes
+    except (ValueError, OSError, sqlite3.Error) as error:
+        raise BuildError(f"{name}: {_line(error)}") from error
+
+
+def _kept_sources(name: str, data_dir: str | None) -> tuple[dict[str, Path], Making]:
+    """Returns the tables of the sources of a dataset, by kind, and how it is made.
+
+    Raises BuildError where it is not prepared, or one of its subsets has no such table.
+    """
+    made = [make_builder(f"{name}_{kind}", data_dir) for kind in KINDS]
+    made = [builder for builder in made if is_prepared(builder)]
+    if not made:
+        unmade = make_builder(f"{name}_{KINDS[0]}", data_dir)
+        raise BuildError(f"{name}: not prepared in {unmade.data_dir_root}: run {command(unmade)}")
+    tables = _source_tables(name, data_dir)
+    if len(tables) < len(made):
+        origin = provenance.of(made[0])
+        if origin["recipe"].keys() - {"masks"}:
+            raise BuildError(f"{name}: was forged, not made of files that are kept to be compared")
+        source = origin["recorded"].get("source", "SOURCE")
+        raise BuildError(
+            f"{name}: an earlier version has built it, which did not keep what each file was; the "
+            f"command that built it, with --images {source}, compares all of them and adds that"
+        )
+    for path in tables.values():
+        try:
+            making = sources.making_of(path)
+        except (ValueError, TypeError, KeyError, sqlite3.Error) as error:
+            raise BuildError(
+                f"{name}: {path} is damaged ({_line(error)}); delete it, and run the command that"
+                " built the dataset again, which writes it anew"
+            ) from error
+    return tables, making
+
+
+def changed_sources(subsets: Collection[str], data_dir: str | None) -> list[str]:
+    """Returns a line for each user's dataset whose sources have changed, by their sizes and times.
+
+    No file is read, and a look takes a few seconds at most, after which nothing is found. Sources
+    that are not at hand, or cannot be looked at, are passed over, with a line for debugging.
+
+    Args:
+        subsets: names of prepared subsets, of any dataset.
+        data_dir: as of `make_builder`.
+    """
+    chosen: dict[str, list[str]] = {}
+    for subset in dict.fromkeys(subsets):
+        own, _, kind = subset.rpartition("_")
+        if subset.partition("/")[0] in _OWN:
+            chosen.setdefault(own, []).append(kind)
+    lines = []
+    for name, kinds in chosen.items():
+        changes = None
+        try:
+            tables = _source_tables(name, data_dir)
+            chosen_tables = [tables[kind] for kind in kinds if kind in tables]
+            changes = sources.changes_by_time(chosen_tables, _LOOK)
+            if changes is None:
+                _LOG.debug("%s: its sources are not at hand", name)
+        except (BuildError, ValueError, TypeError, KeyError, OSError, sqlite3.Error) as error:
+            _LOG.debug("%s: its sources cannot be looked at: %s", name, _line(error))
+        if changes:
+            lines.append(
+                f"{name} was made of files that have changed since, by size and time"
+                f" ({changes.summary()}): what is used is as it was; python -m wsdl_data.build"
+                f" {name} --check compares all files, and says how to build it again"
+            )
+    return lines
+
+
+def _check(name: str, data_dir: str | None) -> int:
+    """Does what --check says. Returns the exit status: 0 unchanged, 1 changed."""
+    making, count, changes = check_sources(name, data_dir)
+    if not changes:
+        print(f"{name}: unchanged, {count} images in {making.source}")
+        return 0
+    print("\n".join(f"{name}: {line}" for line in changes.lines()))
+    folders = [f"{own_folder(name, data_dir)}_{kind}" for kind in _source_tables(name, data_dir)]
+    raise BuildError(
+        f"{name}: {making.source} has changed since it was built ({changes.summary()}); to build it"
+        f" again: rm -r {shlex.join(folders)} && {making.command(name, data_dir)}"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns its exit status: 0 ready, 1 a build failed, 130 interrupted."""
+    """Runs the command. Returns its exit status.
+
+    It is 0 where all is ready, or unchanged; 1 where a build failed, or sources have changed; 130
+    where it was interrupted.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m wsdl_data.build",
         description=__doc__,
@@ -525,6 +711,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="manifest/NAME: the folder that its paths are relative to (default: the manifest's)",
     )
+    own_images.add_argument(
+        "--check",
+        action="store_true",
+        help="build nothing: say whether the files that the dataset was made of have changed since",
+    )
     parser.add_argument("--list", action="store_true", help="list datasets and configs, then stop")
     arguments = parser.parse_args(argv)
     data_dir = arguments.data_dir
@@ -536,7 +727,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     datasets = {name.partition("/")[0] for name in arguments.names}
     own = not datasets.isdisjoint(_OWN)
     names_own = " and ".join(f"{dataset}/NAME" for dataset in _OWN)
-    if own and (len(arguments.names) > 1 or not arguments.images):
+    chosen = arguments.images, arguments.masks, arguments.group, arguments.layout, arguments.root
+    if arguments.check and (not own or len(arguments.names) > 1 or any(chosen)):
+        parser.error(f"--check goes with one {' or '.join(names_own.split(' and '))}, and alone")
+    if own and (len(arguments.names) > 1 or not (arguments.images or arguments.check)):
         parser.error(f"{names_own} go alone, with --images SOURCE and --manipulated")
     if own and (arguments.config or arguments.manual_dir):
         parser.error(f"{names_own} go without --config and --manual_dir")
@@ -564,6 +758,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="warning: %(message)s")
     name = arguments.names[0]
     try:
+        if arguments.check:
+            return _check(name, data_dir)
         if own:
             chosen = arguments.images, arguments.masks, data_dir, arguments.group
             builders = own_builders(name, *chosen, **options)

@@ -43,6 +43,21 @@ class Origin:
         return {field.name: dict(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Hashed:
+    """A file as it was read.
+
+    Attributes:
+        size: its bytes.
+        modified: when it was changed last, in nanoseconds since 1970.
+        sha256: of its content, in hexadecimal digits.
+    """
+
+    size: int
+    modified: int
+    sha256: str
+
+
 class Contents:
     """The files that a dataset is made of, hashed one after the other, in any order and thread."""
 
@@ -57,18 +72,27 @@ class Contents:
         self._bytes, self._newest = 0, 0.0
         self._lock = threading.Lock()
 
-    def add(self, name: str, paths: Iterable[File | None]) -> None:
+    def add(self, name: str, paths: Iterable[File | None]) -> list[Hashed | None]:
         """Hashes the files of an image and what else belongs to it, under the image's name.
+
+        Returns each file as it was read, and None where there is none.
 
         Raises OSError for a file that cannot be read.
         """
         digest, size, newest = hashlib.new(_HASH), 0, 0.0
+        files: list[Hashed | None] = []
         for path in paths:
+            # Before it is read: a later change has a later time.
+            stat = None if path is None else path.stat()
             content = b"" if path is None else path.read_bytes()
             digest.update(len(content).to_bytes(8) + content)
-            if path is not None:
-                size += len(content)
-                newest = max(newest, path.stat().st_mtime)
+            if stat is None:
+                files.append(None)
+                continue
+            size += len(content)
+            newest = max(newest, stat.st_mtime)
+            sha256 = hashlib.new(_HASH, content).hexdigest()
+            files.append(Hashed(len(content), stat.st_mtime_ns, sha256))
         with self._lock:
             self._images += 1
             if self._digests is None:
@@ -78,6 +102,7 @@ class Contents:
                 self._digests[name] = digest.hexdigest()
             self._bytes += size
             self._newest = max(self._newest, newest)
+        return files
 
     def digest(self) -> str:
         """Returns the hash of all names and contents."""

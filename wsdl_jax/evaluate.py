@@ -10,6 +10,7 @@ import jax
 from absl import flags
 from etils import epath
 
+from wsdl_jax import inputs, runs
 from wsdl_jax.evaluation import evaluate, everyday_robustness, robustness
 from wsdl_jax.inputs import perturbations
 from wsdl_jax.runtime import command, hosts
@@ -25,6 +26,9 @@ def main(_: list[str]) -> None:
     hosts.start_by_flags()
     run = epath.Path(_RUN.value)
     where = {"fake": _FAKE.value, "real": _REAL.value, "data_dir": _DATA_DIR.value}
+    config = runs.load_config(run)
+    tested = _FAKE.value or config.data.test_fake, _REAL.value or config.data.test_real
+    inputs.warn_of_changed_sources(tested, _DATA_DIR.value or config.data.dir)
     if _PERTURB.value == _ALL and _STRENGTHS.value is not None:
         raise ConfigError(f"--strengths goes with one kind, --perturb {_ALL} has its own")
     if _PERTURB.value == _ALL:

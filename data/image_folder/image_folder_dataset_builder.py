@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from wsdl_data.image_folder import listing
 from wsdl_data.own.builder import OwnBuilder, OwnConfig
 from wsdl_data.own.groups import Grouping
+from wsdl_data.own.sources import Making, places
 from wsdl_data.provenance import Origin
 
 
@@ -50,6 +51,10 @@ class Builder(OwnBuilder):
         cls.check_name(name)
         source = source.expanduser().absolute()
         wanted = None if masks is None else masks != "none"
+        watched = {}
+        if made_by is None:  # before they are read, so that what changes meanwhile is noticed
+            listed_in = listing.listed_in(source, masks=bool(wanted))
+            watched = {kind: places(paths) for kind, paths in listed_in.items()}
         listed = listing.read(source, masks=wanted, grouping=grouping)
         by_group = grouping.is_given or not listing.has_splits(source)
         return [
@@ -60,6 +65,8 @@ class Builder(OwnBuilder):
                 splits=splits,
                 groups=grouping.count(splits) if by_group else None,
                 made_by=made_by,
+                making=None if made_by else Making(source, masks, grouping.pattern),
+                places=watched.get(kind, ()),
             )
             for kind, splits in listed.items()
         ]

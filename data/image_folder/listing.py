@@ -39,8 +39,6 @@ def read(
         ValueError: the source has none of the layouts, masks and images do not fit together, or
             a group that was asked for is in two splits.
     """
-    if not (source.is_file() or source.is_dir()):
-        raise FileNotFoundError(f"{source}: neither a folder nor a JSON file")
     listing = {kind: {} for kind in KINDS}
     for split, place in _places(source).items():
         items = _of_list(place, masks) if place.is_file() else _of_folder(place, masks)
@@ -64,6 +62,25 @@ def read(
 def has_splits(source: Path) -> bool:
     """Returns whether a source says itself in which split its images are. Raises as `read`."""
     return None not in _places(source)
+
+
+def listed_in(source: Path, *, masks: bool) -> dict[str, list[Path]]:
+    """Returns the lists and folders that say which images there are, by kind. Raises as `read`.
+
+    Args:
+        source: a folder or a JSON file.
+        masks: whether the fake images have masks, whose folders are among them then.
+    """
+    found: dict[str, list[Path]] = {kind: [] for kind in KINDS}
+    for place in _places(source).values():
+        if place.is_file():
+            for paths in found.values():
+                paths.append(place)
+            continue
+        for what, kind in (("real", "real"), ("fake", "fake"), *([("masks", "fake")] * masks)):
+            if folder := _entry(place, _FOLDERS[what]):
+                found[kind].append(folder)
+    return found
 
 
 def images_of(folder: Path) -> dict[str, list[Item]]:
@@ -120,6 +137,8 @@ def _check_groups(splits: Sequence[tuple[str, Item]], grouping: Grouping) -> Non
 
 def _places(source: Path) -> dict[str | None, Path]:
     """Returns where the images of each split are listed; None stands for all splits together."""
+    if not (source.is_file() or source.is_dir()):
+        raise FileNotFoundError(f"{source}: neither a folder nor a JSON file")
     if source.is_file():
         return {None: source}
     places = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,7 @@ from wsdl_data.manifest.table import Table
 from wsdl_data.own.builder import OwnBuilder, OwnConfig
 from wsdl_data.own.groups import Grouping
 from wsdl_data.own.items import KINDS, Item, Items
+from wsdl_data.own.sources import Making, places
 
 
 class Builder(OwnBuilder):
@@ -53,6 +55,9 @@ class Builder(OwnBuilder):
             masks = masks or LAYOUTS[layout].manipulated
             read = LAYOUTS[layout].read
         wanted = None if masks is None else masks != "none"
+        root = None if root is None else Path(os.path.abspath(root.expanduser()))
+        # Before they are read, so that what changes meanwhile is noticed.
+        watched = places([source], ".parquet") if source.exists() else ()
         table = Table(source, root=root, masks=wanted, grouping=grouping, read=read)
         return [
             OwnConfig(
@@ -62,6 +67,8 @@ class Builder(OwnBuilder):
                 splits=images,
                 facts=rows.FACTS,
                 bounded=True,
+                making=Making(source, masks, grouping.pattern, root, layout),
+                places=watched,
                 groups=table.groups(kind) if table.by_group else None,
             )
             for kind in KINDS

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool
 from PIL import Image
+from tqdm import tqdm
 
 from wsdl_data import image_files
 from wsdl_data.own.items import KINDS, Item, Items
 from wsdl_data.own.masks import Manipulated
+from wsdl_data.own.sources import FILE, Making, Place, Sources
 from wsdl_data.provenance import Contents, Origin
 from wsdl_jax.runtime import threads
 
@@ -42,6 +46,8 @@ class OwnConfig(tfds.core.BuilderConfig):
             that is not known.
         made_by: how the source itself was made, where it was made for this: that is kept then,
             and not what `source` and `masks` are.
+        making: how the dataset is made; None where its source is not kept.
+        places: that say which images there are.
     """
 
     source: Path | None = None
@@ -51,6 +57,8 @@ class OwnConfig(tfds.core.BuilderConfig):
     bounded: bool = False
     groups: int | None = None
     made_by: Origin | None = None
+    making: Making | None = None
+    places: tuple[Place, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -73,22 +81,39 @@ class OwnConfig(tfds.core.BuilderConfig):
             {"source": os.fspath(self.source), **groups, **contents.recorded()},
         )
 
-    def contents(self) -> Contents:
+    def contents(self, sources: Sources | None) -> Contents:
         """Returns the contents of the files that a subset is to be made of, as they are now.
+
+        sources: what the files are added to, one by one; None where that is not kept.
 
         Raises OSError for a file that cannot be read.
         """
         contents = Contents(bounded=self.bounded)
+        if sources is not None:
+            sources.watch(self.kind, self.places)
         items = ((split, item) for split, items in self.splits.items() for item in items)
-        for _ in threads.map_ahead(lambda pair: _add(contents, *pair), items):
-            pass
+        total = sum(map(len, self.splits.values()))
+        silent = not sys.stderr.isatty()
+        with contextlib.closing(
+            threads.map_ahead(lambda pair: self.add(contents, sources, *pair), items)
+        ) as added:
+            for _ in tqdm(
+                added, f"reading {self.name}", total, unit=" images", leave=False, disable=silent
+            ):
+                pass
         return contents
 
+    def add(self, contents: Contents, sources: Sources | None, split: str, item: Item) -> None:
+        """Adds an image, its mask and what is known of it to what a subset is made of.
 
-def _add(contents: Contents, split: str, item: Item) -> None:
-    """Adds an image, its mask and what is known of it to the contents of a subset."""
-    known = "\0".join((f"{split}/{item.key}", *item.facts, *(["whole"] if item.is_whole else [])))
-    contents.add(known, (item.image, item.mask))
+        Raises OSError for a file that cannot be read.
+        """
+        whole = ["whole"] if item.is_whole else []
+        known = "\0".join((f"{split}/{item.key}", *item.facts, *whole))
+        hashed = contents.add(known, (item.image, item.mask))
+        if sources is not None:
+            facts = dict(zip(self.facts, item.facts, strict=True))
+            sources.add(self.kind, split, item, facts, hashed)
 
 
 class OwnBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -151,14 +176,29 @@ class OwnBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._faults: list[str] = []
         self._faulty = 0
         self._shares = _Shares()
-        self._contents = Contents(bounded=self.builder_config.bounded)
+        config = self.builder_config
+        self._contents = Contents(bounded=config.bounded)
+        self._sources = None if config.making is None else Sources(config.making)
+        with self._sources or contextlib.nullcontext():
+            self._prepare(dl_manager, download_config)
+
+    def _prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig | None,
+    ) -> None:
+        config = self.builder_config
+        if self._sources is not None:
+            self._sources.watch(config.kind, config.places)
         super()._download_and_prepare(dl_manager, download_config)
         if self._faults:
             more = self._faulty - len(self._faults)
             named = "; ".join(self._faults)
             raise ValueError(named + (f"; and {more} more files like these" if more > 0 else ""))
         self._warn_of_masks()
-        self.info.metadata.update(self.builder_config.origin(self._contents).metadata())
+        if self._sources is not None:
+            self._sources.save(Path(self.data_path) / FILE, config.kind)
+        self.info.metadata.update(config.origin(self._contents).metadata())
 
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
@@ -197,7 +237,7 @@ class OwnBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     ) -> tuple[Item, tuple[bytes, Bool[np.ndarray, "h w"] | None] | ValueError | OSError]:
         config = self.builder_config
         try:
-            _add(self._contents, split, item)
+            config.add(self._contents, self._sources, split, item)
             manipulated = Manipulated(config.masks) if config.has_masks else None
             return item, read_item(item, manipulated)
         except (ValueError, OSError) as error:

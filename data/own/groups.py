@@ -21,6 +21,7 @@ class Grouping:
 
         Raises ValueError for what is no regular expression.
         """
+        self.pattern = pattern
         try:
             self._expression = None if pattern is None else re.compile(pattern)
         except re.error as error:

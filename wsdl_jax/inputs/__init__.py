@@ -19,6 +19,7 @@ from wsdl_jax.inputs.examples import (
     full_mask,
     prepare,
     prepare_subsets,
+    warn_of_changed_sources,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "prepare_subsets",
     "squashed",
     "train_batches",
+    "warn_of_changed_sources",
 ]

@@ -1,5 +1,6 @@
 """Records of prepared subsets, still encoded, and how one of them becomes pixels."""
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
@@ -10,9 +11,11 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from wsdl_data import build, decoding, provenance
+from wsdl_jax.runtime import hosts
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.storage import is_remote
 
+_LOG = logging.getLogger("wsdl_jax")
 REAL, FAKE = 0, 1
 _FEATURES = {"image", "mask", "label", "key"}  # that any subset may have
 
@@ -152,12 +155,29 @@ def prepare_subsets(
       data_dir: the prepared datasets.
       manual_dir: as of `build.prepare`.
 
-    Raises ConfigError and BuildError as `prepare` does.
+    Warns of those whose sources have changed since, as `warn_of_changed_sources` does. Raises
+    ConfigError and BuildError as `prepare` does.
     """
     # Unknown names fail before any work.
     builders = {name: _builder(name, data_dir) for name in needed}
     for name, builder in builders.items():
         build.prepare(builder, manual_dir, needed[name])
+    warn_of_changed_sources(needed, data_dir)
+
+
+def warn_of_changed_sources(names: Collection[str], data_dir: str | None) -> None:
+    """Warns, on the first host, of a user's datasets made of files that have changed since.
+
+    It is their sizes and times that are looked at, for a few seconds at most, where they are at
+    hand, see `build.changed_sources`.
+
+    Args:
+      names: of prepared subsets.
+      data_dir: the prepared datasets.
+    """
+    if hosts.is_first():
+        for line in build.changed_sources(names, data_dir):
+            _LOG.warning("%s", line)
 
 
 def check_sides(
