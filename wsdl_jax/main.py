@@ -43,8 +43,8 @@ def main(_: list[str]) -> None:
         weights.start(methods.blank(config, None), path, config.init.layout)
     hosts.first_then_each(lambda: inputs.prepare(config, _ALSO_ON.value))
     inputs.check_sides(
-        real=(config.data.test_real,),
-        fake=(config.data.test_fake, *_ALSO_ON.value),
+        real=configuration.subsets(config.data.test_real),
+        fake=(*configuration.subsets(config.data.test_fake), *_ALSO_ON.value),
         data_dir=config.data.dir,
         splits=("test",),
     )

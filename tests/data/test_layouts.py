@@ -277,6 +277,15 @@ def test_parquet_files(layout: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert example["group"].decode() == own
         generator = b"sd15" if layout == "open_sdi" and sort else b""
         assert example["generator"] == generator
+    check = ["manifest/own", "--check", *where[2:]]
+    assert build.main(check) == 0
+    made[1]["image"] = encoded(rng.integers(0, 256, (8, 8, 3), np.uint8))
+    pq.write_table(pa.Table.from_pylist(made[: count // 2]), tmp_path / "train-0.parquet")
+    (said,) = build.changed_sources(["manifest/own_real", "manifest/own_fake"], where[3])
+    assert "(1 changed; first train-0.parquet)" in said
+    capsys.readouterr()
+    assert build.main(check) == 1
+    assert capsys.readouterr().out == "manifest/own: changed: row 2 (image)\n"
 
 
 def test_what_is_not_of_the_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,3 +318,9 @@ def test_red_and_green_masks(tmp_path: Path) -> None:
     builder = build.make_builder("manifest/own_fake", f"{tmp_path}/data")
     (example,) = builder.as_data_source("test")
     np.testing.assert_array_equal(example["mask"][..., 0], colours[..., 1] // 200 * 255)
+    check = ["manifest/own", "--check", *where[2:]]
+    assert build.main(check) == 0
+    Image.fromarray(colours[::-1, ::-1]).save(path, quality=95, subsampling=0)
+    assert build.main(check) == 1
+    (said,) = build.changed_sources(["manifest/own_fake"], where[3])
+    assert f"(1 changed; first {others[0]})" in said

@@ -12,6 +12,7 @@ from wsdl_jax.configuration.fields import (
     essence,
     for_devices,
     profiled_steps,
+    subsets,
     validate,
 )
 from wsdl_jax.configuration.stored import FORMAT, load, save
@@ -36,6 +37,7 @@ __all__ = [
     "set_augment",
     "set_data",
     "start",
+    "subsets",
     "validate",
     "variant",
     "vary",

@@ -69,7 +69,8 @@ def base() -> ml_collections.ConfigDict:
     # real and fake alike, and on each side every subset alike; "weights", by `weights`.
     data.sampling = "size"
     data.weights = ()  # a number for each subset, those of `real` first
-    data.test_real = "portraits/real"  # subsets whose test split is scored
+    # Subsets whose test split is scored; several have commas between them, see `subsets`.
+    data.test_real = "portraits/real"
     data.test_fake = config_dict.placeholder(str)
     data.image_size = 299  # pixels a side of the network's input, at least 64
     data.resize = "bilinear"  # Pillow's filter, when an image has another size
@@ -219,6 +220,21 @@ def check_values(
             raise ConfigError(f"config.{path} = {field(config, path)}: must not be negative")
 
 
+def subsets(names: str) -> tuple[str, ...]:
+    """Returns the subsets that `data.test_real` or `data.test_fake` names, one or several.
+
+    names: of subsets, with commas between them.
+
+    Raises ConfigError for a name that is empty or there twice.
+    """
+    found = tuple(name.strip() for name in names.split(","))
+    if not all(found):
+        raise ConfigError(f"{names!r}: names of subsets with commas between them; one is empty")
+    if twice := [name for name in found if found.count(name) > 1]:
+        raise ConfigError(f"{names!r}: {twice[0]} is there twice")
+    return found
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, in one line, for a config that cannot be run."""
     methods.get(config.method)  # an unknown method is refused first
@@ -236,6 +252,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             "config.data: fake, test_fake and test_real name the subsets; one is empty"
         )
+    subsets(config.data.test_fake)
+    subsets(config.data.test_real)
     if (config.setup == "c") != (config.supervision == "full"):
         raise ConfigError(
             f"config.setup = {config.setup!r} with config.supervision = {config.supervision!r}: "
@@ -271,12 +289,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.supervision == "full" and config.data.real:
         raise ConfigError("config.data.real is set: full supervision trains on masked fakes alone")
     if config.data.sampling == "weights":
-        subsets = len(config.data.real) + len(config.data.fake)
+        count = len(config.data.real) + len(config.data.fake)
         weights = config.data.weights
         numbers = all(isinstance(weight, int | float) for weight in weights)
-        if len(weights) != subsets or not numbers or not _are_shares(weights):
+        if len(weights) != count or not numbers or not _are_shares(weights):
             raise ConfigError(
-                f"config.data.weights = {tuple(weights)}: {subsets} numbers, one for each subset "
+                f"config.data.weights = {tuple(weights)}: {count} numbers, one for each subset "
                 "of data.real and data.fake, above a millionth of their sum"
             )
     augmentation.check(config.augment)

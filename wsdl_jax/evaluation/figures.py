@@ -66,7 +66,8 @@ def score(
     Returns:
       The figures, times 100, and by side the maps of the images that are to be shown, by index.
     """
-    means, parts = _MapMeans(), Parts(test.sides["fake"].facts)
+    means = _MapMeans()
+    parts = {side: Parts(side, source.facts) for side, source in test.sides.items()}
     scores: dict[str, list[float]] = {side: [] for side in test.sides}
     probabilities: dict[str, list[float]] = {side: [] for side in test.sides}
     maps = {}
@@ -75,7 +76,7 @@ def score(
         writer.writeheader()
         for side, source in test.sides.items():
             maps[side] = dict.fromkeys(_shown(source, _SHOWN[side]))
-            known = parts.of if side == "fake" else lambda _: ()
+            known = parts[side].of
             for images, names in _measure_side(
                 test, side, map_threshold, perturbation, pool, known, maps[side]
             ):
@@ -85,19 +86,18 @@ def score(
                     if measured.localization is not None:
                         means.add(measured.localization)
                     name = names.get(measured.index)
-                    if name is None and (parts.facts or hosts.is_first()):
+                    if name is None and (parts[side].facts or hosts.is_first()):
                         name = _Name.of(source[measured.index], known)
-                    if side == "fake" and parts.facts:
-                        parts.add(name.known, measured)
+                    if parts[side].facts:
+                        parts[side].add(name.known, measured)
                     if hosts.is_first():
                         writer.writerow({"key": name.key, "label": side, **_numbers(measured)})
     real_scores, fake_scores = np.array(scores["real"]), np.array(scores["fake"])
+    of_reals, of_fakes = (np.array(probabilities[side]) for side in ("real", "fake"))
     detection = metrics.detection(
-        real_scores,
-        fake_scores,
-        real_probabilities=np.array(probabilities["real"]),
-        fake_probabilities=np.array(probabilities["fake"]),
+        real_scores, fake_scores, real_probabilities=of_reals, fake_probabilities=of_fakes
     )
+    real_parts = parts["real"].figures(fake_scores, of_fakes, threshold)
     at_thresholds = metrics.percent(means.iou_by_threshold.means()).values()
     figures = {
         **metrics.percent(means.figures.means()),
@@ -114,7 +114,10 @@ def score(
         "trivial": {
             name: metrics.percent(trivial.means()) for name, trivial in means.trivial.items()
         },
-        "parts": parts.figures(real_scores, np.array(probabilities["real"]), threshold),
+        "parts": {
+            **parts["fake"].figures(real_scores, of_reals, threshold),
+            **{f"real {fact}": figures for fact, figures in real_parts.items()},
+        },
     }
     return figures, maps
 

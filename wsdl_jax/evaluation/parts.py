@@ -1,4 +1,7 @@
-"""Figures of the parts of a test: the fakes of each generator, and those of each kind."""
+"""Figures of the parts of a test: the fakes of each set, generator and kind; the reals of each set.
+
+Where a test is of one set, there are no figures of sets.
+"""
 
 import dataclasses
 import math
@@ -11,7 +14,8 @@ from jaxtyping import Float
 from wsdl_jax.evaluation import metrics
 from wsdl_jax.evaluation.measures import ImageMeasures
 
-FACTS = ("generator", "kind")  # of a fake, by which it belongs to parts
+# Of the images of a side, by which they belong to parts.
+FACTS = {"fake": ("set", "generator", "kind"), "real": ("set",)}
 _LOCALIZATION = (*metrics.LOCALIZATION, "manipulated_share", "iou_fitted")
 _DETECTION = ("ap", "auc", "balanced_accuracy")
 FIGURES = (*_LOCALIZATION, *_DETECTION, "above")  # of a part
@@ -27,19 +31,22 @@ class _Part:
 
 
 class Parts:
-    """Collects what is measured of the fakes of a test, by what is known of them."""
+    """Collects what is measured of the images of a side of a test, by what is known of them."""
 
-    def __init__(self, facts: Sequence[str]):
+    def __init__(self, side: str, facts: Sequence[str]):
         """Begins without images.
 
-        facts: names of what is known of each image; those that are not of `FACTS` are left out.
+        Args:
+          side: "fake" or "real".
+          facts: names of what is known of images; those that are not of `FACTS` are left out.
         """
-        self.facts = tuple(fact for fact in FACTS if fact in facts)
+        self._side = side
+        self.facts = tuple(fact for fact in FACTS[side] if fact in facts)
         self._parts: dict[str, dict[str, _Part]] = {fact: {} for fact in self.facts}
 
     def of(self, record: dict[str, Any]) -> tuple[str, ...]:
-        """Returns what is known of an image, in the order of `facts`."""
-        return tuple(record[fact].decode() for fact in self.facts)
+        """Returns what is known of an image, in the order of `facts`; "" where that is nothing."""
+        return tuple(record.get(fact, b"").decode() for fact in self.facts)
 
     def add(self, known: Sequence[str], measured: ImageMeasures) -> None:
         """Counts an image in, of which something is known, as of `of`; "" is nothing."""
@@ -54,15 +61,15 @@ class Parts:
 
     def figures(
         self,
-        real_scores: Float[np.ndarray, " n"],
-        real_probabilities: Float[np.ndarray, " n"],
+        other_scores: Float[np.ndarray, " n"],
+        other_probabilities: Float[np.ndarray, " n"],
         threshold: float | None,
     ) -> dict[str, dict[str, dict[str, int | float | None]]]:
         """Returns the figures of each part, times 100, by fact and value in alphabetical order.
 
         Args:
-          real_scores: of all real images, against which each part is told.
-          real_probabilities: that these are fake.
+          other_scores: of all images of the other side, which each part is told from.
+          other_probabilities: that these are fake.
           threshold: the score above which an image is called fake; None where it is not known.
 
         Returns:
@@ -74,11 +81,14 @@ class Parts:
             found[fact] = {}
             for value, part in sorted(parts.items()):
                 scores = np.array(part.scores)
+                own = scores, np.array(part.probabilities)
+                other = other_scores, other_probabilities
+                real, fake = (other, own) if self._side == "fake" else (own, other)
                 detection = metrics.detection(
-                    real_scores,
-                    scores,
-                    real_probabilities=real_probabilities,
-                    fake_probabilities=np.array(part.probabilities),
+                    real[0],
+                    fake[0],
+                    real_probabilities=real[1],
+                    fake_probabilities=fake[1],
                 )
                 figures = part.means.means() | {name: detection[name] for name in _DETECTION}
                 above = math.nan if threshold is None else float(np.mean(scores > threshold))

@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import Bool, Float
 
 from wsdl_data import provenance
-from wsdl_jax import inputs, methods, runs
+from wsdl_jax import configuration, inputs, methods, runs
 from wsdl_jax.evaluation import (
     calibration,
     likeness,
@@ -48,7 +48,7 @@ def evaluate(
     real: str | None = None,
     data_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Scores the best checkpoint of a run on the test splits of a fake and a real subset.
+    """Scores the best checkpoint of a run on the test splits of fake and real subsets.
 
     Writes `results.json`, `results.txt`, `examples.png` and `predictions.csv` (a row per image)
     into the run directory, or, for other subsets than the config's, into `evaluations/FAKE+REAL/`
@@ -57,8 +57,8 @@ def evaluate(
 
     Args:
       run: a run directory.
-      fake: a prepared subset of fake images; the config's own by default.
-      real: a prepared subset of real images; the config's own by default.
+      fake: prepared subsets of fake images, with commas between them; the config's own by default.
+      real: prepared subsets of real images in the same way; the config's own by default.
       data_dir: the folder of the prepared datasets; the run's own by default.
 
     Returns:
@@ -109,8 +109,8 @@ def robustness(
       run: a run directory.
       kind: one of `perturbations.KINDS`.
       strengths: strengths of the perturbation, in its kind's unit; the kind's own list by default.
-      fake: a prepared subset of fake images; the config's own by default.
-      real: a prepared subset of real images; the config's own by default.
+      fake: prepared subsets of fake images, with commas between them; the config's own by default.
+      real: prepared subsets of real images in the same way; the config's own by default.
       data_dir: the folder of the prepared datasets; the run's own by default.
 
     Returns:
@@ -159,8 +159,8 @@ def everyday_robustness(
 
     Args:
       run: a run directory.
-      fake: a prepared subset of fake images; the config's own by default.
-      real: a prepared subset of real images; the config's own by default.
+      fake: prepared subsets of fake images, with commas between them; the config's own by default.
+      real: prepared subsets of real images in the same way; the config's own by default.
       data_dir: the folder of the prepared datasets; the run's own by default.
 
     Returns:
@@ -247,10 +247,16 @@ def _subject(test: TestedRun) -> dict[str, Any]:
         "checkpoint": test.checkpoint,
         "weights": test.weights,
         "data": {
-            side: provenance.digests(examples.provenance)[test.names[side]]
+            side: _digest(provenance.digests(examples.provenance))
             for side, examples in test.sides.items()
         },
     }
+
+
+def _digest(of_subsets: dict[str, str]) -> str:
+    """Returns the hash of a side of which the hash of each subset is known: of one subset its."""
+    hashes = list(of_subsets.values())
+    return hashes[0] if len(hashes) == 1 else provenance.digest_of(hashes)
 
 
 def _examples(
@@ -358,7 +364,9 @@ def _calibration(run: epath.Path, test: TestedRun) -> Calibration | None:
 
 
 def _real_subsets(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    return config.data.real or (config.data.test_real,)  # setup c trains without real images
+    return config.data.real or configuration.subsets(
+        config.data.test_real
+    )  # setup c trains without real images
 
 
 def _known_fakes(test: TestedRun) -> tuple[list[float], Float[np.ndarray, "n d"]]:

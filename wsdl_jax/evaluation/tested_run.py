@@ -24,7 +24,8 @@ class TestedRun:
 
     Attributes:
       config: the run's config, with the directory that the data is really in.
-      names: the names of the tested subsets of the sides "fake" and "real".
+      names: the names of the tested subsets of the sides "fake" and "real"; those of several have
+        commas between them.
       sides: the test splits of those subsets.
       step: (state, {"image": …}) → (None, Localization with features), on all devices.
       state: the network's state on all devices.
@@ -55,13 +56,13 @@ def load(
     real: str | None = None,
     data_dir: str | None = None,
 ) -> TestedRun:
-    """Loads the best checkpoint of a run and opens the test splits of a fake and a real subset.
+    """Loads the best checkpoint of a run and opens the test splits of fake and real subsets.
 
     Args:
       run: a run directory.
-      fake: a prepared subset of fake images; the config's own by default. Where it has no masks,
-        there are no figures of localization.
-      real: a prepared subset of real images; the config's own by default.
+      fake: a prepared subset of fake images, or several with commas between them; the config's own
+        by default. Where none has masks, there are no figures of localization.
+      real: prepared subsets of real images in the same way; the config's own by default.
       data_dir: the folder of the prepared datasets; the one that the run was trained from by
         default.
 
@@ -71,13 +72,13 @@ def load(
     """
     config = runs.load_config(run)
     config.data.dir = data_dir or config.data.dir
-    names = {"fake": fake or config.data.test_fake, "real": real or config.data.test_real}
+    chosen = {"fake": fake or config.data.test_fake, "real": real or config.data.test_real}
+    subsets = {side: configuration.subsets(names) for side, names in chosen.items()}
+    names = {side: ",".join(of_side) for side, of_side in subsets.items()}
     sides = {
-        side: inputs.Examples((name,), "test", config.data.dir) for side, name in names.items()
+        side: inputs.Examples(of_side, "test", config.data.dir) for side, of_side in subsets.items()
     }
-    inputs.check_sides(
-        real=(names["real"],), fake=(names["fake"],), data_dir=config.data.dir, splits=("test",)
-    )
+    inputs.check_sides(**subsets, data_dir=config.data.dir, splits=("test",))
     data = {**sides["fake"].provenance, **sides["real"].provenance}
     hosts.agree(config=configuration.essence(config), data=provenance.digests(data))
     runs.check_data(run, data)

@@ -11,12 +11,14 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from wsdl_data import build, decoding, provenance
+from wsdl_jax import configuration
 from wsdl_jax.runtime import hosts
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.storage import is_remote
 
 _LOG = logging.getLogger("wsdl_jax")
 REAL, FAKE = 0, 1
+_SET = "set"
 _FEATURES = {"image", "mask", "label", "key"}  # that any subset may have
 
 
@@ -29,7 +31,8 @@ class Examples:
     Attributes:
       have_masks: whether all subsets have masks.
       sizes: how many records each subset has.
-      facts: names of what else is known of each image of all subsets, such as "generator".
+      facts: names of what else is known of images, such as "generator", of some subsets at least;
+        among them "set", the name of its subset, where there are several.
       provenance: what each subset was made of, by its name, see wsdl_data.provenance.
     """
 
@@ -71,7 +74,8 @@ class Examples:
             self._folders.append(builder.data_dir)
             self.have_masks &= "mask" in decoders
             facts.append(set(builder.info.features) - _FEATURES)
-        self.facts = tuple(sorted(set.intersection(*facts)))
+        self._names = tuple(names)
+        self.facts = tuple(sorted(set.union(*facts, {_SET} if len(names) > 1 else ())))
         self.sizes = tuple(len(source) for source in self._sources)
         self._ends = np.cumsum(self.sizes)
 
@@ -95,16 +99,20 @@ class Examples:
         return np.concatenate([np.arange(0), *chosen])
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Raises UserError naming the folder of a file that is damaged."""
+        """Returns a record, which has `set`, the name of its subset, where there are several.
+
+        Raises UserError naming the folder of a file that is damaged.
+        """
         which = int(np.searchsorted(self._ends, index, side="right"))
         start = self._ends[which - 1] if which else 0
         try:
-            return self._sources[which][int(index) - int(start)]
+            record = self._sources[which][int(index) - int(start)]
         except RuntimeError as error:  # of array_record: truncated, or a checksum is wrong
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"{self._folders[which]} is damaged ({reason}); delete this folder and build again"
             ) from error
+        return record if len(self._names) == 1 else {**record, _SET: self._names[which].encode()}
 
 
 def _no_split(name: str, split: str, present: Iterable[str]) -> ConfigError:
@@ -133,12 +141,13 @@ def prepare(config: ml_collections.ConfigDict, also: Sequence[str] = ()) -> None
     built.
     """
     data = config.data
+    test_real, test_fake = map(configuration.subsets, (data.test_real, data.test_fake))
     needed: dict[str, set[str]] = {}
     for names, splits in (
         ((*data.real, *data.fake), ("train", "valid")),
         # The verdict comes from real validation images, also where none are learned from.
-        ((*data.spliced_fake, *(data.real or (data.test_real,))), ("valid",)),
-        ((data.test_real, data.test_fake, *also), ("test",)),
+        ((*data.spliced_fake, *(data.real or test_real)), ("valid",)),
+        ((*test_real, *test_fake, *also), ("test",)),
     ):
         for name in names:
             needed.setdefault(name, set()).update(splits)

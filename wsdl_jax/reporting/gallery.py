@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from wsdl_jax import evaluation, inputs
+from wsdl_jax import evaluation, inputs, runs
 from wsdl_jax.evaluation import metrics, rendering
 from wsdl_jax.evaluation import results as results_of
 from wsdl_jax.reporting.evaluated_runs import EvaluatedRun, ScoredImage
@@ -147,7 +147,7 @@ def _maps(
 
 def _card(row: ScoredImage, record: dict[str, Any], side: str, subset: str, folder: Path) -> Card:
     """Writes the pictures of an image and its mask, and returns its card, without any run yet."""
-    stem = f"{subset.replace('/', '-')}-{side}-{row.place:06d}"
+    stem = f"{runs.subsets_stem(subset)}-{side}-{row.place:06d}"
     image = Image.fromarray(inputs.full_image(record))
     image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
     image.save(folder / f"{stem}.jpg", quality=90, subsampling=0)

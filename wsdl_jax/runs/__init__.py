@@ -13,6 +13,7 @@ from wsdl_jax.runs.directory import (
     keep_data,
     load_config,
     load_stored_config,
+    subsets_stem,
     written,
 )
 from wsdl_jax.runs.run_log import (
@@ -46,6 +47,7 @@ __all__ = [
     "load_config",
     "load_stored_config",
     "make_optimizer",
+    "subsets_stem",
     "weights_digest",
     "written",
 ]

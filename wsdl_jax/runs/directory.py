@@ -20,7 +20,19 @@ from wsdl_jax.runtime.errors import UserError, reason
 from wsdl_jax.runtime.storage import is_remote, read_json, read_text, remove_abandoned, write_whole
 
 _RESULTS = "results.json"
+_LONGEST = 200  # characters of a folder's name that subsets give it
 _ROBUSTNESS = "robustness-", ".json"
+
+
+def subsets_stem(*sides: str) -> str:
+    """Returns what a file or folder on test subsets is called, one name or several of them.
+
+    It is short enough for any file system, also of many subsets.
+
+    sides: the subsets of each side, see `configuration.subsets`.
+    """
+    name = "+".join(side.replace("/", "-") for side in sides)
+    return name if len(name) <= _LONGEST else f"{name[:100]}-{provenance.digest_of(sides)[:16]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +151,21 @@ class RunDirectory(ResultsFolder):
     def evaluation(
         self, config: ml_collections.ConfigDict, *, fake: str, real: str
     ) -> ResultsFolder:
-        """Returns where the results on a fake and a real test subset belong.
+        """Returns where the results on fake and real test subsets belong.
 
         Those on the config's own subsets are in the run directory itself, those on others in a
         folder below it.
+
+        Args:
+          config: the run's.
+          fake: the fake subsets, see `configuration.subsets`.
+          real: the real ones.
         """
-        if (fake, real) == (config.data.test_fake, config.data.test_real):
+        sides = [configuration.subsets(side) for side in (fake, real)]
+        own = config.data.test_fake, config.data.test_real
+        if sides == [configuration.subsets(side) for side in own]:
             return self
-        name = "+".join(subset.replace("/", "-") for subset in (fake, real))
-        return ResultsFolder(self._evaluations / name)
+        return ResultsFolder(self._evaluations / subsets_stem(*map(",".join, sides)))
 
     def evaluations(self) -> list[ResultsFolder]:
         """Returns the run directory itself, then the folders of other subsets' results by name."""
