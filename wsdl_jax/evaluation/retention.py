@@ -83,7 +83,9 @@ def table(found: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, li
     def cells(figures: Mapping[str, Any]) -> list[str]:
         factors = {name: 100 if name in RETAINED else 1 for name in columns}
         values = {name: figures.get(name) for name in columns}
-        return [summary.figure(v if v is None else factors[n] * v) for n, v in values.items()]
+        return [
+            summary.figure(v if v is None else float(factors[n] * v)) for n, v in values.items()
+        ]
 
     points = found["points"]
     mean = {name: _mean([point.get(name) for point in points]) for name in columns}
