@@ -42,12 +42,11 @@ def main(_: list[str]) -> None:
         path = epath.Path(config.init.path)
         weights.start(methods.blank(config, None), path, config.init.layout)
     hosts.first_then_each(lambda: inputs.prepare(config, _ALSO_ON.value))
-    inputs.check_sides(
-        real=configuration.subsets(config.data.test_real),
-        fake=(*configuration.subsets(config.data.test_fake), *_ALSO_ON.value),
-        data_dir=config.data.dir,
-        splits=("test",),
-    )
+    data = config.data
+    real = configuration.subsets(data.test_real)
+    fake = (*configuration.subsets(data.test_fake), *_ALSO_ON.value)
+    inputs.warn_of_changed_sources((*data.real, *data.fake, *real, *fake), data.dir)
+    inputs.check_sides(real=real, fake=fake, data_dir=data.dir, splits=("test",))
     train(config, run)
     for fake in (None, *_ALSO_ON.value):
         evaluate(run, fake=fake)

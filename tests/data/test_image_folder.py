@@ -630,6 +630,28 @@ def test_methods_train_and_are_tested_on_it(
 
 
 @pytest.mark.slow
+def test_training_and_evaluation_say_once_that_a_source_has_changed(
+    shrunk: dict, tmp_path: Path
+) -> None:
+    source, data_dir = plain(tmp_path / "source"), tmp_path / "data"
+    assert command("mine", source, data_dir, "white") == 0
+    shutil.copy(source / "fake/01.png", source / "fake/02.png")
+    run, fields = tmp_path / "run", {**shrunk, "data.dir": data_dir}
+    done = train(run, "patches", "setup=c,source=image_folder/mine", fields)
+    assert done.returncode == 0, done.stderr
+    said = "image_folder/mine was made of files that have changed since"
+    assert done.stderr.count(said) == 1
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "wsdl_jax.evaluate", "--run", run],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert evaluated.stderr.count(said) == 1
+
+
+@pytest.mark.slow
 def test_without_masks_there_is_detection_alone(
     shrunk: dict, prepared: Path, tmp_path: Path
 ) -> None:

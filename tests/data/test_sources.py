@@ -554,11 +554,11 @@ def test_a_look_ends_in_time(root: Path) -> None:
 
 
 def test_those_who_use_it_are_warned(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    needed = {f"{OWN}_real": None, f"{OWN}_fake": None}
-    inputs.prepare_subsets(needed, f"{root}/data", None)
+    used = [f"{OWN}_real", f"{OWN}_fake", "portraits/real"]
+    inputs.warn_of_changed_sources(used, f"{root}/data")
     assert caplog.messages == []
     again(root / "source/train/real/0.png", lambda path: save(path, 999))
-    inputs.prepare_subsets(needed, f"{root}/data", None)
+    inputs.warn_of_changed_sources(used, f"{root}/data")
     (said,) = caplog.messages
     assert said.startswith(f"{OWN} was made of files that have changed since, by size and time (1")
     assert f"python -m wsdl_data.build {OWN} --check" in said

@@ -29,6 +29,7 @@ def main(_: list[str]) -> None:
     data = config.data
     needed = dict.fromkeys(data.real, ("train", "valid"))
     hosts.first_then_each(lambda: inputs.prepare_subsets(needed, data.dir, data.manual_dir))
+    inputs.warn_of_changed_sources(needed, data.dir)
     train(config, run)
 
 

@@ -164,14 +164,12 @@ def prepare_subsets(
       data_dir: the prepared datasets.
       manual_dir: as of `build.prepare`.
 
-    Warns of those whose sources have changed since, as `warn_of_changed_sources` does. Raises
-    ConfigError and BuildError as `prepare` does.
+    Raises ConfigError and BuildError as `prepare` does.
     """
     # Unknown names fail before any work.
     builders = {name: _builder(name, data_dir) for name in needed}
     for name, builder in builders.items():
         build.prepare(builder, manual_dir, needed[name])
-    warn_of_changed_sources(needed, data_dir)
 
 
 def warn_of_changed_sources(names: Collection[str], data_dir: str | None) -> None:
