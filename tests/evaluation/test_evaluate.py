@@ -164,7 +164,9 @@ def test_verdict(run, predicted, evaluated):
     weights = Checkpoints(run, keep_best=1).checksum(step)
     digests = provenance.digests(source.provenance)
     real = {"real": digests, "split": "valid"}
+    fakes, likeness = kept.pop("fakes"), kept.pop("likeness")
     assert kept == {"checkpoint": step, "weights": weights, **real}
+    assert likeness is None and len(fakes) == 9  # of so few nothing is known
     stored = results(run)
     above = int(0.05 * len(scores))
     assert stored["threshold"] == pytest.approx(scores[len(scores) - 1 - above], abs=1e-5)

@@ -75,9 +75,9 @@ def get_config(name: str, variant: str = "", fields: Mapping[str, Any] = Mapping
     return config
 
 
-def localize(name: str, network, variant: str = "", **fields: Any) -> methods.Localization:
+def localize(name: str, network, variant: str = "", **fields: Any) -> tuple[Any, Any, Any]:
     config = get_config(name, variant, {k.replace("__", "."): v for k, v in fields.items()})
-    return methods.from_config(config).localize(network, IMAGES)
+    return methods.from_config(config).localize(network, IMAGES)[:3]
 
 
 @pytest.mark.parametrize(
@@ -295,3 +295,19 @@ def test_explanations_of_blocks_that_are_computed_again(splice, shape):
 def test_a_plain_explanation_has_no_map_to_train():
     with pytest.raises(configuration.ConfigError, match="grad_cam has no map to train"):
         methods.map_size(get_config("grad_cam", "splice=0"))
+
+
+def test_images_are_embedded_by_the_first_two_blocks():
+    for name, variant in (("patches", ""), ("attention", "setup=c"), ("grad_cam", "setup=c")):
+        config = get_config(name, variant, {"model.width": 0.1})
+        method = methods.from_config(config)
+        model = method.network(None, nnx.Rngs(0))
+        model.eval()
+        images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+        x, expected = model.trunk.stem(jnp.asarray(images)), []
+        for block in model.trunk.blocks[:2]:
+            x = block(x)
+            expected += [np.mean(x, (1, 2)), np.std(x, (1, 2))]
+        found = method.embed(model, jnp.asarray(images))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, np.concatenate(expected, -1), rtol=1e-4, atol=1e-5)

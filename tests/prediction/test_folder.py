@@ -32,14 +32,15 @@ def test_equal_to_the_evaluation(trained, dolos_folder, tmp_path):
     ]
     folder.predict(run, list(map(str, folders)), epath.Path(tmp_path / "out"))
     measured, found = table(Path(run)), table(tmp_path / "out")
-    results = json.loads((run / "results.json").read_text())
     page = (tmp_path / "out/index.html").read_text()
-    assert f"score above {results['threshold']:.4g}, as 5% of real validation images have" in page
+    known = json.loads((run / "real_scores.json").read_text())["scores"]
+    rule = f"called fake: what at most 5% of real images score, by {len(known)} like the training"
+    assert rule in page
     assert [row["file"] for row in found] == [str(f) for d in folders for f in sorted(d.iterdir())]
     for theirs, ours in zip(measured, found, strict=True):
         assert float(ours["score"]) == pytest.approx(float(theirs["score"]), abs=1e-6)
-        above = float(theirs["score"]) > results["threshold"]
-        assert ours["verdict"] == ("fake" if above else "real")
+        as_high = sum(one >= float(ours["score"]) for one in known)
+        assert float(ours["p_value"]) == (1 + as_high) / (1 + len(known))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -48,13 +49,16 @@ def test_files_of_an_image(trained, tmp_path, mode):
     image.save(tmp_path / "photo.png")
     out = tmp_path / "out"
     (row,) = folder.predict(trained, [str(tmp_path / "photo.png")], epath.Path(out), mode=mode)
-    (expected,) = Localizer.load(trained, mode=mode, batch=8)([image])
+    trust = mode == "resize"  # by default
+    (expected,) = Localizer.load(trained, mode=mode, batch=8, trust=trust)([image])
     assert files_in(out) == {
-        *("predictions.csv", "index.html", "maps/photo.png.png", "overlays/photo.png.jpg"),
-        *("raw/photo.png.npz", "thumbnails/photo.png.jpg"),
+        *("predictions.csv", "index.html", "evidence.jsonl"),
+        *("maps/photo.png.png", "overlays/photo.png.jpg", "raw/photo.png.npz"),
+        *("thumbnails/photo.png.jpg", *(["trust/photo.png.png"] if trust else [])),
     }
     (stored,) = table(out)
-    assert list(stored) == ["file", "score", "verdict", "manipulated_share", "error", "note"]
+    columns = "file score verdict p_value manipulated_share reason error note"
+    assert list(stored) == columns.split()
     assert stored["file"] == row.file == str(tmp_path / "photo.png")
     assert float(stored["score"]) == row.score == pytest.approx(expected.score, abs=1e-6)
     assert float(stored["manipulated_share"]) == expected.manipulated_share
@@ -66,8 +70,15 @@ def test_files_of_an_image(trained, tmp_path, mode):
         assert raw["map"] == pytest.approx(expected.raw, abs=1e-6)
         assert (*raw["covered"], *raw["size"]) == (*expected.covered, 150, 97)
         assert (raw["score"], raw["probability"]) == (row.score, row.score)
+        assert ("agreement" in raw) == trust
     with Image.open(out / "overlays/photo.png.jpg") as overlay:
         assert overlay.size == (97, 150)
+    if trust:
+        with Image.open(out / "trust/photo.png.png") as grey:
+            assert np.abs(np.asarray(grey) - 255 * expected.trust).max() <= 0.51
+    else:
+        with pytest.raises(ValueError, match="trust=True"):
+            _ = expected.trust
 
 
 def test_overlays_of_large_images_are_smaller(trained, tmp_path, monkeypatch):

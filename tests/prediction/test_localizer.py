@@ -1,11 +1,13 @@
 """Localizers against the network itself, Pillow and NumPy."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -14,8 +16,8 @@ from hypothesis import strategies as st
 from made_images import SIZE, noise
 from PIL import Image
 
-from wsdl_jax import runs
-from wsdl_jax.evaluation import verdict
+from wsdl_jax import methods, runs
+from wsdl_jax.evaluation import calibration, likeness, verdict
 from wsdl_jax.prediction.localizer import Localizer, Prediction, _Blend, _window_starts
 from wsdl_jax.runtime.errors import UserError
 
@@ -51,45 +53,94 @@ def test_maps_are_cut_where_the_run_has_fitted_it(evaluated):
     assert prediction.manipulated_share == np.mean(prediction.map > kept["value"])
 
 
+def of_map(raw: np.ndarray, size: tuple[int, int], covered: tuple[float, float]) -> Prediction:
+    return Prediction(3.0, 0.5, "real", None, "", raw, size, covered)
+
+
 def test_manipulated_share():
     raw = np.zeros((10, 10), np.float32)
     raw[:, 5:] = 1
-    prediction = Prediction(3.0, 0.5, "real", raw, (40, 40), (10.0, 10.0))
+    prediction = of_map(raw, (40, 40), (10.0, 10.0))
     assert prediction.manipulated_share == 0.5
     assert prediction.map[:, :15].max() == pytest.approx(0, abs=1e-6)
     assert prediction.map[:, 25:].min() == pytest.approx(1, abs=1e-6)
     # On a map that is 5 columns wide for the image, which ends where the ones begin.
-    assert Prediction(0.0, 0.0, "real", raw, (40, 40), (10.0, 4.0)).manipulated_share == 0
+    assert of_map(raw, (40, 40), (10.0, 4.0)).manipulated_share == 0
 
 
 def test_verdict(trained, network):
-    """By the scores of the real validation images; by probability before those are known."""
+    """By the scores of real images; by probability before those are known."""
     images = [noise(40, 40, seed) for seed in range(6)]
     scores, _ = network([Image.fromarray(image) for image in images])
     config, model, *_ = runs.load(trained)
-    at = sorted(scores.tolist())[2]
-    margin = np.diff(sorted(scores.tolist())).min() / 2
-    localizer = Localizer(config, model, threshold=at + margin)
-    assert [p.verdict == "fake" for p in localizer(images)] == (scores > at + margin).tolist()
+    ordered = sorted(scores.tolist())
+    middle = (ordered[2] + ordered[3]) / 2
+    known = verdict.Calibration({"clean": [middle] * 99}, fake=[middle] * 99)
+    localizer = Localizer(config, model, calibrations=[known])
+    found = localizer(images)
+    assert [p.verdict for p in found] == ["fake" if one > middle else "real" for one in scores]
+    assert {p.p_value for p in found} == {0.01, 1.0}
+    strict = Localizer(config, model, calibrations=[known], false_positive_rate=0.001)
+    assert {p.verdict for p in strict(images)} == {"unsure"}
     localizer = Localizer.load(trained)
-    assert localizer.threshold is None
-    assert [p.verdict == "fake" for p in localizer(images)] == (scores > 0.5).tolist()
+    assert localizer.calibrations == ()
+    found = localizer(images)
+    assert [p.verdict == "fake" for p in found] == (scores > 0.5).tolist()
+    assert {p.p_value for p in found} == {None}
+    with pytest.raises(UserError, match=r"false_positive_rate 1.0: not in \[0, 1\)"):
+        Localizer(config, model, false_positive_rate=1.0)
 
 
-def test_threshold_of_a_run(trained, tmp_path):
+def test_features_are_those_of_the_method(trained, localizer, tiler):
+    config, model, *_ = runs.load(trained)
+    method = methods.from_config(config)
+    image = noise(150, 64, 1)
+    small = Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    windows = [image[top : top + SIZE] for top in (0, 30, 60, 86)]
+    for by, looks in ((localizer, [np.asarray(small)]), (tiler, windows)):
+        (found,) = by([image])
+        pixels = methods.network_input(jax.numpy.asarray(np.stack(looks)))
+        expected = np.asarray(method.embed(model, pixels)).mean(0)
+        assert found.features.shape == expected.shape
+        if by is localizer:
+            np.testing.assert_allclose(found.features, expected, atol=1e-4)
+        else:  # where windows lie is tested below
+            np.testing.assert_allclose(found.features, expected, atol=0.1)
+
+
+def test_calibrations_of_a_run(trained, tmp_path):
     run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
-    *_, step, checksum = runs.load(run)
-    verdict.save(run, (step, checksum), {}, {"clean": [0.1 * n for n in range(10)]})
-    for rate, threshold in ((0.0, 0.9), (0.05, 0.9), (0.1, 0.8), (0.59, 0.4)):
-        found = Localizer.load(run, false_positive_rate=rate).threshold
-        assert found == pytest.approx(threshold)
-    verdict.save(run, (step, checksum + 1), {}, {"clean": [0.5]})  # of a network that was replaced
-    assert Localizer.load(run).threshold is None
+    network = tuple(runs.load(run)[2:])
+    known = verdict.Calibration({"clean": [0.1 * n for n in range(10)]})
+    calibration.save(run, network, {}, known)
+    (found,) = Localizer.load(run).calibrations
+    assert found.real == {"clean": tuple(known.real["clean"])}
+    own = dataclasses.replace(known, source="own images", mode="tile")
+    calibration.save_own(epath.Path(tmp_path / "own.json"), network, own)
+    for mode, names in (("tile", ["own images"]), ("resize", None)):
+        if names is None:
+            with pytest.raises(UserError, match="was calibrated with --mode tile"):
+                Localizer.load(run, mode=mode, calibration=tmp_path / "own.json")
+            continue
+        localizer = Localizer.load(run, mode=mode, calibration=tmp_path / "own.json")
+        assert [one.source for one in localizer.calibrations] == names
+    # What can be told apart goes beside one's own, and that of the run is found.
+    features = np.random.default_rng(0).random((40, 5), np.float32)
+    calibration.save(
+        run, network, {}, dataclasses.replace(known, likeness=likeness.fit([features]))
+    )
+    calibration.save_own(run / "calibration.json", network, dataclasses.replace(own, mode="resize"))
+    found = Localizer.load(run).calibrations
+    assert [one.source for one in found] == ["the training images", "own images"]
+    (run / "calibration.json").unlink()
+    step, checksum = network
+    calibration.save(run, (step, checksum + 1), {}, known)  # of a network that was replaced
+    assert Localizer.load(run).calibrations == ()
 
 
 def test_strips_make_the_map(monkeypatch):
     raw = np.random.default_rng(0).random((9, 7), np.float32)
-    prediction = Prediction(0.0, 0.0, "real", raw, (101, 53), (8.25, 6.5))
+    prediction = of_map(raw, (101, 53), (8.25, 6.5))
     whole = prediction.map
     box = (0, 0, 6.5, 8.25)
     large = Image.fromarray(raw).resize((53, 101), Image.Resampling.BICUBIC, box)
@@ -211,10 +262,13 @@ def test_tiles_of_finer_maps(tiler):
     maps = np.random.default_rng(0).random((2, SIZE, SIZE), np.float32)
     for corner, score, part in zip(view.corners, np.float32([1, 4]), maps, strict=True):
         assert not blend.complete
-        blend.add(corner, score, np.float32(0.5), part)
+        blend.add(corner, methods.Localization(score, np.float32(0.5), part, None, 1 - part))
     assert blend.complete
-    found = blend.prediction(2.4, 0.5)
+    said = verdict.Verdict("fake", 0.25, "why")
+    found = blend.prediction(lambda *of: said if of == (2.5, 0.5, None) else None, 0.5)
     left, right = maps.reshape(2, 16, 4, 16, 4).mean((2, 4))
     assert found.raw[:, :8] == pytest.approx(left[:, :8], abs=1e-6)
     assert found.raw[:, 16:] == pytest.approx(right[:, 8:], abs=1e-6)
     assert (found.score, found.probability, found.verdict) == (2.5, 0.5, "fake")
+    assert (found.p_value, found.reason) == (0.25, "why")
+    assert found.agreement == pytest.approx(1 - found.raw, abs=1e-6)

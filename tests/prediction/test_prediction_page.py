@@ -48,7 +48,7 @@ def test_page_escapes_names_and_links_what_is_there(trained, tmp_path):
         assert str(images / name) in page.cells
     linked = {urllib.parse.unquote_to_bytes(link) for link in page.links}
     written = {os.fsencode(path) for path in files_in(out)}
-    assert linked == written - {b"index.html", b"predictions.csv"}
-    assert len(written) == 2 + 4 * 5
+    assert linked == written - {b"index.html", b"predictions.csv", b"evidence.jsonl"}
+    assert len(written) == 3 + 5 * 5
     stored = {row["file"] for row in table(out)}
     assert stored == {row.file.replace("\udcff", "\\udcff") for row in rows}
