@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from golden import imdlbenco_figures as imdlbenco
 from golden import weights as golden
 from sklearn.metrics import average_precision_score
 
@@ -187,3 +188,45 @@ def test_average_precision():
     figures = metrics.detection(real, fake, real_probabilities=real, fake_probabilities=fake)
     assert abs(figures["ap"] - balanced) < 2 * figures["ap_2sd"]
     assert every - figures["ap"] > 0.1  # what not balancing would give
+
+
+# IMDL-BenCo adds 1e-8 to denominators (1e-9 for images), in float32.
+IMDLBENCO = json.loads(imdlbenco.FIXTURE.read_text())
+EMPTY, FULL = imdlbenco.IMAGES - 2, imdlbenco.IMAGES - 1  # masks of one class
+
+
+@pytest.mark.parametrize("mode", imdlbenco.MODES)
+def test_pixel_figures_are_imdlbencos(mode):
+    """For maps ("origin"), their opposites ("reverse"), and the better of both ("double")."""
+    masks, maps = imdlbenco.masks(), imdlbenco.maps()
+    figures = {
+        "origin": [metrics.localization(m, t) for m, t in zip(maps, masks, strict=True)],
+        "reverse": [metrics.localization(1 - m, t) for m, t in zip(maps, masks, strict=True)],
+    }
+    names = {"PixelF1": "f1", "PixelIOU": "iou_lg", "PixelAUC": "pixel_auc"}
+    names["PixelAccuracy"] = "pbca_lg"
+    for theirs, ours in names.items():
+        either = np.array([[getattr(f, ours) for f in figures[side]] for side in figures])
+        actual = either.max(0) if mode == "double" else either[int(mode == "reverse")]
+        expected = np.array(IMDLBENCO[f"{theirs}/{mode}"], float)
+        if theirs == "PixelAUC":  # without manipulated pixels it has 0 there, and NaN here
+            assert expected[EMPTY] == 0
+            expected[EMPTY] = np.nan
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+
+
+def test_where_empty_masks_are_counted_otherwise():
+    """A map that marks nothing where nothing is to be marked has F1 and IoU 1; by IMDL-BenCo 0."""
+    nothing = metrics.localization(np.zeros((4, 4), np.float32), np.zeros((4, 4), np.uint8))
+    assert nothing.f1 == nothing.iou_lg == 1
+    assert np.isnan([nothing.f1_best, nothing.iou_best, nothing.pixel_auc]).all()
+    assert IMDLBENCO["PixelF1/origin"][EMPTY] == 0  # here too: these maps mark something
+    assert np.isnan(metrics.localization(imdlbenco.maps()[0], imdlbenco.masks()[FULL]).f1_best)
+
+
+def test_image_figures_are_imdlbencos():
+    scores, fake = imdlbenco.scores(), imdlbenco.labels() == 1
+    sides = {"real_probabilities": scores[~fake], "fake_probabilities": scores[fake]}
+    figures = metrics.detection(scores[~fake], scores[fake], **sides)
+    assert figures["image_f1"] == pytest.approx(IMDLBENCO["ImageF1"], abs=1e-6)
+    assert figures["auc"] == pytest.approx(IMDLBENCO["ImageAUC"], abs=1e-6)

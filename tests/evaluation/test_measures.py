@@ -108,7 +108,7 @@ def test_measures_of_an_image():
     )
     comparison = compared.localization.comparison
     assert dataclasses.replace(compared.localization, comparison=None) == plain.localization
-    by_threshold = metrics.iou_by_threshold(localization_map, mask)
+    by_threshold = [metrics.iou(large > at, mask > 0) for at in metrics.THRESHOLDS]
     np.testing.assert_array_equal(comparison.iou_by_threshold, by_threshold)
     for value, figures in zip((0, 1), comparison.trivial, strict=False):
         assert figures == metrics.localization(np.full((6, 5), value, np.float32), mask)

@@ -8,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from scipy import ndimage
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     balanced_accuracy_score,
     f1_score,
     jaccard_score,
+    matthews_corrcoef,
+    precision_recall_curve,
     roc_auc_score,
 )
 
@@ -32,6 +35,9 @@ def test_overlaps_are_scikit_learns(height, width, seed):
     assert metrics.pbca(predicted, true) == pytest.approx(accuracy_score(*flat))
     assert metrics.iou(predicted, true) == pytest.approx(jaccard_score(*flat, zero_division=1))
     assert metrics.f1(predicted, true) == pytest.approx(f1_score(*flat, zero_division=1))
+    one_class = len({*flat[0].tolist(), *flat[1].tolist()}) < 2  # scikit-learn warns of it
+    expected = 0 if one_class else matthews_corrcoef(*flat)
+    assert metrics.mcc(predicted, true) == pytest.approx(expected, abs=1e-12)
 
 
 def test_empty_masks():
@@ -39,11 +45,36 @@ def test_empty_masks():
     assert metrics.iou(nothing, nothing) == metrics.f1(nothing, nothing) == 1
     assert metrics.iou(something, nothing) == metrics.f1(something, nothing) == 0
     assert metrics.iou(nothing, something) == metrics.f1(nothing, something) == 0
+    assert metrics.mcc(nothing, something) == metrics.mcc(something, nothing) == 0
+    assert metrics.mcc(nothing, nothing) == metrics.mcc(~nothing, nothing) == 0
+    assert metrics.mcc(something, something) == -metrics.mcc(something, ~something) == 1
+
+
+def test_mcc_of_a_large_image():
+    """The product of four counts exceeds 64 bits."""
+    true = RNG.random((1000, 1000)) < 0.4
+    predicted = true ^ (RNG.random((1000, 1000)) < 0.3)
+    expected = np.corrcoef(predicted.ravel().astype(float), true.ravel().astype(float))[0, 1]
+    assert metrics.mcc(predicted, true) == pytest.approx(expected)
+
+
+def best_f1(true: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """The largest F1 by scikit-learn's curve, and the score that is the lowest called true."""
+    precision, recall, thresholds = precision_recall_curve(true, scores)
+    f1 = (2 * precision * recall / np.maximum(precision + recall, 1e-300))[:-1]
+    return f1.max(), thresholds[f1.argmax()]
 
 
 def check_ranking(scores: np.ndarray, true: np.ndarray) -> None:
     expected = roc_auc_score(true, scores), average_precision_score(true, scores)
-    np.testing.assert_allclose(metrics.ranking(scores, true), expected, rtol=1e-12, atol=0)
+    ranked = metrics.Ranked.of(scores, true)
+    np.testing.assert_allclose(ranked.auc_and_ap(), expected, rtol=1e-12, atol=0)
+    for found, predicted in ((ranked.best_f1(), scores), (ranked.best_opposite_f1(), -scores)):
+        assert found == pytest.approx(best_f1(true, predicted)[0], rel=1e-12)
+    for threshold in scores[:3]:
+        (hits,), (false,) = ranked.above(np.array([threshold]))
+        above = scores > threshold
+        assert (hits, false) == (np.sum(above & true), np.sum(above & ~true))
 
 
 # Few values and many: ties, both zeros, the smallest and the largest numbers, beyond 0 and 1.
@@ -85,7 +116,56 @@ def test_ranking_of_a_full_image():
 @pytest.mark.parametrize("true", [np.zeros(4, bool), np.ones(4, bool)])
 def test_ranking_needs_both_classes(true):
     for scores in (np.arange(4.0), np.ones(4)):
-        assert np.isnan(metrics.ranking(scores, true)).all()
+        ranked = metrics.Ranked.of(scores, true)
+        assert np.isnan([*ranked.auc_and_ap(), ranked.best_f1(), ranked.best_opposite_f1()]).all()
+
+
+def tolerant_f1(values: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """By the definition: SciPy's filters and scikit-learn's F1, of the map and of its opposite."""
+    inside = ndimage.minimum_filter(true, 15)
+    counted = inside | ~ndimage.maximum_filter(true, 11)
+    want, scores = inside[counted], values[counted]
+    if want.all() or not want.any():
+        return np.nan, np.nan
+    at_half = max(f1_score(want, scores > 0.5), f1_score(want, scores <= 0.5))
+    return at_half, max(best_f1(want, scores)[0], best_f1(want, -scores)[0])
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(1, 45), st.integers(1, 45), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_f1_that_forgives_errors_near_the_outline(height, width, levels, seed):
+    rng = np.random.default_rng(seed)
+    true = np.zeros((height, width), bool)
+    top, left = rng.integers(-10, height), rng.integers(-10, width)
+    true[max(top, 0) : top + 30, max(left, 0) : left + 30] = True
+    noisy = 0.3 * true + rng.random((height, width))
+    values = (np.round(noisy * levels) / levels).astype(np.float32)
+    found = metrics.tolerant_f1(values, true)
+    np.testing.assert_allclose(found, tolerant_f1(values, true), rtol=1e-9)
+
+
+def test_errors_near_the_outline_are_forgiven():
+    true = np.zeros((64, 64), np.uint8)
+    true[16:48, 16:48] = 1
+    large = np.zeros((64, 64), np.float32)
+    large[11:53, 11:53] = 1  # 5 pixels too far on every side
+    figures = metrics.localization(large, true)
+    assert figures.f1 < 0.75 and figures.f1_tolerant == figures.f1_tolerant_best == 1
+    assert metrics.localization(1 - large, true).f1_tolerant == 1  # what is told apart counts
+    large[10:54, 10:54] = 1  # the sixth is counted
+    assert metrics.localization(large, true).f1_tolerant < 1
+    small = np.zeros((64, 64), np.float32)
+    small[23:41, 23:41] = 1  # 7 pixels too little
+    assert metrics.localization(small, true).f1_tolerant == 1
+
+
+@pytest.mark.parametrize("size", [14, 60])
+def test_without_pixels_away_from_the_outline_there_is_no_tolerant_f1(size):
+    true = np.zeros((64, 64), np.uint8)
+    true[2 : 2 + size, 2 : 2 + size] = 1
+    figures = metrics.localization(RNG.random((9, 9)), true)
+    assert np.isnan([figures.f1_tolerant, figures.f1_tolerant_best]).all()
+    assert figures.f1_best > 0
 
 
 def bicubic_matrix(old: int, new: int) -> np.ndarray:
@@ -137,6 +217,7 @@ def test_localization_at_both_sizes():
     large = values > 0.5
     small = localization_map > 0.5
     small_mask = mask[4::8, 6::12]  # the nearest of an even number of pixels
+    highest, lowest = best_f1(mask.ravel(), values.ravel())
     figures = metrics.localization(localization_map, mask)
     assert dataclasses.asdict(figures) == pytest.approx(
         {
@@ -147,6 +228,11 @@ def test_localization_at_both_sizes():
             "f1": f1_score(mask.ravel(), large.ravel()),
             "pixel_auc": roc_auc_score(mask.ravel(), values.ravel()),
             "pixel_ap": average_precision_score(mask.ravel(), values.ravel()),
+            "iou_best": jaccard_score(mask.ravel(), values.ravel() >= lowest),
+            "f1_best": highest,
+            "mcc": matthews_corrcoef(mask.ravel(), large.ravel()),
+            "f1_tolerant": tolerant_f1(values, mask > 0)[0],
+            "f1_tolerant_best": tolerant_f1(values, mask > 0)[1],
         },
         rel=1e-4,  # in float32 a few pixels change places
     )
@@ -157,7 +243,9 @@ def test_localization_at_both_sizes():
 def test_pixel_figures_of_a_mask_of_one_class(value):
     figures = metrics.localization(RNG.random((6, 5)), np.full((8, 9), value, np.uint8))
     undefined = {name for name, x in dataclasses.asdict(figures).items() if np.isnan(x)}
-    assert undefined == {"pixel_auc", "pixel_ap"}
+    best = {"iou_best", "f1_best", "f1_tolerant", "f1_tolerant_best"}
+    assert undefined == {"pixel_auc", "pixel_ap", *best}
+    assert figures.mcc == 0
 
 
 @settings(deadline=None, max_examples=30)
@@ -221,7 +309,7 @@ def area_under_roc(real: np.ndarray, fake: np.ndarray) -> float:
 def test_detection_of_equal_sides():
     real, fake = RNG.normal(size=40), RNG.normal(1, 1, size=40)
     figures = detection(real, fake)
-    del figures["balanced_accuracy"]
+    del figures["balanced_accuracy"], figures["image_f1"]
     assert figures == pytest.approx(
         {"ap": average_precision(real, fake), "ap_2sd": 0, "auc": area_under_roc(real, fake)}
     )
@@ -232,7 +320,10 @@ def test_detection_balances_the_sides(larger):
     # Without any information, average precision is the share of fakes: a half once balanced.
     sizes = {"real": 10, "fake": 10, larger: 90}
     figures = detection(np.ones(sizes["real"]), np.ones(sizes["fake"]))
-    assert figures == pytest.approx({"ap": 0.5, "ap_2sd": 0, "auc": 0.5, "balanced_accuracy": 0.5})
+    assert figures == pytest.approx(
+        {"ap": 0.5, "ap_2sd": 0, "auc": 0.5, "balanced_accuracy": 0.5}
+        | {"image_f1": 2 * sizes["fake"] / (2 * sizes["fake"] + sizes["real"])}
+    )
 
 
 @settings(deadline=None, max_examples=30)
@@ -247,13 +338,14 @@ def test_balanced_accuracy_is_scikit_learns(real, fake):
     )
     expected = balanced_accuracy_score(true, np.r_[real, fake] > 0.5)
     assert figures["balanced_accuracy"] == pytest.approx(expected)
+    assert figures["image_f1"] == pytest.approx(f1_score(true, np.r_[real, fake] > 0.5))
 
 
 def test_detection_draws():
     real, fake = RNG.normal(size=30), RNG.normal(0.7, 1, size=200)
     figures = detection(real, fake)
     assert figures == detection(real, fake)
-    del figures["balanced_accuracy"]
+    del figures["balanced_accuracy"], figures["image_f1"]
     draws = [
         average_precision(real, np.random.default_rng(seed).choice(fake, 30, replace=False))
         for seed in range(5)

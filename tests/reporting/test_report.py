@@ -71,7 +71,7 @@ def test_the_table_has_the_results(pair, page):
     ]
     for row, stored in zip(own.rows, (first, second), strict=False):
         cells = dict(zip(own.head, (cell.text for cell in row.cells), strict=True))
-        for name in (*metrics.LOCALIZATION, "auc", "balanced_accuracy"):
+        for name in (*metrics.LOCALIZATION, "auc", "balanced_accuracy", "image_f1"):
             assert cells[name] == f"{stored[name]:.1f}"
         assert cells["ap"] == f"{stored['ap']:.1f} ± {stored['ap_2sd']:.1f}"
         above = f"{stored['fake_above']:.1f} / {stored['real_above']:.1f}"
@@ -82,10 +82,13 @@ def test_the_table_has_the_results(pair, page):
         points = {p["threshold"]: p["iou_lg"] for p in stored["iou_by_threshold"]}
         assert iou == pytest.approx(max(points.values()), abs=0.05)
         assert points[threshold] == max(points.values())
+        at = f"{stored['f1_best_fixed']:.1f} at {stored['f1_best_fixed_at']:.3g}"
+        assert cells["best f1"] == at
     for (name, colour, cells), stored in zip(own.rows[2:5], [first] * 3, strict=True):
         assert colour is None
         for figure, (text, best) in zip(metrics.LOCALIZATION, cells, strict=False):
-            assert text == f"{stored['trivial'][name][figure]:.1f}" and not best
+            known = stored["trivial"][name][figure]
+            assert text == ("–" if known is None else f"{known:.1f}") and not best
     assert "celebahq_repaint_p2_9k" in other.title and other.rows[0].name == "two/run"
     text = (page / "index.html").read_text()
     assert f"{first['iou_lg']:.1f}" in text and "celebahq_repaint_p2_9k" in text

@@ -41,7 +41,7 @@ def figures(run: Run, fake: str, step: int) -> dict[str, Any]:
         **dict.fromkeys((*numbers, *results.DETECTION), 1.0),
         **{"pixel_images": 1, "fake_images": 1, "real_images": 1, "trivial": {}},
         **{"test_fake": fake, "test_real": run.config.data.test_real, "predictions": ""},
-        "iou_by_threshold": [{"threshold": 0.5, "iou_lg": 1.0}] * len(metrics.THRESHOLDS),
+        "iou_by_threshold": [{"threshold": 0.5, "iou_lg": 1.0}] * len(metrics.SHOWN_THRESHOLDS),
         "checkpoint": step,
         "weights": runs.Checkpoints(run.folder, keep_best=1).checksum(step),
         "data": {"fake": "", "real": ""},

@@ -33,6 +33,7 @@ class _MapMeans:
     def __init__(self):
         self.figures = metrics.Means(_FIGURES)
         self.iou_by_threshold = metrics.Means(self._thresholds)
+        self.f1_by_threshold = metrics.Means(self._thresholds)
         self.trivial = {name: metrics.Means(metrics.LOCALIZATION) for name in TRIVIAL}
 
     def add(self, localization: MapMeasures) -> None:
@@ -40,10 +41,31 @@ class _MapMeans:
         self.figures.add(localization.named())
         comparison = localization.comparison
         if comparison is not None:
-            points = zip(self._thresholds, comparison.iou_by_threshold, strict=True)
-            self.iou_by_threshold.add(dict(points))
+            ious = comparison.iou_by_threshold
+            self.iou_by_threshold.add(dict(zip(self._thresholds, ious, strict=True)))
+            f1s = (2 * iou / (1 + iou) for iou in ious)  # by both's definitions
+            self.f1_by_threshold.add(dict(zip(self._thresholds, f1s, strict=True)))
             for means, figures in zip(self.trivial.values(), comparison.trivial, strict=True):
                 means.add(dataclasses.asdict(figures))
+
+    def iou_at_shown(self) -> list[dict[str, float | None]]:
+        """Returns the mean IoU × 100 at each of `metrics.SHOWN_THRESHOLDS`."""
+        means = metrics.percent(self.iou_by_threshold.means())
+        return [
+            {"threshold": at, "iou_lg": means[f"{at:g}"]}
+            for at in metrics.SHOWN_THRESHOLDS.tolist()
+        ]
+
+    def f1_at_best(self) -> dict[str, float | None]:
+        """Returns the largest mean F1 × 100 that one threshold has for all images, and that."""
+        means = np.array(list(self.f1_by_threshold.means().values()))
+        if not self.f1_by_threshold.counts.any():  # no masks, or nothing was compared
+            return {"f1_best_fixed": None, "f1_best_fixed_at": None}
+        best = int(means.argmax())
+        return {
+            "f1_best_fixed": 100 * float(means[best]),
+            "f1_best_fixed_at": float(metrics.THRESHOLDS[best]),
+        }
 
 
 def score(
@@ -98,19 +120,20 @@ def score(
         real_scores, fake_scores, real_probabilities=of_reals, fake_probabilities=of_fakes
     )
     real_parts = parts["real"].figures(fake_scores, of_fakes, threshold)
-    at_thresholds = metrics.percent(means.iou_by_threshold.means()).values()
     figures = {
         **metrics.percent(means.figures.means()),
         "pixel_images": means.figures.count("pixel_auc"),
+        "tolerant_images": means.figures.count("f1_tolerant"),
         **metrics.percent(detection),
         "threshold": threshold,
         "real_above": _percent_above(real_scores, threshold),
         "fake_above": _percent_above(fake_scores, threshold),
+        "image_f1_verdict": None
+        if threshold is None
+        else 100 * metrics.image_f1(real_scores > threshold, fake_scores > threshold),
         "map_threshold": map_threshold,
-        "iou_by_threshold": [
-            {"threshold": at, "iou_lg": iou}
-            for at, iou in zip(metrics.THRESHOLDS.tolist(), at_thresholds, strict=True)
-        ],
+        **means.f1_at_best(),
+        "iou_by_threshold": means.iou_at_shown(),
         "trivial": {
             name: metrics.percent(trivial.means()) for name, trivial in means.trivial.items()
         },

@@ -100,20 +100,20 @@ def measure(
     """
     localization = None
     if mask is not None:
+        fitted = [] if map_threshold is None else [map_threshold]
+        at = np.append(metrics.THRESHOLDS, fitted) if compared else np.array(fitted)
+        ious = metrics.iou_by_threshold(localization_map, mask, at).tolist() if len(at) else []
+        iou_fitted = ious.pop() if fitted else math.nan
         comparison = None
         if compared:
             comparison = Comparison(
-                tuple(metrics.iou_by_threshold(localization_map, mask).tolist()),
+                tuple(ious),
                 tuple(
                     metrics.localization(trivial, mask)
                     for trivial in _trivial_maps(localization_map.shape, index)
                 ),
             )
         figures = metrics.localization(localization_map, mask)
-        iou_fitted = math.nan
-        if map_threshold is not None:
-            at = np.array([map_threshold])
-            iou_fitted = float(metrics.iou_by_threshold(localization_map, mask, at)[0])
         localization = MapMeasures(figures, float(mask.mean()), iou_fitted, comparison)
     return ImageMeasures(index, float(score), float(probability), localization)
 

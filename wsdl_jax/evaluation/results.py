@@ -15,8 +15,12 @@ from wsdl_jax.runtime.errors import UserError
 
 DETECTION = ("ap", "ap_2sd", "auc", "balanced_accuracy")
 _NUMBERS = (*metrics.LOCALIZATION, "manipulated_share", "iou_fitted", *DETECTION)  # or null
-_FITTED = ("iou_fitted", "map_threshold")  # earlier evaluations have fitted none
 _VERDICT = ("threshold", "map_threshold", "real_above", "fake_above")  # likewise
+_FIXED = ("f1_best_fixed", "f1_best_fixed_at")  # likewise
+# What earlier evaluations have not measured.
+_LATER_LOCALIZATION = ("iou_best", "f1_best", "mcc", "f1_tolerant", "f1_tolerant_best")
+_LATER_IMAGE = ("image_f1", "image_f1_verdict")
+_LATER = ("iou_fitted", "map_threshold", *_LATER_LOCALIZATION, *_LATER_IMAGE)
 
 
 def read(path: epath.Path) -> dict[str, Any]:
@@ -136,12 +140,14 @@ def _check_known(figures: Any, name: str) -> None:
 
 
 def _check_figures(figures: Any) -> None:
-    for name in _FITTED:
+    for name in _LATER:
         figures.setdefault(name, None)
-    for name in (*_NUMBERS, *_VERDICT):
+    figures.setdefault("tolerant_images", 0)
+    for name in (*_NUMBERS, *_VERDICT, *_LATER_IMAGE):
         known = name in DETECTION or figures[name] is not None
         _check(not known or _is_number(figures[name]), name)
-    _check(_is_count(figures["pixel_images"]), "pixel_images")
+    for name in ("pixel_images", "tolerant_images"):
+        _check(_is_count(figures[name]), name)
 
 
 def _check_details(results: Any) -> None:
@@ -149,15 +155,22 @@ def _check_details(results: Any) -> None:
     for of_fact in results["parts"].values():
         for figures in of_fact.values():
             _check(_is_count(figures["images"]), "parts")
+            for name in _LATER_LOCALIZATION:
+                figures.setdefault(name, None)
             for name in parts.FIGURES:
                 _check_known(figures, name)
+    for name in _FIXED:
+        results.setdefault(name, None)
+        _check_known(results, name)
     _check(isinstance(results["predictions"], str), "predictions")
     _check(isinstance(results["iou_by_threshold"], list), "iou_by_threshold")
     for point in results["iou_by_threshold"]:
         _check(_is_number(point["threshold"]), "iou_by_threshold")
         unknown = results["iou_lg"] is None and point["iou_lg"] is None
         _check(unknown or _is_number(point["iou_lg"]), "iou_by_threshold")
-    _check(len(results["iou_by_threshold"]) == len(metrics.THRESHOLDS), "iou_by_threshold")
+    _check(len(results["iou_by_threshold"]) == len(metrics.SHOWN_THRESHOLDS), "iou_by_threshold")
     for figures in results["trivial"].values():
+        for name in _LATER_LOCALIZATION:
+            figures.setdefault(name, None)
         for name in metrics.LOCALIZATION:
             _check(figures[name] is None or _is_number(figures[name]), "trivial")

@@ -218,7 +218,7 @@ def _scored(
 
 def _without_comparison(figures: dict[str, Any]) -> dict[str, Any]:
     """Returns figures without those that only images as they are have."""
-    compared = ("trivial", "iou_by_threshold", "parts")
+    compared = ("trivial", "f1_best_fixed", "f1_best_fixed_at", "iou_by_threshold", "parts")
     return {name: value for name, value in figures.items() if name not in compared}
 
 

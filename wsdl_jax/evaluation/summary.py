@@ -7,6 +7,8 @@ from wsdl_jax.evaluation import metrics
 _OF_PART = ("iou_lg", "iou_fitted", "f1", "pixel_auc", "ap", "auc", "above")
 PART_HEAD = ("images", *_OF_PART[:-1], "called fake")  # of the columns of `part_cells`
 _LONGEST = 40  # characters of a part's name
+_WIDTH = 9  # characters of a column, at least
+_BLOCKS = {"localization": metrics.LOCALIZATION[:7], "": metrics.LOCALIZATION[7:]}  # of columns
 
 
 def figure(value: float | None) -> str:
@@ -27,15 +29,21 @@ def text_table(results: dict, title: str) -> str:
       results: the content of results.json.
       title: the first words of the table.
     """
-    columns = metrics.LOCALIZATION
-    width = 2 + max(map(len, columns))
     tested = f"{results['fake_images']} images of {results['test_fake']}"
     lines = [f"{title}: {tested}, {masks(results)}"]
     if results["manipulated_share"] is not None:
-        lines.append(f"{'localization':<14}" + "".join(f"{name:>{width}}" for name in columns))
-        for name, figures in {"this run": results, **results["trivial"]}.items():
-            cells = (f"{figure(figures[column]):>{width}}" for column in columns)
-            lines.append(f"{name:<14}" + "".join(cells))
+        for title, columns in _BLOCKS.items():
+            widths = {name: 2 + max(len(name), _WIDTH) for name in columns}
+            heads = (f"{name:>{width}}" for name, width in widths.items())
+            lines.append(f"{title:<14}" + "".join(heads))
+            for name, figures in {"this run": results, **results["trivial"]}.items():
+                cells = (f"{figure(figures[c]):>{width}}" for c, width in widths.items())
+                lines.append(f"{name:<14}" + "".join(cells))
+        if results["f1_best_fixed"] is not None:
+            lines.append(
+                f"f1 at the one threshold that suits these images best, "
+                f"{results['f1_best_fixed_at']:.3g}: {figure(results['f1_best_fixed'])}"
+            )
         if results["map_threshold"] is not None:
             lines.append(
                 f"iou_lg where maps are cut at {results['map_threshold']:.3g}, as fitted on "
@@ -43,18 +51,25 @@ def text_table(results: dict, title: str) -> str:
             )
         if results["pixel_images"] < results["fake_images"]:
             lines.append(
-                f"pixel_auc and pixel_ap: over the {results['pixel_images']} images whose mask has "
-                "both classes"
+                "pixel_auc, pixel_ap, iou_best, f1_best: over the "
+                f"{results['pixel_images']} images whose mask has both classes"
+            )
+        if results["tolerant_images"] < results["fake_images"]:
+            lines.append(
+                f"f1_tolerant, f1_tolerant_best: over the {results['tolerant_images']} images with "
+                "both classes away from the outline"
             )
     lines += [
         f"detection, against {results['real_images']} images of {results['test_real']}:",
         f"  ap {results['ap']:.1f} ± {results['ap_2sd']:.1f}, auc {results['auc']:.1f}, "
-        f"balanced_accuracy {results['balanced_accuracy']:.1f}",
+        f"balanced_accuracy {results['balanced_accuracy']:.1f}, "
+        f"image_f1 {figure(results['image_f1'])}",
     ]
     if results["threshold"] is not None:
         lines.append(
             f"  called fake, score above {results['threshold']:.4g}: {results['fake_above']:.1f}% "
-            f"of the fake images, {results['real_above']:.1f}% of the real ones"
+            f"of the fake images, {results['real_above']:.1f}% of the real ones; "
+            f"F1 {figure(results['image_f1_verdict'])}"
         )
     for fact, parts in results["parts"].items():
         lines += ["", *_parts_table(fact, parts)]

@@ -7,7 +7,8 @@ from wsdl_jax import configuration, evaluation
 from wsdl_jax.evaluation import metrics, retention, summary
 from wsdl_jax.reporting.evaluated_runs import EvaluatedRun
 
-DETECTION = ("ap", "auc", "balanced_accuracy")
+DETECTION = ("ap", "auc", "balanced_accuracy", "image_f1")
+_BEST = ("best iou_lg", "best f1")  # columns, at one threshold for all images
 
 
 class Cell(NamedTuple):
@@ -57,6 +58,7 @@ def tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
             names = results["test_fake"], results["test_real"]
             tested.setdefault(names, []).append((number, results))
     none = Cell("–")
+    head = (*metrics.LOCALIZATION, *DETECTION, "called fake", "iou_fitted", *_BEST)
     made = []
     for (fake, real), entries in tested.items():
         of_runs = [results for _, results in entries]
@@ -69,15 +71,14 @@ def tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
                 Cell(_range([results["trivial"][name][figure] for results in of_runs]))
                 for figure in metrics.LOCALIZATION
             ]
-            rows.append(Row(name, None, [*cells, *[none] * (len(DETECTION) + 3)]))
-        chance = [Cell("50.0")] * len(DETECTION)
-        cells = [*[none] * len(metrics.LOCALIZATION), *chance, *[none] * 3]
+            rows.append(Row(name, None, [*cells, *[none] * (len(head) - len(cells))]))
+        chance = [*[Cell("50.0")] * (len(DETECTION) - 1), none]  # F1 has none of its own
+        cells = [*[none] * len(metrics.LOCALIZATION), *chance, *[none] * (2 + len(_BEST))]
         rows.append(Row("guessing", None, cells))
         title = (
             f"{of_runs[0]['fake_images']} images of {fake} ({summary.masks(of_runs[0])}) and "
             f"{of_runs[0]['real_images']} of {real}"
         )
-        head = (*metrics.LOCALIZATION, *DETECTION, "called fake", "iou_fitted", "best iou_lg")
         made.append(Table(title, head, rows))
         made += _part_tables(all_runs, entries)
     return made
@@ -140,13 +141,16 @@ def _cells(results: dict[str, Any], of_runs: list[dict[str, Any]]) -> list[Cell]
     above = (summary.figure(results[f"{side}_above"]) for side in ("fake", "real"))
     cells.append(Cell(" / ".join(above)))
     if results["iou_lg"] is None:  # no masks
-        return [*cells, *[Cell("–")] * 2]
+        return [*cells, *[Cell("–")] * (1 + len(_BEST))]
     fitted = "–"
     if results["map_threshold"] is not None:
         fitted = f"{results['iou_fitted']:.1f} at {results['map_threshold']:.2g}"
     cells.append(Cell(fitted))
     at = max(results["iou_by_threshold"], key=lambda point: point["iou_lg"])
-    return [*cells, Cell(f"{at['iou_lg']:.1f} at {at['threshold']:.2f}")]
+    f1 = "–"
+    if results["f1_best_fixed"] is not None and results["f1_best_fixed_at"] is not None:
+        f1 = f"{results['f1_best_fixed']:.1f} at {results['f1_best_fixed_at']:.3g}"
+    return [*cells, Cell(f"{at['iou_lg']:.1f} at {at['threshold']:.2f}"), Cell(f1)]
 
 
 def _range(values: list[float | None]) -> str:
