@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from wsdl_data import build, provenance
 from wsdl_jax import configuration, runs
-from wsdl_jax.evaluation import evaluate, results, summary
+from wsdl_jax.evaluation import evaluate, intervals, results, summary
 from wsdl_jax.reporting.page import report
 from wsdl_jax.runtime.errors import ConfigError
 
@@ -38,12 +38,19 @@ def tested(
     run = epath.Path(shutil.copytree(evaluated, root / "run"))
     fakes = dolos_folder / "celebahq/fake/repaint-p2"
     rows = [
-        {"image": path, "label": "real", "mask": "", "generator": "", "kind": ""}
+        {
+            "image": path,
+            "label": "real",
+            "mask": "",
+            "generator": "",
+            "kind": "",
+            "group": path.stem,
+        }
         for path in sorted((dolos_folder / "celebahq/real/test").iterdir())
     ]
     for path in sorted((fakes / "images/test").iterdir()):
         (mask,) = (fakes / "masks/test").glob(f"{path.stem}.*")
-        known = {"generator": generator(path.name), "kind": "spliced"}
+        known = {"generator": generator(path.name), "kind": "spliced", "group": path.stem[:-1]}
         rows.append({"image": path, "label": "fake", "mask": mask, **known})
     with (root / "list.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], "split"])
@@ -83,6 +90,24 @@ def test_figures_of_each_part(tested: tuple[epath.Path, dict[str, Any]]) -> None
     whole = found["parts"]["kind"]["spliced"]
     for name in ("iou_lg", "pixel_auc", "ap", "auc", "balanced_accuracy"):
         assert whole[name] == pytest.approx(found[name])
+
+
+def test_intervals_are_over_groups(tested: tuple[epath.Path, dict[str, Any]]) -> None:
+    run, found = tested
+    folder = run / "evaluations/manifest-parts_fake+manifest-parts_real"
+    with (folder / "predictions.csv").open() as file:
+        fakes = [row for row in csv.DictReader(file) if row["label"] == "fake"]
+    groups = [row["group"] for row in fakes]
+    assert groups == [Path(row["key"]).stem[:-1] for row in fakes]
+    assert 1 < len({*groups}) < len(groups)
+    assert found["intervals"]["drawn"] == {"fake": "group", "real": "group"}
+    assert "over groups, bootstrap" in (folder / "results.txt").read_text()
+    values = {"f1": np.array([float(row["f1"]) for row in fakes])}
+    expected = intervals.of_means(values, np.unique(groups, return_inverse=True)[1])["f1"]
+    stored = found["intervals"]["figures"]["f1"]
+    assert (stored["low"], stored["high"]) == pytest.approx(
+        (100 * expected.low, 100 * expected.high)
+    )
 
 
 def test_where_parts_are_shown(tested: tuple[epath.Path, dict[str, Any]], tmp_path: Path) -> None:

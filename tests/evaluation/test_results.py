@@ -11,7 +11,7 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdl_jax.evaluation import everyday_robustness, results, retention, robustness
+from wsdl_jax.evaluation import everyday_robustness, results, retention, robustness, summary
 from wsdl_jax.inputs import perturbations
 from wsdl_jax.runtime.errors import UserError
 
@@ -39,6 +39,33 @@ def test_what_was_written_is_read(written, tmp_path: Path):
         found = READERS[name](epath.Path(tmp_path / name))
         assert found == json.loads(text)
         assert results.network(found) == (found["checkpoint"], found["weights"])
+
+
+def test_what_earlier_evaluations_have_not_measured_is_unknown(written, tmp_path: Path):
+    later = ("iou_best", "f1_best", "mcc", "f1_tolerant", "f1_tolerant_best")
+    images = ("image_f1", "image_f1_verdict", "tolerant_images")
+    rest = (
+        "iou_fitted",
+        "map_threshold",
+        "f1_best_fixed",
+        "f1_best_fixed_at",
+        "intervals",
+        "parts",
+    )
+    for name, text in written.items():
+        earlier = json.loads(text)
+        trivial = earlier.get("trivial", {}).values()
+        for figures in (earlier, *trivial, earlier.get("clean", {}), *earlier.get("points", ())):
+            for figure in (*later, *images, *rest):
+                figures.pop(figure, None)
+        (tmp_path / name).write_text(json.dumps(earlier))
+        found = READERS[name](epath.Path(tmp_path / name))
+        for figures in (found.get("clean", found), *found.get("trivial", {}).values()):
+            assert {figures[figure] for figure in later} == {None}
+        assert found.get("clean", found)["image_f1"] is None
+        if name == "results.json":
+            assert found["intervals"] is None and found["f1_best_fixed"] is None
+            assert "iou_lg" in summary.text_table(found, title="earlier")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"text"', "[" * 100_000])

@@ -36,6 +36,7 @@ def test_text_table_has_every_figure():
         "fake_images": 8500,
         "real_images": 900,
         "parts": {},
+        "intervals": None,
     }
     text = summary.text_table(results, title="patches, setup a")
     assert text.endswith("\n") and max(map(len, text.splitlines())) <= 100

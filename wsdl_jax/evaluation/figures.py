@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import Float
 
 from wsdl_jax import inputs
-from wsdl_jax.evaluation import measures, metrics
+from wsdl_jax.evaluation import intervals, measures, metrics
 from wsdl_jax.evaluation.measures import PADDING, TRIVIAL, ImageMeasures, MapMeasures
 from wsdl_jax.evaluation.parts import Parts
 from wsdl_jax.evaluation.tested_run import TestedRun, localized
@@ -22,7 +22,42 @@ from wsdl_jax.runtime import hosts
 
 _SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
 _FIGURES = (*metrics.LOCALIZATION, "manipulated_share", "iou_fitted")  # means of a fake side
-_COLUMNS = ("key", "label", "score", "probability", *_FIGURES)  # of predictions.csv
+_COLUMNS = ("key", "label", "score", "probability", *_FIGURES, "group")  # of predictions.csv
+_GROUP = "group"  # the fact that says which images are drawn together for intervals
+
+
+@dataclasses.dataclass
+class _Side:
+    """What is kept of every image of a side, in order.
+
+    Attributes:
+      scores: the scores.
+      probabilities: the probabilities of being fake.
+      groups: what images are drawn with for intervals, "" for by themselves.
+      figures: the figures of their maps, by name.
+    """
+
+    scores: list[float] = dataclasses.field(default_factory=list)
+    probabilities: list[float] = dataclasses.field(default_factory=list)
+    groups: list[str] = dataclasses.field(default_factory=list)
+    figures: dict[str, list[float]] = dataclasses.field(
+        default_factory=lambda: {name: [] for name in intervals.LOCALIZATION}
+    )
+
+    def add(self, measured: ImageMeasures, group: str) -> None:
+        """Counts an image in."""
+        self.scores.append(measured.score)
+        self.probabilities.append(measured.probability)
+        self.groups.append(group)
+        if measured.localization is not None:
+            named = measured.localization.named()
+            for name, values in self.figures.items():
+                values.append(named[name])
+
+    def scored(self) -> intervals.Scored:
+        """Returns what detection has found."""
+        probabilities = np.array(self.probabilities)
+        return intervals.Scored(np.array(self.scores), probabilities > metrics.THRESHOLD)
 
 
 class _MapMeans:
@@ -90,8 +125,7 @@ def score(
     """
     means = _MapMeans()
     parts = {side: Parts(side, source.facts) for side, source in test.sides.items()}
-    scores: dict[str, list[float]] = {side: [] for side in test.sides}
-    probabilities: dict[str, list[float]] = {side: [] for side in test.sides}
+    sides = {side: _Side() for side in test.sides}
     maps = {}
     with path.open("w", encoding="utf-8") as file, ThreadPoolExecutor() as pool:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
@@ -99,23 +133,26 @@ def score(
         for side, source in test.sides.items():
             maps[side] = dict.fromkeys(_shown(source, _SHOWN[side]))
             known = parts[side].of
+            has_groups = _GROUP in source.facts
+            named_everywhere = has_groups or bool(parts[side].facts)
             for images, names in _measure_side(
                 test, side, map_threshold, perturbation, pool, known, maps[side]
             ):
                 for measured in images:
-                    scores[side].append(measured.score)
-                    probabilities[side].append(measured.probability)
                     if measured.localization is not None:
                         means.add(measured.localization)
                     name = names.get(measured.index)
-                    if name is None and (parts[side].facts or hosts.is_first()):
+                    if name is None and (named_everywhere or hosts.is_first()):
                         name = _Name.of(source[measured.index], known)
+                    group = name.group if has_groups else ""
+                    sides[side].add(measured, group)
                     if parts[side].facts:
                         parts[side].add(name.known, measured)
                     if hosts.is_first():
-                        writer.writerow({"key": name.key, "label": side, **_numbers(measured)})
-    real_scores, fake_scores = np.array(scores["real"]), np.array(scores["fake"])
-    of_reals, of_fakes = (np.array(probabilities[side]) for side in ("real", "fake"))
+                        row = {"key": name.key, "label": side, _GROUP: group}
+                        writer.writerow({**row, **_numbers(measured)})
+    real_scores, fake_scores = (np.array(sides[side].scores) for side in ("real", "fake"))
+    of_reals, of_fakes = (np.array(sides[side].probabilities) for side in ("real", "fake"))
     detection = metrics.detection(
         real_scores, fake_scores, real_probabilities=of_reals, fake_probabilities=of_fakes
     )
@@ -141,15 +178,39 @@ def score(
             **parts["fake"].figures(real_scores, of_reals, threshold),
             **{f"real {fact}": figures for fact, figures in real_parts.items()},
         },
+        "intervals": _intervals(sides) if perturbation is None else None,
     }
     return figures, maps
 
 
+def _intervals(sides: dict[str, _Side]) -> dict[str, Any]:
+    """Returns the intervals × 100 of figures, and what they are of, as results.json has it."""
+    units = {side: intervals.units_of(kept.groups) for side, kept in sides.items()}
+    fake = sides["fake"]
+    found = dict.fromkeys(intervals.LOCALIZATION)
+    if fake.figures["iou_lg"]:  # masks
+        values = {name: np.array(of) for name, of in fake.figures.items()}
+        found |= intervals.of_means(values, units["fake"])
+    found |= intervals.of_detection(
+        sides["real"].scored(), fake.scored(), units["real"], units["fake"]
+    )
+    return {
+        "level": 100 * intervals.LEVEL,
+        "resamples": intervals.RESAMPLES,
+        "drawn": {side: "group" if any(kept.groups) else "image" for side, kept in sides.items()},
+        "figures": {
+            name: None if of is None else {"low": 100 * of.low, "high": 100 * of.high}
+            for name, of in found.items()
+        },
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class _Name:
-    """What an image is called, and what else is known of it, see `Parts.of`."""
+    """What an image is called, its group, and what else is known of it, see `Parts.of`."""
 
     key: str
+    group: str
     known: tuple[str, ...]
 
     @classmethod
@@ -157,7 +218,7 @@ class _Name:
         cls, record: dict[str, Any], known: Callable[[dict[str, Any]], tuple[str, ...]]
     ) -> "_Name":
         """Returns that of a record."""
-        return cls(record["key"].decode(), known(record))
+        return cls(record["key"].decode(), record.get(_GROUP, b"").decode(), known(record))
 
 
 def _measure_side(

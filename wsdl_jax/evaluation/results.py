@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from wsdl_jax.evaluation import metrics, parts, retention
+from wsdl_jax.evaluation import intervals, metrics, parts, retention
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 
@@ -162,6 +162,7 @@ def _check_details(results: Any) -> None:
     for name in _FIXED:
         results.setdefault(name, None)
         _check_known(results, name)
+    _check_intervals(results.setdefault("intervals", None))  # likewise
     _check(isinstance(results["predictions"], str), "predictions")
     _check(isinstance(results["iou_by_threshold"], list), "iou_by_threshold")
     for point in results["iou_by_threshold"]:
@@ -174,3 +175,14 @@ def _check_details(results: Any) -> None:
             figures.setdefault(name, None)
         for name in metrics.LOCALIZATION:
             _check(figures[name] is None or _is_number(figures[name]), "trivial")
+
+
+def _check_intervals(found: Any) -> None:
+    if found is None:
+        return
+    _check(_is_number(found["level"]) and _is_count(found["resamples"]), "intervals")
+    for side in ("fake", "real"):
+        _check(found["drawn"][side] in ("image", "group"), "intervals")
+    for name in (*intervals.LOCALIZATION, *intervals.DETECTION):
+        ends = found["figures"][name]
+        _check(ends is None or all(_is_number(ends[end]) for end in ("low", "high")), "intervals")

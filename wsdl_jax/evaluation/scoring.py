@@ -53,7 +53,7 @@ def evaluate(
     Writes `results.json`, `results.txt`, `examples.png` and `predictions.csv` (a row per image)
     into the run directory, or, for other subsets than the config's, into `evaluations/FAKE+REAL/`
     in it, once every image has been scored: results that are there already stay until then. Of each
-    image, only its score and probability are kept in memory.
+    image, only the numbers that predictions.csv has are kept in memory.
 
     Args:
       run: a run directory.
@@ -218,7 +218,8 @@ def _scored(
 
 def _without_comparison(figures: dict[str, Any]) -> dict[str, Any]:
     """Returns figures without those that only images as they are have."""
-    compared = ("trivial", "f1_best_fixed", "f1_best_fixed_at", "iou_by_threshold", "parts")
+    fixed = "f1_best_fixed", "f1_best_fixed_at"
+    compared = ("trivial", *fixed, "iou_by_threshold", "parts", "intervals")
     return {name: value for name, value in figures.items() if name not in compared}
 
 

@@ -1,5 +1,6 @@
 """One evaluation as text: a table for the terminal and for results.txt."""
 
+import textwrap
 from typing import Any
 
 from wsdl_jax.evaluation import metrics
@@ -71,9 +72,37 @@ def text_table(results: dict, title: str) -> str:
             f"of the fake images, {results['real_above']:.1f}% of the real ones; "
             f"F1 {figure(results['image_f1_verdict'])}"
         )
+    if results["intervals"] is not None:
+        lines += ["", *_intervals(results["intervals"])]
     for fact, parts in results["parts"].items():
         lines += ["", *_parts_table(fact, parts)]
     return "\n".join(lines) + "\n"
+
+
+def interval(ends: dict[str, float] | None) -> str:
+    """Returns an interval × 100 as text, "–" where there is none."""
+    return "–" if ends is None else f"{figure(ends['low'])} to {figure(ends['high'])}"
+
+
+def drawn(intervals: dict[str, Any]) -> str:
+    """Describes in words what the intervals of results are of.
+
+    intervals: those of results.json.
+    """
+    units = dict.fromkeys(f"{intervals['drawn'][side]}s" for side in ("fake", "real"))
+    return (
+        f"{intervals['level']:.0f}% intervals over {' and '.join(units)}, bootstrap of "
+        f"{intervals['resamples']:,} resamples"
+    )
+
+
+def _intervals(intervals: dict[str, Any]) -> list[str]:
+    known = {name: ends for name, ends in intervals["figures"].items() if ends is not None}
+    text = ", ".join(f"{name} {interval(ends)}" for name, ends in known.items())
+    return [
+        f"{drawn(intervals)}:",
+        *textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="  "),
+    ]
 
 
 def part_name(value: str) -> str:

@@ -44,6 +44,7 @@ class EvaluatedRun(NamedTuple):
       config: the run's.
       losses: (step, loss) as logged, in training ("loss") and in validation ("valid_loss").
       results: what evaluations have written, the run's own first, then those of other subsets.
+      predictions: the tables of images that these results are of.
       robustness: what evaluations on perturbed images have written, of one kind each.
       everyday: what evaluations after everyday perturbations have written.
       images: of the run's own test subsets, of sides "fake" and "real".
@@ -54,6 +55,7 @@ class EvaluatedRun(NamedTuple):
     config: ml_collections.ConfigDict
     losses: dict[str, list[tuple[int, float]]]
     results: list[dict[str, Any]]
+    predictions: list[epath.Path]
     robustness: list[dict[str, Any]]
     everyday: list[dict[str, Any]]
     images: dict[str, list[ScoredImage]]
@@ -94,8 +96,9 @@ def _read_run(path: epath.Path, name: str) -> EvaluatedRun:
             f"{path} has no {directory.results.name}: run python -m wsdl_jax.evaluate --run {path}"
         )
     folders = directory.evaluations()
-    files = [folder.results for folder in folders]
-    results = [results_of.read(file) for file in files if file.exists()]
+    evaluated = [folder for folder in folders if folder.results.exists()]
+    results = [results_of.read(folder.results) for folder in evaluated]
+    predictions = [folder.predictions for folder in evaluated]
     files = [folder.robustness(kind) for folder in folders for kind in perturbations.KINDS]
     robustness = [results_of.read_robustness(file) for file in files if file.exists()]
     files = [folder.everyday for folder in folders]
@@ -120,7 +123,9 @@ def _read_run(path: epath.Path, name: str) -> EvaluatedRun:
             f"{directory.predictions} is not of {directory.results.name}: evaluate it again"
         )
     losses = _read_losses(directory.metrics)
-    return EvaluatedRun(name, path, config, losses, results, robustness, everyday, images)
+    return EvaluatedRun(
+        name, path, config, losses, results, predictions, robustness, everyday, images
+    )
 
 
 def _read_images(path: epath.Path) -> dict[str, list[ScoredImage]]:

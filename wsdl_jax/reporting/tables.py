@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from wsdl_jax import configuration, evaluation
-from wsdl_jax.evaluation import metrics, retention, summary
+from wsdl_jax.evaluation import intervals, metrics, retention, summary
 from wsdl_jax.reporting.evaluated_runs import EvaluatedRun
 
 DETECTION = ("ap", "auc", "balanced_accuracy", "image_f1")
@@ -109,6 +109,21 @@ def _part_tables(
         )
         for fact, of_fact in rows.items()
     ]
+
+
+def interval_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
+    """Returns a table of bootstrap intervals for each pair of test subsets that have some."""
+    rows: dict[str, list[Row]] = {}
+    names = (*intervals.LOCALIZATION, *intervals.DETECTION)
+    for number, run in enumerate(all_runs):
+        for results in run.results:
+            found = results["intervals"]
+            if found is not None:
+                tested = f"{results['test_fake']} and {results['test_real']}"
+                cells = [Cell(summary.interval(found["figures"][name])) for name in names]
+                title = f"{tested}: {summary.drawn(found)}"
+                rows.setdefault(title, []).append(Row(run.name, number, cells))
+    return [Table(title, names, of) for title, of in rows.items()]
 
 
 def everyday_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
