@@ -30,10 +30,12 @@ import sqlite3
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from wsdl_data import provenance
@@ -62,6 +64,14 @@ _DESCRIPTION = "dataset_info.json"  # TFDS's, in the folder of a subset
 
 class BuildError(UserError):
     """A dataset could not be built or read. The message is one line that says what and where."""
+
+
+@runtime_checkable
+class MakesOriginals(Protocol):
+    """A dataset that can make again what its fakes were made of."""
+
+    def original(self, key: str) -> UInt8[np.ndarray, "h w 3"] | None:
+        """Returns what the image of a key was made of; None where it is not made of another."""
 
 
 def builder_class(dataset: str) -> type[tfds.core.DatasetBuilder]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
 
 from wsdl_data import provenance
 from wsdl_data.inpainters import INPAINTERS
@@ -131,6 +132,19 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def split_sizes(self) -> dict[str, int]:
         """Returns the number of images of each split, made or not; they are built one by one."""
         return {split: samples.SPLITS[split] for split in self.builder_config.splits}
+
+    def original(self, key: str) -> UInt8[np.ndarray, "h w 3"] | None:
+        """Returns the camera's image that a partial fake was made of, made again.
+
+        key: of the fake.
+
+        Returns None for a subset whose images are not partial fakes.
+        """
+        config = self.builder_config
+        if config.kind != "partial":
+            return None
+        split, _, number = key.partition("/")
+        return samples.make_source(config.seed, split, int(number), config.size)[0]
 
     @property
     def num_examples(self) -> int:

@@ -4,25 +4,27 @@ import contextlib
 import csv
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float
 
 from wsdl_jax import inputs
-from wsdl_jax.evaluation import intervals, measures, metrics
+from wsdl_jax.evaluation import intervals, measures, metrics, verdict
 from wsdl_jax.evaluation.measures import PADDING, TRIVIAL, ImageMeasures, MapMeasures
 from wsdl_jax.evaluation.parts import Parts
-from wsdl_jax.evaluation.tested_run import TestedRun, localized
-from wsdl_jax.inputs.perturbations import Chain, Perturbation
+from wsdl_jax.evaluation.verdict import Calibration, Verdict
+from wsdl_jax.methods import Localization
 from wsdl_jax.runtime import hosts
 
 _SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
 _FIGURES = (*metrics.LOCALIZATION, "manipulated_share", "iou_fitted")  # means of a fake side
-_COLUMNS = ("key", "label", "score", "probability", *_FIGURES, "group")  # of predictions.csv
+# Of predictions.csv.
+_COLUMNS = ("key", "label", "score", "probability", "p_value", "verdict", *_FIGURES, "group")
 _GROUP = "group"  # the fact that says which images are drawn together for intervals
 
 
@@ -34,18 +36,24 @@ class _Side:
       scores: the scores.
       probabilities: the probabilities of being fake.
       groups: what images are drawn with for intervals, "" for by themselves.
+      answers: their verdicts, "" where none is known.
+      unlike: how many of them are unlike known images.
       figures: the figures of their maps, by name.
     """
 
     scores: list[float] = dataclasses.field(default_factory=list)
     probabilities: list[float] = dataclasses.field(default_factory=list)
     groups: list[str] = dataclasses.field(default_factory=list)
+    answers: list[str] = dataclasses.field(default_factory=list)
+    unlike: int = 0
     figures: dict[str, list[float]] = dataclasses.field(
         default_factory=lambda: {name: [] for name in intervals.LOCALIZATION}
     )
 
-    def add(self, measured: ImageMeasures, group: str) -> None:
-        """Counts an image in."""
+    def add(self, measured: ImageMeasures, group: str, said: Verdict | None) -> None:
+        """Counts an image in, its group and the verdict on it."""
+        self.answers.append("" if said is None else said.answer)
+        self.unlike += not measured.is_like
         self.scores.append(measured.score)
         self.probabilities.append(measured.probability)
         self.groups.append(group)
@@ -103,41 +111,76 @@ class _MapMeans:
         }
 
 
+class FoundBatch(NamedTuple):
+    """What was found in the images of a batch by whatever means, as `methods.Localization` has it.
+
+    Attributes:
+      scores: higher = more likely fake.
+      probabilities: of being fake.
+      maps: probabilities of having been manipulated, in [0, 1]; of any size each.
+      features: none.
+    """
+
+    scores: Sequence[np.floating]
+    probabilities: Sequence[np.floating]
+    maps: Sequence[Float[np.ndarray, "_ _"]]
+    features: None = None
+
+
+# A side → its images in batches, in order, with what was found in them.
+Localize = Callable[[str], Iterator[tuple[inputs.Batch, Localization | FoundBatch]]]
+# Of a side, keeps the map, score and probability of an image with a key.
+Keep = Callable[[str, str, Float[np.ndarray, "h w"], float, float], None]
+
+
 def score(
-    test: TestedRun,
-    threshold: float | None,
+    sides: Mapping[str, inputs.Examples],
+    localize: Localize,
+    calibration: Calibration | None,
     map_threshold: float | None,
     path: epath.Path,
-    perturbation: Perturbation | Chain | None = None,
+    *,
+    compared: bool = True,
+    keep: Keep | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[int, Float[np.ndarray, "h w"]]]]:
     """Scores all images of both sides and writes predictions.csv, image by image.
 
     Args:
-      test: the run and its images.
-      threshold: the score above which an image is called fake; None where it is not known.
+      sides: the images of the sides "fake" and "real".
+      localize: finds maps and scores in them.
+      calibration: what is known of scores, from which verdicts follow, and the threshold above
+        which figures call an image fake; None where nothing is.
       map_threshold: the probability above which a location is called manipulated, beside one half;
         None where it is not known.
       path: the table to be written.
-      perturbation: applied to every image; none by default.
+      compared: whether to measure what images as they are have alone: trivial maps, figures at
+        other thresholds, and intervals.
+      keep: called on the first host with each map; nothing is kept by default.
 
     Returns:
       The figures, times 100, and by side the maps of the images that are to be shown, by index.
     """
+    rate = verdict.FALSE_POSITIVE_RATE
+    threshold = None if calibration is None else verdict.threshold(calibration.real, rate)
     means = _MapMeans()
-    parts = {side: Parts(side, source.facts) for side, source in test.sides.items()}
-    sides = {side: _Side() for side in test.sides}
+    parts = {side: Parts(side, source.facts) for side, source in sides.items()}
+    found = {side: _Side() for side in sides}
     maps = {}
     with path.open("w", encoding="utf-8") as file, ThreadPoolExecutor() as pool:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for side, source in test.sides.items():
+        for side, source in sides.items():
             maps[side] = dict.fromkeys(_shown(source, _SHOWN[side]))
             known = parts[side].of
             has_groups = _GROUP in source.facts
             named_everywhere = has_groups or bool(parts[side].facts)
-            for images, names in _measure_side(
-                test, side, map_threshold, perturbation, pool, known, maps[side]
-            ):
+            measure = functools.partial(
+                _measure, source, side == "fake", map_threshold, compared, known, calibration
+            )
+            batches = localize(side)
+            if keep is not None:
+                batches = _keeping(batches, source, functools.partial(keep, side))
+            for images, names in _measured(source, batches, measure, pool, maps[side]):
                 for measured in images:
                     if measured.localization is not None:
                         means.add(measured.localization)
@@ -145,14 +188,17 @@ def score(
                     if name is None and (named_everywhere or hosts.is_first()):
                         name = _Name.of(source[measured.index], known)
                     group = name.group if has_groups else ""
-                    sides[side].add(measured, group)
+                    said = None if calibration is None else _verdict(calibration, measured)
+                    found[side].add(measured, group, said)
                     if parts[side].facts:
                         parts[side].add(name.known, measured)
                     if hosts.is_first():
                         row = {"key": name.key, "label": side, _GROUP: group}
+                        if said is not None:
+                            row |= {"p_value": said.p_value, "verdict": said.answer}
                         writer.writerow({**row, **_numbers(measured)})
-    real_scores, fake_scores = (np.array(sides[side].scores) for side in ("real", "fake"))
-    of_reals, of_fakes = (np.array(sides[side].probabilities) for side in ("real", "fake"))
+    real_scores, fake_scores = (np.array(found[side].scores) for side in ("real", "fake"))
+    of_reals, of_fakes = (np.array(found[side].probabilities) for side in ("real", "fake"))
     detection = metrics.detection(
         real_scores, fake_scores, real_probabilities=of_reals, fake_probabilities=of_fakes
     )
@@ -178,9 +224,33 @@ def score(
             **parts["fake"].figures(real_scores, of_reals, threshold),
             **{f"real {fact}": figures for fact, figures in real_parts.items()},
         },
-        "intervals": _intervals(sides) if perturbation is None else None,
+        "intervals": _intervals(found) if compared else None,
+        "verdicts": None if calibration is None else _verdicts(found),
     }
     return figures, maps
+
+
+def _verdict(calibration: Calibration, measured: ImageMeasures) -> Verdict:
+    if measured.is_like:
+        return calibration.judge(measured.score)
+    return Verdict(verdict.UNSURE, calibration.p_value(measured.score), "")
+
+
+def _verdicts(sides: dict[str, _Side]) -> dict[str, Any]:
+    """Returns how many images of each side are called what, in percent, see `verdict`."""
+    shares = {}
+    for side, found in sides.items():
+        count = len(found.answers)
+        shares[side] = {
+            answer: 100 * found.answers.count(answer) / count for answer in verdict.ANSWERS
+        } | {"unlike": 100 * found.unlike / count}
+    rate = verdict.FALSE_POSITIVE_RATE
+    pooled = verdict.pooled_rate(np.array(sides["real"].scores), rate)
+    return {
+        "false_positive_rate": 100 * rate,
+        **shares,
+        "pooled_false_positives": None if pooled is None else 100 * pooled,
+    }
 
 
 def _intervals(sides: dict[str, _Side]) -> dict[str, Any]:
@@ -221,13 +291,11 @@ class _Name:
         return cls(record["key"].decode(), record.get(_GROUP, b"").decode(), known(record))
 
 
-def _measure_side(
-    test: TestedRun,
-    side: str,
-    map_threshold: float | None,
-    perturbation: Perturbation | Chain | None,
+def _measured(
+    source: inputs.Examples,
+    batches: Iterator[tuple[inputs.Batch, Localization | FoundBatch]],
+    measure: Callable[..., tuple["_Name | None", ImageMeasures]],
     pool: ThreadPoolExecutor,
-    known: Callable[[dict[str, Any]], tuple[str, ...]],
     maps: dict[int, Any],
 ) -> Iterator[tuple[list[ImageMeasures], dict[int, "_Name"]]]:
     """Measures every image of a side, in order, in batches, which are the same on all hosts.
@@ -235,26 +303,15 @@ def _measure_side(
     A batch is measured while the network works on the next one.
 
     Args:
-      test: the run and its images.
-      side: "fake" or "real".
-      map_threshold: see `score`.
-      perturbation: applied to every image.
+      source: the images.
+      batches: what was found in them, see `Localize`.
+      measure: of an image: index, score, probability, map and features → see `_measure`.
       pool: threads to measure in.
-      known: record → what is known of an image, see `Parts.of`.
       maps: has the indices of images as keys; their maps are put there, on all hosts.
 
     Yields:
       The measures of a batch, and the names of those of its images that this host has measured.
     """
-    source = test.sides[side]
-    measure = functools.partial(
-        _measure,
-        source,
-        side == "fake",  # masked
-        map_threshold,
-        perturbation is None,  # compared: perturbed images have the clean ones' trivial figures
-        known,
-    )
 
     def collect(pending: Iterator[tuple["_Name | None", ImageMeasures]]):
         named = list(pending)
@@ -262,23 +319,46 @@ def _measure_side(
         return measures.of_all_hosts([measured for _, measured in named], source), names
 
     pending = None
-    batches = localized(test, source, f"evaluating, {side}", perturbation=perturbation)
     with contextlib.closing(batches):
         for batch, found in batches:
             if pending is not None:
                 yield collect(pending)
             indices = measures.image_indices(batch)
-            columns = found.scores, found.probabilities, found.maps
+            features = [None] * len(indices) if found.features is None else found.features
+            columns = found.scores, found.probabilities, found.maps, features
             pending = pool.map(measure, indices, *columns)
             for row, index in enumerate(indices):
                 if index in maps:  # a copy, or the whole batch would be kept
                     maps[index] = found.maps[row].copy()
     if pending is not None:
         yield collect(pending)
+    if jax.process_count() == 1:
+        return
     shape = found.maps.shape[1:]
     absent = np.full(shape, -np.inf, np.float32)
     own = np.stack([absent if value is None else value for value in maps.values()])
     maps.update(zip(maps, hosts.gather(own).max(0), strict=True))
+
+
+def _keeping(
+    batches: Iterator[tuple[inputs.Batch, Localization]],
+    source: inputs.Examples,
+    keep: Callable[[str, Float[np.ndarray, "h w"], float, float], None],
+) -> Iterator[tuple[inputs.Batch, Localization]]:
+    """Yields what is found, which the first host keeps before it goes on, that of all hosts."""
+    with contextlib.closing(batches):
+        for batch, found in batches:
+            indices = hosts.gather(np.asarray(measures.image_indices(batch))).ravel()
+            maps = hosts.gather(found.maps).reshape(-1, *found.maps.shape[1:])
+            scores, probabilities = (
+                hosts.gather(np.asarray(of)).ravel().tolist()
+                for of in (found.scores, found.probabilities)
+            )
+            if hosts.is_first():
+                for row in zip(indices.tolist(), maps, scores, probabilities, strict=True):
+                    if row[0] != PADDING:
+                        keep(measures.key(source, row[0]), *row[1:])
+            yield batch, found
 
 
 def _measure(
@@ -287,10 +367,12 @@ def _measure(
     map_threshold: float | None,
     compared: bool,
     known: Callable[[dict[str, Any]], tuple[str, ...]],
+    calibration: Calibration | None,
     index: int,
-    score: np.float32,
-    probability: np.float32,
+    score: np.floating,
+    probability: np.floating,
     localization_map: Float[np.ndarray, "h w"],
+    features: Float[np.ndarray, " d"] | None,
 ) -> tuple["_Name | None", ImageMeasures]:
     """Measures one image of a batch.
 
@@ -299,11 +381,13 @@ def _measure(
       masked: whether maps are measured against the true masks, where the images have them.
       map_threshold: see `score`.
       compared: whether to measure the `Comparison`, too.
-      known: see `_measure_side`.
+      known: record → what is known of an image, see `Parts.of`.
+      calibration: see `score`.
       index: the image's index in `source`; `PADDING` for what fills up a batch.
       score: the image's score.
       probability: the probability that it is fake.
       localization_map: its map.
+      features: what it is like to the network; None where that is not known.
 
     Returns:
       The image's name, and its measures. Padding, and an image whose map is not finite, have no
@@ -322,6 +406,8 @@ def _measure(
         map_threshold=map_threshold,
         compared=compared,
     )
+    if calibration is not None and not calibration.is_like(features):
+        measured = dataclasses.replace(measured, is_like=False)
     return _Name.of(record, known), measured
 
 

@@ -65,12 +65,14 @@ class ImageMeasures:
       score: the method's score; NaN for padding, and where the map is not finite.
       probability: the probability of being fake; NaN where the score is.
       localization: what is measured of the map; None for images without a mask.
+      is_like: whether it is like known images, as far as that is told, see `likeness`.
     """
 
     index: int
     score: float = math.nan
     probability: float = math.nan
     localization: MapMeasures | None = None
+    is_like: bool = True
 
     def is_finite(self) -> bool:
         """Returns whether score and probability are finite, and so the map."""
@@ -132,10 +134,10 @@ def _trivial_maps(
 # ----- Between hosts ------------------------------------------------------------------------------
 
 _FIGURES, _THRESHOLDS = len(metrics.LOCALIZATION), len(metrics.THRESHOLDS)
-# Of vectors: index, score, probability, whether there are measures of the map and whether there is
-# a comparison; the figures, the share and the IoU at the fitted threshold; IoU by threshold; the
-# figures of the trivial maps.
-_LENGTHS = (5, _FIGURES + 2, _THRESHOLDS, len(TRIVIAL) * _FIGURES)
+# Of vectors: index, score, probability, whether there are measures of the map, whether there is a
+# comparison, and whether the image is like known ones; the figures, the share and the IoU at the
+# fitted threshold; IoU by threshold; the figures of the trivial maps.
+_LENGTHS = (6, _FIGURES + 2, _THRESHOLDS, len(TRIVIAL) * _FIGURES)
 
 
 def encode(measured: ImageMeasures) -> Float[np.ndarray, " k"]:
@@ -148,7 +150,7 @@ def encode(measured: ImageMeasures) -> Float[np.ndarray, " k"]:
     head, of_map, by_threshold, trivial = (np.full(length, np.nan) for length in _LENGTHS)
     head[:] = (
         *(measured.index, measured.score, measured.probability),
-        *(localization is not None, comparison is not None),
+        *(localization is not None, comparison is not None, measured.is_like),
     )
     if localization is not None:
         of_map[:] = (
@@ -165,7 +167,7 @@ def decode(vector: Float[np.ndarray, " k"]) -> ImageMeasures:
     """Returns the record that `encode` has made a vector of."""
     parts = np.split(vector, np.cumsum(_LENGTHS)[:-1])
     head, of_map, by_threshold, trivial = (part.tolist() for part in parts)
-    index, score, probability, has_localization, has_comparison = head
+    index, score, probability, has_localization, has_comparison, is_like = head
     localization = comparison = None
     if has_comparison:
         rows = np.reshape(trivial, (len(TRIVIAL), _FIGURES)).tolist()
@@ -177,7 +179,7 @@ def decode(vector: Float[np.ndarray, " k"]) -> ImageMeasures:
         localization = MapMeasures(
             LocalizationFigures(*figures), manipulated_share, iou_fitted, comparison
         )
-    return ImageMeasures(int(index), score, probability, localization)
+    return ImageMeasures(int(index), score, probability, localization, bool(is_like))
 
 
 def of_all_hosts(own: Sequence[ImageMeasures], source: inputs.Examples) -> list[ImageMeasures]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from wsdl_jax.evaluation import intervals, metrics, parts, retention
+from wsdl_jax.evaluation import intervals, metrics, parts, retention, verdict
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 
@@ -85,7 +85,8 @@ def _read(path: epath.Path, check: Callable[[Any], None]) -> dict[str, Any]:
             _check(isinstance(content[f"test_{side}"], str), f"test_{side}")
             _check(_is_count(content[f"{side}_images"]), f"{side}_images")
             _check(isinstance(content["data"][side], str), "data")
-        _check(_is_count(content["checkpoint"]), "checkpoint")
+        known = content["checkpoint"] is not None  # of maps without a run it is not
+        _check(not known or _is_count(content["checkpoint"]), "checkpoint")
         _check(content["weights"] is None or _is_count(content["weights"]), "weights")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
@@ -95,8 +96,8 @@ def _read(path: epath.Path, check: Callable[[Any], None]) -> dict[str, Any]:
     return content
 
 
-def network(results: dict[str, Any]) -> tuple[int, int | None]:
-    """Returns the step and the checksum of the checkpoint that was evaluated."""
+def network(results: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Returns the step and the checksum of the checkpoint that was evaluated, None if unknown."""
     return results["checkpoint"], results["weights"]
 
 
@@ -163,7 +164,10 @@ def _check_details(results: Any) -> None:
         results.setdefault(name, None)
         _check_known(results, name)
     _check_intervals(results.setdefault("intervals", None))  # likewise
+    _check_verdicts(results.setdefault("verdicts", None))  # likewise
     _check(isinstance(results["predictions"], str), "predictions")
+    maps = results.setdefault("maps", None)  # likewise
+    _check(maps is None or isinstance(maps, str), "maps")
     _check(isinstance(results["iou_by_threshold"], list), "iou_by_threshold")
     for point in results["iou_by_threshold"]:
         _check(_is_number(point["threshold"]), "iou_by_threshold")
@@ -175,6 +179,16 @@ def _check_details(results: Any) -> None:
             figures.setdefault(name, None)
         for name in metrics.LOCALIZATION:
             _check(figures[name] is None or _is_number(figures[name]), "trivial")
+
+
+def _check_verdicts(found: Any) -> None:
+    if found is None:
+        return
+    _check(_is_number(found["false_positive_rate"]), "verdicts")
+    _check_known(found, "pooled_false_positives")
+    for side in ("fake", "real"):
+        for name in (*verdict.ANSWERS, "unlike"):
+            _check(_is_number(found[side][name]), "verdicts")
 
 
 def _check_intervals(found: Any) -> None:

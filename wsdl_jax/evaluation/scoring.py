@@ -1,22 +1,29 @@
 """Scores a trained run on a dataset's test split, and writes predictions and results."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
 import logging
+import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import jax
 import ml_collections
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float
+from tqdm import tqdm
 
 from wsdl_data import provenance
 from wsdl_jax import configuration, inputs, methods, runs
 from wsdl_jax.evaluation import (
     calibration,
+    exchange,
+    kept_maps,
     likeness,
     map_threshold,
     measures,
@@ -25,7 +32,7 @@ from wsdl_jax.evaluation import (
     summary,
     verdict,
 )
-from wsdl_jax.evaluation.figures import score
+from wsdl_jax.evaluation.figures import FoundBatch, Localize, score
 from wsdl_jax.evaluation.map_threshold import MapThreshold
 from wsdl_jax.evaluation.measures import ImageMeasures
 from wsdl_jax.evaluation.tested_run import TestedRun, load, localized
@@ -34,11 +41,20 @@ from wsdl_jax.inputs import perturbations
 from wsdl_jax.inputs.perturbations import Chain, Perturbation
 from wsdl_jax.runtime import hosts, locks
 from wsdl_jax.runtime.errors import ConfigError, UserError
-from wsdl_jax.runtime.storage import temporary_folder, write_whole
+from wsdl_jax.runtime.storage import (
+    MANIFEST,
+    check_folder,
+    temporary_folder,
+    whole_folder,
+    write_whole,
+)
 
 log = logging.getLogger("wsdl_jax")
 T = TypeVar("T")
 _NO_FEATURES = np.zeros((0, 0), np.float32)
+_MAPS = "maps"  # in the manifest of a folder of maps: the next evaluation may replace it
+_OF_MAPS = "evaluation of maps"  # likewise, of all that is written of another system's maps
+_BATCH = 16  # maps that are read at a time
 
 
 def evaluate(
@@ -47,6 +63,7 @@ def evaluate(
     fake: str | None = None,
     real: str | None = None,
     data_dir: str | None = None,
+    save_maps: bool = False,
 ) -> dict[str, Any]:
     """Scores the best checkpoint of a run on the test splits of fake and real subsets.
 
@@ -60,6 +77,8 @@ def evaluate(
       fake: prepared subsets of fake images, with commas between them; the config's own by default.
       real: prepared subsets of real images in the same way; the config's own by default.
       data_dir: the folder of the prepared datasets; the run's own by default.
+      save_maps: whether to keep the maps and scores of all images, in the folder `maps/` beside the
+        results, see `kept_maps`; those of an earlier evaluation are replaced.
 
     Returns:
       The content of results.json: fractions times 100 (None where no image has the figure), counts,
@@ -72,10 +91,20 @@ def evaluate(
         image that cannot be read, or scores that are not finite.
     """
     test = load(run, fake=fake, real=real, data_dir=data_dir)
-    threshold, cut = _threshold(run, test), _map_threshold(run, test)
+    if save_maps:
+        check_folder(test.out.maps, replaces=_MAPS)
+    known, cut = _calibration(run, test), _map_threshold(run, test)
     with temporary_folder() as folder:
         made = runs.ResultsFolder(epath.Path(folder))
-        figures, maps = score(test, threshold, cut, made.predictions)
+        kept = folder / "maps"
+        figures, maps = score(
+            test.sides,
+            _localize(test),
+            known,
+            cut,
+            made.predictions,
+            keep=functools.partial(kept_maps.save, kept) if save_maps else None,
+        )
         results = {**figures, **_subject(test)}
         table = summary.text_table(
             results, title=f"{test.config.method}, setup {test.config.setup}"
@@ -85,10 +114,86 @@ def evaluate(
             sheet.save(_examples(test.sides, maps), made.examples)
             made.text.write_text(table, encoding="utf-8")
             results["predictions"] = provenance.digest_of_file(made.predictions)
-            _put(run, test, made, results)
+            _put(run, test, made, results, kept if save_maps else None)
 
         hosts.first(put)
     log.info("%s\nwritten to %s", table, test.out.path)
+    return results
+
+
+def evaluate_maps(
+    maps: epath.Path,
+    out: epath.Path,
+    *,
+    fake: str,
+    real: str,
+    scores: epath.Path | None = None,
+    data_dir: str | None = None,
+) -> dict[str, Any]:
+    """Scores maps that any system has made of test images as `evaluate` scores a run's.
+
+    Writes `results.json`, `results.txt`, `examples.png` and `predictions.csv` into a folder that
+    appears when all is done. There are no thresholds of a run, and so no figures at them.
+
+    Args:
+      maps: a folder with `fake/` and `real/`, in which each image has a map, see `kept_maps`.
+      out: a new folder, or one that this has written.
+      fake: a prepared subset of fake images.
+      real: a prepared subset of real images.
+      scores: a table of image scores, see `kept_maps.read_scores`. Without it the files of the maps
+        have scores, or else the score and the probability of an image are its map's maximum.
+      data_dir: the folder of the prepared datasets; TFDS's own by default.
+
+    Returns:
+      The content of results.json, as of `evaluate`; `checkpoint` and `weights` are None.
+
+    Raises:
+      ConfigError: a subset that is unknown or not prepared, or holds images of the other side.
+      UserError: maps or scores that are missing, ambiguous or not in [0, 1], or `out` is taken.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError("--maps are scored by one process alone")
+    check_folder(out, replaces=_OF_MAPS)
+    names = {"fake": fake, "real": real}
+    inputs.check_sides(real=(real,), fake=(fake,), data_dir=data_dir, splits=("test",))
+    sides = {side: inputs.Examples((name,), "test", data_dir) for side, name in names.items()}
+    reader = kept_maps.Reader(maps, sides, scores)
+
+    def localize(side: str) -> Iterator[tuple[inputs.Batch, FoundBatch]]:
+        def shown(batches: range) -> Iterator[int]:
+            yield from tqdm(batches, f"evaluating, {side}", unit="batch", disable=None, leave=False)
+
+        for indices, found in reader.in_batches(side, _BATCH, shown):
+            batch = {"index": np.array(indices), "weight": np.ones(len(indices), np.float32)}
+            yield (
+                batch,
+                FoundBatch(
+                    np.array([one.score for one in found]),
+                    np.array([one.probability for one in found]),
+                    [one.localization_map for one in found],
+                ),
+            )
+
+    with whole_folder(out, replaces=_OF_MAPS) as folder:
+        made = runs.ResultsFolder(folder)
+        figures, shown_maps = score(sides, localize, None, None, made.predictions)
+        results = {
+            **figures,
+            "test_fake": fake,
+            "test_real": real,
+            "fake_images": len(sides["fake"]),
+            "real_images": len(sides["real"]),
+            "checkpoint": None,
+            "weights": None,
+            "data": _digests(sides),
+            "maps": None,
+            "predictions": provenance.digest_of_file(made.predictions),
+        }
+        table = summary.text_table(results, title=f"maps of {maps.name}")
+        sheet.save(_examples(sides, shown_maps), made.examples)
+        made.text.write_text(table, encoding="utf-8")
+        made.results.write_text(json.dumps(results, indent=2) + "\n")
+    log.info("%s\nwritten to %s", table, out)
     return results
 
 
@@ -142,6 +247,76 @@ def robustness(
 
     hosts.first(put)
     log.info("written to %s", path)
+    return results
+
+
+def exchanged(
+    run: epath.Path,
+    *,
+    fake: str | None = None,
+    real: str | None = None,
+    data_dir: str | None = None,
+) -> dict[str, Any]:
+    """Scores fakes whose original is known, before and after its pixels are put back.
+
+    Outside the mask a fake gets the pixels of what it was made of, see `exchange.find`. Writes
+    `exchange.json` and `exchange.txt` where `evaluate` writes its results, once all is scored.
+
+    Args:
+      run: a run directory.
+      fake: a prepared subset of fake images with masks; the config's own by default.
+      real: a prepared subset of real images, with the originals; the config's own by default.
+      data_dir: the folder of the prepared datasets; the run's own by default.
+
+    Returns:
+      The content of exchange.json: `before` and `after`, figures × 100 of the same fakes against
+      all real images, and how many fakes there are of each sort of `exchange.Pairs`.
+
+    Raises:
+      ConfigError: fakes without masks, or of which no original is known; otherwise as `evaluate`.
+      UserError: as `evaluate`.
+    """
+    test = load(run, fake=fake, real=real, data_dir=data_dir)
+    fakes, reals = test.sides["fake"], test.sides["real"]
+    if not fakes.have_masks:
+        raise ConfigError(
+            f"{test.names['fake']} has no masks: nothing says which pixels to put back"
+        )
+    pairs = exchange.find(fakes, reals)
+    if not pairs.found:
+        raise ConfigError(
+            f"no image of {test.names['fake']} has its original in {test.names['real']}: of its "
+            f"{len(fakes)} images {pairs.unknown} have no real image of the same group, "
+            f"{pairs.several} have several, {pairs.other_size} are of another size"
+        )
+    known, cut = _calibration(run, test), _map_threshold(run, test)
+    figures = {}
+    with temporary_folder() as folder:
+        table = runs.ResultsFolder(epath.Path(folder)).predictions
+        for name, put_back in (("before", False), ("after", True)):
+            chosen = exchange.Exchanged(fakes, reals, pairs.found, put_back=put_back)
+            of = dataclasses.replace(test, sides={"fake": chosen, "real": reals})
+            found, _ = score(of.sides, _localize(of), known, cut, table, compared=False)
+            figures[name] = _without_comparison(found)
+    results = {
+        "exchanged_images": len(pairs.found),
+        "unchanged": pairs.unchanged,
+        "unknown": pairs.unknown,
+        "several": pairs.several,
+        "other_size": pairs.other_size,
+        **figures,
+        **_subject(test),
+    }
+    text = exchange.text_table(results, f"{test.config.method}, setup {test.config.setup}")
+
+    def put() -> None:
+        test.out.path.mkdir(parents=True, exist_ok=True)
+        with locks.locked(test.out.path, locks.RESULTS, wait=True):
+            write_whole(test.out.exchange_text, text)
+            write_whole(test.out.exchange, json.dumps(results, indent=2) + "\n")
+
+    hosts.first(put)
+    log.info("%s\nwritten to %s", text, test.out.exchange)
     return results
 
 
@@ -202,18 +377,28 @@ def _scored(
     run: epath.Path, test: TestedRun, series: Sequence[Perturbation | Chain]
 ) -> list[dict[str, Any]]:
     """Returns the figures of the images as they are, then after each perturbation of a series."""
-    threshold, cut = _threshold(run, test), _map_threshold(run, test)
+    known, cut = _calibration(run, test), _map_threshold(run, test)
     names = ["clean", *map(str, series)]
     width = max(map(len, names))
     found = []
     with temporary_folder() as folder:
         table = runs.ResultsFolder(epath.Path(folder)).predictions
         for name, perturbation in zip(names, (None, *series), strict=True):
-            figures, _ = score(test, threshold, cut, table, perturbation)
+            localize = _localize(test, perturbation)
+            figures, _ = score(
+                test.sides, localize, known, cut, table, compared=perturbation is None
+            )
             iou = summary.figure(figures["iou_lg"])
             log.info("%-*s iou_lg %5s  ap %5.1f", width, name, iou, figures["ap"])
             found.append(figures)
     return found
+
+
+def _localize(test: TestedRun, perturbation: Perturbation | Chain | None = None) -> Localize:
+    """Returns what finds the maps of a side's images by the run's network."""
+    return lambda side: localized(
+        test, test.sides[side], f"evaluating, {side}", perturbation=perturbation
+    )
 
 
 def _without_comparison(figures: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +409,11 @@ def _without_comparison(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _put(
-    run: epath.Path, test: TestedRun, made: runs.ResultsFolder, results: dict[str, Any]
+    run: epath.Path,
+    test: TestedRun,
+    made: runs.ResultsFolder,
+    results: dict[str, Any],
+    maps: pathlib.Path | None,
 ) -> None:
     """Puts the files of an evaluation in their place, `results.json` last: it vouches for them."""
     out = test.out.path
@@ -233,8 +422,14 @@ def _put(
         sides = (examples.provenance for examples in test.sides.values())
         runs.keep_data(run, {name: kept for side in sides for name, kept in side.items()})
     with locks.locked(out, locks.RESULTS, wait=True):
+        results["maps"] = None
+        if maps is not None:
+            with whole_folder(test.out.maps, replaces=_MAPS) as folder:
+                shutil.copytree(maps, folder, dirs_exist_ok=True)
+            results["maps"] = provenance.digest_of_file(test.out.maps / MANIFEST)
         for path in sorted(made.path.iterdir()):
-            write_whole(out / path.name, path.read_bytes())
+            if path.is_file():
+                write_whole(out / path.name, path.read_bytes())
         write_whole(test.out.results, json.dumps(results, indent=2) + "\n")
 
 
@@ -247,10 +442,14 @@ def _subject(test: TestedRun) -> dict[str, Any]:
         "real_images": len(test.sides["real"]),
         "checkpoint": test.checkpoint,
         "weights": test.weights,
-        "data": {
-            side: _digest(provenance.digests(examples.provenance))
-            for side, examples in test.sides.items()
-        },
+        "data": _digests(test.sides),
+    }
+
+
+def _digests(sides: dict[str, inputs.Examples]) -> dict[str, str]:
+    """Returns a hash of what the subset of each side was made of."""
+    return {
+        side: _digest(provenance.digests(examples.provenance)) for side, examples in sides.items()
     }
 
 
@@ -312,16 +511,7 @@ def _kept_or_measured(
     return found
 
 
-# ----- The threshold of a verdict -----------------------------------------------------------------
-
-
-def _threshold(run: epath.Path, test: TestedRun) -> float | None:
-    """Returns the score above which figures call an image fake, see `verdict.threshold`.
-
-    It is None where the scores of real validation images are not known and cannot be measured.
-    """
-    known = _calibration(run, test)
-    return None if known is None else verdict.threshold(known.real, verdict.FALSE_POSITIVE_RATE)
+# ----- What verdicts follow from ------------------------------------------------------------------
 
 
 def _calibration(run: epath.Path, test: TestedRun) -> Calibration | None:
@@ -360,7 +550,7 @@ def _calibration(run: epath.Path, test: TestedRun) -> Calibration | None:
         functools.partial(calibration.load, kinds=changes.keys()),
         measure,
         calibration.save,
-        "no threshold for a verdict from real validation images",
+        "no verdicts from real validation images",
     )
 
 

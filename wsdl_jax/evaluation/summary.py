@@ -4,6 +4,7 @@ import textwrap
 from typing import Any
 
 from wsdl_jax.evaluation import metrics
+from wsdl_jax.evaluation.verdict import ANSWERS
 
 _OF_PART = ("iou_lg", "iou_fitted", "f1", "pixel_auc", "ap", "auc", "above")
 PART_HEAD = ("images", *_OF_PART[:-1], "called fake")  # of the columns of `part_cells`
@@ -72,11 +73,31 @@ def text_table(results: dict, title: str) -> str:
             f"of the fake images, {results['real_above']:.1f}% of the real ones; "
             f"F1 {figure(results['image_f1_verdict'])}"
         )
+    if results["verdicts"] is not None:
+        lines += verdict_lines(results["verdicts"])
     if results["intervals"] is not None:
         lines += ["", *_intervals(results["intervals"])]
     for fact, parts in results["parts"].items():
         lines += ["", *_parts_table(fact, parts)]
     return "\n".join(lines) + "\n"
+
+
+def verdict_lines(verdicts: dict[str, Any]) -> list[str]:
+    """Returns in words how many images are called what.
+
+    verdicts: those of results.json.
+    """
+
+    def shares(of: dict[str, float]) -> str:
+        answers = ", ".join(f"{figure(of[answer])}% {answer}" for answer in ANSWERS)
+        return f"{answers} (unlike known images: {figure(of['unlike'])}%)"
+
+    return [
+        f"  verdicts at a false-positive rate of {verdicts['false_positive_rate']:g}%:",
+        *(f"    {side} images: {shares(verdicts[side])}" for side in ("fake", "real")),
+        "    of real images judged by others of them, over random halves, "
+        f"{figure(verdicts['pooled_false_positives'])}% are called fake",
+    ]
 
 
 def interval(ends: dict[str, float] | None) -> str:

@@ -39,7 +39,7 @@ class Examples:
     def __init__(self, names: Sequence[str], split: str, data_dir: str | None):
         """Raises ConfigError for a subset that is unknown, not prepared, or lacks the split."""
         self._arguments = (tuple(names), split, data_dir)
-        self._sources, self._folders = [], []
+        self._sources, self._folders, self._builders = [], [], []
         self.have_masks = True
         facts: list[set[str]] = []
         self.provenance: dict[str, dict[str, Any]] = {}
@@ -72,6 +72,7 @@ class Examples:
             }
             self._sources.append(builder.as_data_source(split, decoders=decoders))
             self._folders.append(builder.data_dir)
+            self._builders.append(builder)
             self.have_masks &= "mask" in decoders
             facts.append(set(builder.info.features) - _FEATURES)
         self._names = tuple(names)
@@ -86,6 +87,16 @@ class Examples:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def original(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
+        """Returns the pixels that an image was made of, where its dataset can make them again.
+
+        None for an image of any other dataset.
+        """
+        builder = self._builders[int(np.searchsorted(self._ends, index, side="right"))]
+        if not isinstance(builder, build.MakesOriginals):
+            return None
+        return builder.original(self[index]["key"].decode())
 
     def places(self, label: int) -> Int[np.ndarray, " n"]:
         """Returns the indices of all images of a label, 0 real or 1 fake.

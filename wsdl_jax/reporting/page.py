@@ -15,7 +15,13 @@ from wsdl_jax.reporting.curves import curves
 from wsdl_jax.reporting.differences import difference_tables
 from wsdl_jax.reporting.evaluated_runs import EvaluatedRun, read
 from wsdl_jax.reporting.gallery import Card, gallery
-from wsdl_jax.reporting.tables import everyday_tables, interval_tables, settings, tables
+from wsdl_jax.reporting.tables import (
+    everyday_tables,
+    interval_tables,
+    settings,
+    tables,
+    verdict_tables,
+)
 from wsdl_jax.runtime import storage
 
 log = logging.getLogger("wsdl_jax")
@@ -64,6 +70,7 @@ def _render(all_runs: Sequence[EvaluatedRun], cards: Sequence[Card]) -> str:
     return environment.from_string(source).render(
         runs=all_runs,
         tables=tables(all_runs),
+        verdicts=verdict_tables(all_runs),
         intervals=interval_tables(all_runs),
         differences=difference_tables(all_runs),
         everyday=everyday_tables(all_runs),

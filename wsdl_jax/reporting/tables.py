@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from wsdl_jax import configuration, evaluation
 from wsdl_jax.evaluation import intervals, metrics, retention, summary
+from wsdl_jax.evaluation.verdict import ANSWERS
 from wsdl_jax.reporting.evaluated_runs import EvaluatedRun
 
 DETECTION = ("ap", "auc", "balanced_accuracy", "image_f1")
@@ -124,6 +125,29 @@ def interval_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
                 title = f"{tested}: {summary.drawn(found)}"
                 rows.setdefault(title, []).append(Row(run.name, number, cells))
     return [Table(title, names, of) for title, of in rows.items()]
+
+
+def verdict_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
+    """Returns a table of verdicts for each pair of test subsets that have some, in percent."""
+    head = [f"{side} images: {a}" for side in ("fake", "real") for a in (*ANSWERS, "unlike")]
+    rows: dict[str, list[Row]] = {}
+    for number, run in enumerate(all_runs):
+        for results in run.results:
+            found = results["verdicts"]
+            if found is not None:
+                cells = [
+                    Cell(summary.figure(found[side][answer]))
+                    for side in ("fake", "real")
+                    for answer in (*ANSWERS, "unlike")
+                ]
+                cells.append(Cell(summary.figure(found["pooled_false_positives"])))
+                title = (
+                    f"{results['test_fake']} and {results['test_real']}, at a false-positive rate "
+                    f"of {found['false_positive_rate']:g}%"
+                )
+                rows.setdefault(title, []).append(Row(run.name, number, cells))
+    pooled = "real images by each other: fake"
+    return [Table(title, (*head, pooled), of) for title, of in rows.items()]
 
 
 def everyday_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:

@@ -65,9 +65,24 @@ class ResultsFolder:
         """Returns the picture of test images with their masks and maps."""
         return self.path / "examples.png"
 
+    @property
+    def maps(self) -> epath.Path:
+        """Returns the folder of the maps of all test images, where they were kept."""
+        return self.path / "maps"
+
     def robustness(self, kind: str) -> epath.Path:
         """Returns the file of the figures on test images that are perturbed in one way."""
         return self.path / kind.join(_ROBUSTNESS)
+
+    @property
+    def exchange(self) -> epath.Path:
+        """Returns the file of the figures before and after original pixels are put back."""
+        return self.path / "exchange.json"
+
+    @property
+    def exchange_text(self) -> epath.Path:
+        """Returns the same figures as a table of text."""
+        return self.path / "exchange.txt"
 
     @property
     def everyday(self) -> epath.Path:
