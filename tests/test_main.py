@@ -219,6 +219,7 @@ HELP = {  # of each command: what it has to tell of
     "wsdl_jax.diffusion.forger": ("--run", "--out", "runs/forger/pixel"),
     "wsdl_jax.diffusion.quality": ("--forger", "--steps", "--out", "sheet.png"),
     "wsdl_data.portraits.contact_sheet": ("PNG",),
+    "wsdl_data.audit": ("--real", "--images", "--out", "audit image_folder/mine"),
     "wsdl_data.build": ("--manual_dir", "--images", "--manipulated", "build image_folder/NAME"),
 }
 
@@ -282,7 +283,7 @@ def test_help_has_the_flags_and_an_example(said, module):
 
 def test_every_command_is_tried():
     runnable = {
-        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__main__")
         for folder in ("wsdl_jax", "data")
         for path in (REPOSITORY / folder).rglob("*.py")
         if '__name__ == "__main__"' in path.read_text()
