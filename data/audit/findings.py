@@ -309,23 +309,25 @@ def _masks(seen: Sequence[Seen], masked: Sequence[int], groups: np.ndarray) -> I
             examples=(),  # a large mask is no fault of one image
             verdict=LEAK if mean.lower > 0.5 else NONE,
         )
-    told = [
-        (place, of)
-        for place in partial.tolist()
-        if (of := _elsewhere(seen, place, groups)) is not None
-    ]
+    reals = collections.defaultdict(list)
+    for group, one in zip(groups.tolist(), seen, strict=True):
+        if one.label == 0:
+            reals[group].append(one)
+    told = []
+    for place in partial.tolist():
+        elsewhere = _elsewhere(seen[place], reals[int(groups[place])])
+        if elsewhere is not None:
+            told.append((place, elsewhere))
     if told:
         wrong = [place for place, elsewhere in told if elsewhere]
         advice = "pair masks and images anew: most of what differs from the original is outside"
         yield _counted("masks of another image", seen, wrong, len(told), advice)
 
 
-def _elsewhere(seen: Sequence[Seen], place: int, groups: np.ndarray) -> bool | None:
+def _elsewhere(fake: Seen, reals: Sequence[Seen]) -> bool | None:
     """Returns whether a fake's mask is not where it differs from its original, if it has one."""
-    fake = seen[place]
-    for other in np.flatnonzero(groups == groups[place]).tolist():
-        real = seen[other]
-        if real.label == 0 and masks.is_original(fake.thumbnail, real.thumbnail):
+    for real in reals:
+        if masks.is_original(fake.thumbnail, real.thumbnail):
             return masks.lies_elsewhere(fake.thumbnail, real.thumbnail, fake.mask)
     return None
 

@@ -16,7 +16,7 @@ _WAVES = 8  # lowest frequencies of each direction, of which the hash is made
 _BITS = 8  # by which the hashes of near duplicates differ, at most, of 63
 _CORRELATION = 0.98  # of their thumbnails, at least
 _FEATURELESS = 2.0  # levels of 255, the standard deviation of a thumbnail that shows nothing
-_BLOCK = 256  # hashes that are compared with all others at a time
+_BLOCK = 64  # hashes that are compared with all others at a time
 _AT_ONCE = 4096  # pairs of thumbnails that are compared at a time
 
 Thumbnail = UInt8[np.ndarray, "32 32 3"]

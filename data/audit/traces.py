@@ -7,6 +7,7 @@ and of the crudest statistics of its pixels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,8 +112,15 @@ def _coding(file: File) -> Traces:
 def _quantization(file: File) -> Traces:
     if not isinstance(file.image, JpegImagePlugin.JpegImageFile):
         return Traces()
+    tables = sorted(file.image.quantization.items())[:_TABLES]
+    return _of_tables(tuple((number, tuple(table)) for number, table in tables))
+
+
+# Files of one program and quality share it, which 130 numbers an image would fill the memory with.
+@functools.lru_cache(maxsize=4096)
+def _of_tables(tables: tuple[tuple[int, tuple[int, ...]], ...]) -> Traces:
     numbers, marks = {}, set()
-    for number, table in sorted(file.image.quantization.items())[:_TABLES]:
+    for number, table in tables:
         values = np.asarray(table, float)
         numbers[f"mean of table {number}"] = float(values.mean())
         digest = hashlib.sha256(values.tobytes()).hexdigest()[:8]
