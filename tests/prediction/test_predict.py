@@ -47,6 +47,10 @@ def test_command_done(trained, tmp_path):
     [
         (["--out", "o"], 2, "--images"),
         (["--images", "a.png", "--out", "o"], 1, "--images a.png: there is no such file"),
+        (["--images", "a.png"], 2, "--images and --out go together"),
+        (["--calibrate", "d", "--out", "o"], 2, "--images and --out go together"),
+        (["--calibrate", "d", "a.png"], 2, "unexpected argument 'a.png'"),
+        (["--calibrate", "nowhere"], 1, "--calibrate nowhere: there is no such file"),
     ],
 )
 def test_command_refuses(trained, arguments, code, message):
