@@ -45,6 +45,8 @@ def main(_: list[str]) -> None:
     where = {"fake": _FAKE.value, "real": _REAL.value, "data_dir": _DATA_DIR.value}
     if _PERTURB.value == _ALL and _STRENGTHS.value is not None:
         raise ConfigError(f"--strengths goes with one kind, --perturb {_ALL} has its own")
+    if _PERTURB.value is None and _STRENGTHS.value is not None:
+        raise ConfigError("--strengths goes with --perturb")
     config = runs.load_config(run)
     sides = _FAKE.value or config.data.test_fake, _REAL.value or config.data.test_real
     tested = [name for side in sides for name in configuration.subsets(side)]

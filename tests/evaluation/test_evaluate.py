@@ -32,8 +32,17 @@ from sklearn.metrics import (
 
 from wsdl_data import provenance
 from wsdl_jax import configuration, inputs, methods, runs
-from wsdl_jax.evaluation import evaluate, everyday_robustness, map_threshold, robustness
+from wsdl_jax.evaluation import (
+    evaluate,
+    everyday_robustness,
+    likeness,
+    map_threshold,
+    robustness,
+    verdict,
+)
+from wsdl_jax.evaluation.verdict import ANSWERS
 from wsdl_jax.inputs import perturbations
+from wsdl_jax.prediction.folder import predict
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime import locks
 from wsdl_jax.runtime.errors import UserError
@@ -214,6 +223,47 @@ def test_verdict(run, predicted, evaluated):
     for side, name in (("fake", FAKE), ("real", REAL)):
         share = np.mean(np.array(predicted[name][1]) > stored["threshold"])
         assert stored[f"{side}_above"] == pytest.approx(100 * share, abs=1e-9)
+
+
+def test_verdicts_of_test_images(run):
+    """Against counting, in the table and in the results."""
+    kept = json.loads((run / "real_scores.json").read_text())
+    found = results(run)["verdicts"]
+    answers = {"fake": [], "real": []}
+    for row in rows(run):
+        score = float(row["score"])
+        as_high = sum(one >= score for one in kept["scores"])
+        as_low = sum(one <= score for one in kept["fakes"])
+        assert float(row["p_value"]) == (1 + as_high) / (1 + len(kept["scores"]))
+        answer = "real" if (1 + as_low) / (1 + len(kept["fakes"])) <= 0.05 else "unsure"
+        assert row["verdict"] == ("fake" if float(row["p_value"]) <= 0.05 else answer)
+        answers[row["label"]].append(row["verdict"])
+    assert found["false_positive_rate"] == 5
+    for side, said in answers.items():
+        shares = {answer: 100 * np.mean([one == answer for one in said]) for answer in ANSWERS}
+        assert found[side] == pytest.approx({**shares, "unlike": 0})
+    scores = np.array([float(row["score"]) for row in rows(run) if row["label"] == "real"])
+    assert found["pooled_false_positives"] == 100 * verdict.pooled_rate(scores, 0.05)
+
+
+def test_images_unlike_the_validation_images(run, dolos_folder, tmp_path, monkeypatch):
+    """As prediction tells them, which sees the files."""
+    monkeypatch.setattr(likeness, "FEWEST", 4)  # of 9
+    other = epath.Path(shutil.copytree(run, tmp_path / "other"))
+    (other / "real_scores.json").unlink()
+    found = evaluate(other)["verdicts"]
+    assert 0 < found["fake"]["unlike"] + found["real"]["unlike"] < 200
+    folders = ("fake/repaint-p2/images/test", "real/test")
+    images = [str(dolos_folder / "celebahq" / name) for name in folders]
+    said = predict(other, images, epath.Path(tmp_path / "out"), trust=False)
+    assert [row.verdict for row in said] == [row["verdict"] for row in rows(other)]
+    for side in ("fake", "real"):
+        unlike = [
+            one.reason == "unlike the training images"
+            for one, row in zip(said, rows(other), strict=True)
+            if row["label"] == side
+        ]
+        assert found[side]["unlike"] == pytest.approx(100 * np.mean(unlike))
 
 
 def test_a_verdict_that_holds_for_perturbed_images(run, predicted, tmp_path):

@@ -21,7 +21,7 @@ from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 
 FAKE, REAL = "dolos/celebahq_repaint_p2", "dolos/celebahq_real"
-NEEDS_A_RUN = ("threshold", "map_threshold", "iou_fitted", "real_above", "fake_above")
+NEEDS_A_RUN = ("verdicts", "threshold", "map_threshold", "iou_fitted", "real_above", "fake_above")
 
 
 @pytest.fixture(scope="module")

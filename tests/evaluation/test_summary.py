@@ -37,6 +37,12 @@ def test_text_table_has_every_figure():
         "real_images": 900,
         "parts": {},
         "intervals": None,
+        "verdicts": {
+            "false_positive_rate": 5.0,
+            "fake": {"real": 12.34, "fake": 80.04, "unsure": 7.62, "unlike": 1.5},
+            "real": {"real": 90.0, "fake": 4.44, "unsure": 5.56, "unlike": 2.55},
+            "pooled_false_positives": 4.56,
+        },
     }
     text = summary.text_table(results, title="patches, setup a")
     assert text.endswith("\n") and max(map(len, text.splitlines())) <= 100
@@ -49,6 +55,9 @@ def test_text_table_has_every_figure():
     above = "above 0.1235: 66.7% of the fake images, 5.0% of the real ones; F1 70.2"
     assert above in text
     assert "both classes" not in text
+    said = "fake images: 12.3% real, 80.0% fake, 7.6% unsure (unlike known images: 1.5%)"
+    assert said in text and "random halves, 4.6% are called fake" in text
+    assert "verdicts" not in summary.text_table({**results, "verdicts": None}, title="x")
     cut = "iou_lg where maps are cut at 0.123, as fitted on validation images: 43.2"
     assert cut in lines
     unfitted = summary.text_table({**results, "map_threshold": None}, title="patches, setup a")
@@ -57,7 +66,7 @@ def test_text_table_has_every_figure():
     bare = {**results, **nothing, "manipulated_share": None, "threshold": None}
     lines_without_masks = summary.text_table(bare, title="bare").splitlines()
     assert lines_without_masks[0] == "bare: 8500 images of dolos/fakes, without masks"
-    assert lines_without_masks[1:] == [line for line in text.splitlines()[-3:] if above not in line]
+    assert lines_without_masks[1:] == [line for line in text.splitlines()[-7:] if above not in line]
     for block in (names, more):
         at = next(n for n, line in enumerate(lines) if line.split()[-len(block) :] == [*block])
         for line, (row, values) in zip(lines[at + 1 :], figures.items(), strict=False):

@@ -16,7 +16,7 @@ from wsdl_jax.evaluation import intervals
 from wsdl_jax.reporting.differences import difference_tables
 from wsdl_jax.reporting.evaluated_runs import read
 from wsdl_jax.reporting.page import report
-from wsdl_jax.reporting.tables import interval_tables
+from wsdl_jax.reporting.tables import interval_tables, verdict_tables
 from wsdl_jax.runtime.errors import UserError
 
 Change = Callable[[list[dict[str, str]]], None]
@@ -115,3 +115,17 @@ def test_intervals_are_shown(evaluated, changed, tmp_path):
     report(changed(lambda rows: None), epath.Path(tmp_path / "out"), count=0)
     page = (tmp_path / "out/index.html").read_text()
     assert shown["f1"] in page and "difference from run" in page
+
+
+def test_verdicts_are_shown(evaluated, tmp_path):
+    stored = json.loads((evaluated / "results.json").read_text())["verdicts"]
+    (table,) = verdict_tables(read([evaluated]))
+    (row,) = table.rows
+    shown = dict(zip(table.head, (cell.text for cell in row.cells), strict=True))
+    for side in ("fake", "real"):
+        for answer in ("real", "fake", "unsure", "unlike"):
+            assert shown[f"{side} images: {answer}"] == f"{stored[side][answer]:.1f}"
+    assert shown["real images by each other: fake"] == f"{stored['pooled_false_positives']:.1f}"
+    assert table.title.endswith("at a false-positive rate of 5%")
+    report([evaluated], epath.Path(tmp_path / "out"), count=0)
+    assert "<b>Verdicts</b>" in (tmp_path / "out/index.html").read_text()

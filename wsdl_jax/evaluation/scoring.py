@@ -550,7 +550,7 @@ def _calibration(run: epath.Path, test: TestedRun) -> Calibration | None:
         functools.partial(calibration.load, kinds=changes.keys()),
         measure,
         calibration.save,
-        "no verdicts from real validation images",
+        "no threshold for a verdict from real validation images",
     )
 
 
