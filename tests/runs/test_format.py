@@ -11,7 +11,7 @@ from etils import epath
 from PIL import Image
 
 from wsdl_jax import configuration, runs
-from wsdl_jax.evaluation import results
+from wsdl_jax.evaluation import results, verdict
 from wsdl_jax.prediction.localizer import Localizer
 from wsdl_jax.reporting import page
 from wsdl_jax.runtime.errors import UserError
@@ -43,7 +43,9 @@ def test_its_network_scores_as_it_did(run: epath.Path):
         rows = {(row["label"], row["key"]): row for row in csv.DictReader(file)}
     localizer = Localizer.load(run)
     figures = json.loads(runs.RunDirectory(run).results.read_text())
-    assert localizer.threshold == figures["threshold"]
+    (known,) = localizer.calibrations
+    assert verdict.threshold(known.real, 0.05) == figures["threshold"]
+    assert (known.fake, known.likeness) == ((), None)  # which was not known then
     for side in ("fake", "real"):
         with Image.open(run.parent / f"images/{side}-0.png") as image:
             (found,) = localizer([np.asarray(image)])

@@ -40,8 +40,11 @@ def test_results_of_an_older_network_are_none(tmp_path, caplog):
     path = run.folder / "results.json"
     kept = figures(run, run.config.data.test_fake, total)
     path.write_text(json.dumps(kept))
-    absent = {"iou_fitted": None, "map_threshold": None, "parts": {}}  # of earlier evaluations
-    assert run.results()[run.config.data.test_fake] == {**kept, **absent}
+    found = run.results()[run.config.data.test_fake]
+    assert {name: found[name] for name in kept} == kept
+    later = found.keys() - kept.keys()  # what earlier evaluations have not measured
+    assert {"iou_fitted", "map_threshold", "parts", "intervals", "verdicts"} <= later
+    assert all(found[name] in (None, {}, 0) for name in later)
     path.write_text(json.dumps({**kept, "weights": kept["weights"] + 1}))
     assert run.results()[run.config.data.test_fake] is None
     path.write_text("{}")
