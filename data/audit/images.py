@@ -38,8 +38,8 @@ class Stored:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Listed:
-    """An image that can be read.
+class Named:
+    """What is known of an image without reading it.
 
     Attributes:
         name: where it is, for messages.
@@ -47,7 +47,6 @@ class Listed:
         split: "train", "valid" or "test".
         group: images with the same one are of one origin.
         is_whole: whether it is known that all of it was made by a machine.
-        read: returns its file and mask. Raises OSError, or ValueError that names it.
     """
 
     name: str
@@ -55,6 +54,16 @@ class Listed:
     split: str
     group: str
     is_whole: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Listed(Named):
+    """An image that can be read.
+
+    Attributes:
+        read: returns its file and mask. Raises OSError, or ValueError that names it.
+    """
+
     read: Callable[[], Stored]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from wsdl_data import decoding
 from wsdl_data.audit import likeness, masks
-from wsdl_data.audit.images import Listed
+from wsdl_data.audit.images import Listed, Named
 from wsdl_data.audit.likeness import Thumbnail
 from wsdl_data.audit.masks import SeenMask
 from wsdl_data.audit.traces import PROBES, File, Traces
@@ -18,15 +18,10 @@ from wsdl_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Seen:
-    """What is kept of an image.
+class Seen(Named):
+    """What is kept of an image that was read.
 
     Attributes:
-        name: where it is, for messages.
-        label: 0 real, 1 fake.
-        split: "train", "valid" or "test".
-        group: images with the same one are of one origin.
-        is_whole: whether it is known that all of it was made by a machine.
         traces: what each probe of `PROBES` sees.
         hash: see `likeness.perceptual_hash`.
         thumbnail: of the image.
@@ -34,11 +29,6 @@ class Seen:
         mask: None where it has none, or is whole.
     """
 
-    name: str
-    label: int
-    split: str
-    group: str
-    is_whole: bool
     traces: tuple[Traces, ...]
     hash: int
     thumbnail: Thumbnail

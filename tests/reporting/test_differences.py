@@ -124,8 +124,8 @@ def test_verdicts_are_shown(evaluated, tmp_path):
     shown = dict(zip(table.head, (cell.text for cell in row.cells), strict=True))
     for side in ("fake", "real"):
         for answer in ("real", "fake", "unsure", "unlike"):
-            assert shown[f"{side} images: {answer}"] == f"{stored[side][answer]:.1f}"
-    assert shown["real images by each other: fake"] == f"{stored['pooled_false_positives']:.1f}"
+            assert shown[f"{side}s: {answer}"] == f"{stored[side][answer]:.1f}"
+    assert shown["reals, by each other: fake"] == f"{stored['pooled_false_positives']:.1f}"
     assert table.title.endswith("at a false-positive rate of 5%")
     report([evaluated], epath.Path(tmp_path / "out"), count=0)
-    assert "<b>Verdicts</b>" in (tmp_path / "out/index.html").read_text()
+    assert "Verdicts on dolos" in (tmp_path / "out/index.html").read_text()

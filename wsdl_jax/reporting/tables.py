@@ -129,7 +129,7 @@ def interval_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
 
 def verdict_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
     """Returns a table of verdicts for each pair of test subsets that have some, in percent."""
-    head = [f"{side} images: {a}" for side in ("fake", "real") for a in (*ANSWERS, "unlike")]
+    head = [f"{side}s: {a}" for side in ("fake", "real") for a in (*ANSWERS, "unlike")]
     rows: dict[str, list[Row]] = {}
     for number, run in enumerate(all_runs):
         for results in run.results:
@@ -142,11 +142,11 @@ def verdict_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
                 ]
                 cells.append(Cell(summary.figure(found["pooled_false_positives"])))
                 title = (
-                    f"{results['test_fake']} and {results['test_real']}, at a false-positive rate "
-                    f"of {found['false_positive_rate']:g}%"
+                    f"Verdicts on {results['test_fake']} and {results['test_real']}, at a "
+                    f"false-positive rate of {found['false_positive_rate']:g}%"
                 )
                 rows.setdefault(title, []).append(Row(run.name, number, cells))
-    pooled = "real images by each other: fake"
+    pooled = "reals, by each other: fake"
     return [Table(title, (*head, pooled), of) for title, of in rows.items()]
 
 
