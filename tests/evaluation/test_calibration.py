@@ -52,7 +52,19 @@ def test_a_file_of_an_earlier_version_is_read_and_measured_again(tmp_path):
     (tmp_path / "real_scores.json").write_text(json.dumps(text))
     run = epath.Path(tmp_path)
     assert calibration.load(run, (7, 1)) == Calibration({"clean": (-1.0, 0.5)})
-    assert calibration.load(run, (7, 1), {}, kinds=["clean"]) is None
+    assert calibration.load(run, (7, 1), {}, kinds=["clean"]) is not None  # without fakes at hand
+    assert calibration.load(run, (7, 1), {}, kinds=["clean"], fakes={"a/fake": "1"}) is None
+
+
+def test_known_fakes_are_of_one_dataset(tmp_path):
+    run, data, fakes = epath.Path(tmp_path), {"a/real": "0f"}, {"a/fake": "1f"}
+    calibration.save(run, (7, 1), data, KNOWN)
+    assert calibration.load(run, (7, 1), data) is not None
+    assert calibration.load(run, (7, 1), data, fakes=fakes) is None  # they are at hand by now
+    calibration.save(run, (7, 1), data, KNOWN, fakes)
+    assert same(calibration.load(run, (7, 1), data, fakes=fakes), KNOWN)
+    assert calibration.load(run, (7, 1), data, fakes={"a/fake": "2f"}) is None
+    assert calibration.load(run, (7, 1), data) is not None
 
 
 @pytest.mark.parametrize(
@@ -85,21 +97,20 @@ OWN = dataclasses.replace(
 def test_own_images(tmp_path):
     path = epath.Path(tmp_path) / "calibration.json"
     calibration.save_own(path, (7, 1), OWN)
-    found = calibration.load_own(path, (7, 1), "tile")
+    found = calibration.load_own(path, (7, 1))
     assert same(found, OWN) and found.files == OWN.files
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"calibration.json is there already: delete it, or"):
         calibration.save_own(path, (7, 1), KNOWN)
     assert path.read_bytes() == before
-    for network, mode, message in (
-        ((8, 1), "tile", r"is of another network, of checkpoint 7"),
-        ((7, 2), "tile", r"is of another network"),
-        ((7, 1), "resize", r"was calibrated with --mode tile"),
-    ):
-        with pytest.raises(UserError, match=message):
-            calibration.load_own(path, network, mode)
+    for network in ((8, 1), (7, 2), (7, None)):
+        with pytest.raises(UserError, match=r"is of another network, of checkpoint 7"):
+            calibration.load_own(path, network)
+    nowhere = epath.Path(tmp_path) / "nowhere/c.json"
     with pytest.raises(UserError, match=r"nowhere/c.json cannot be read"):
-        calibration.load_own(epath.Path(tmp_path) / "nowhere/c.json", (7, 1), "tile")
+        calibration.load_own(nowhere, (7, 1))
+    with pytest.raises(UserError, match=r"there is no folder .*/nowhere to write it to"):
+        calibration.check_new(nowhere)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +125,8 @@ def test_damaged_own_images_are_named(tmp_path, damage: dict[str, Any]):
     calibration.save_own(path, (7, 1), OWN)
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(UserError, match=r"c.json cannot be read .*calibrate again"):
-        calibration.load_own(path, (7, 1), "tile")
+        calibration.load_own(path, (7, 1))
     for text in ("[]", "{", "3"):
         path.write_text(text)
         with pytest.raises(UserError, match=r"c.json cannot be read"):
-            calibration.load_own(path, (7, 1), "tile")
+            calibration.load_own(path, (7, 1))

@@ -215,6 +215,10 @@ def test_verdict(run, predicted, evaluated):
     digests = provenance.digests(source.provenance)
     real = {"real": digests, "split": "valid"}
     fakes, likeness = kept.pop("fakes"), kept.pop("likeness")
+    trained_on = inputs.Examples(
+        (REAL, "dolos/celebahq_p2"), "valid", runs.load_config(run).data.dir
+    )
+    assert kept.pop("of_fakes") == provenance.digests(trained_on.provenance)
     assert kept == {"checkpoint": step, "weights": weights, **real}
     assert likeness is None and len(fakes) == 9  # of so few nothing is known
     stored = results(run)

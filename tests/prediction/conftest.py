@@ -45,3 +45,17 @@ def network(
         return np.asarray(found.scores), np.asarray(found.maps)
 
     return localize
+
+
+@pytest.fixture
+def cut_amid(trained: epath.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """(image, mode) → half of its map is above the threshold that the run has fitted."""
+    from wsdl_jax.evaluation import map_threshold
+    from wsdl_jax.prediction.localizer import Localizer
+
+    def cut(image: Image.Image, mode: str) -> None:
+        (found,) = Localizer.load(trained, mode=mode)([image])
+        fitted = map_threshold.MapThreshold(float(np.median(found.raw)), 0.5, 9, "spliced")
+        monkeypatch.setattr(map_threshold, "load", lambda *_: fitted)
+
+    return cut

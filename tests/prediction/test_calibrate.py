@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def test_own_real_images(run, photos, tmp_path):
     folder.predict(run, [str(photos)], before)
     scores = {row["file"]: float(row["score"]) for row in table(Path(before))}
     made = folder.calibrate(run, [str(photos)])
-    kept = calibration.load_own(run / "calibration.json", tuple(runs.load(run)[2:]), "resize")
+    kept = calibration.load_own(run / "calibration.json", tuple(runs.load(run)[2:]))
     assert kept.digest() == made.digest() and kept.images == COUNT
     different = [score for file, score in scores.items() if not file.endswith("again.png")]
     assert kept.real["clean"] == pytest.approx(sorted(different), abs=1e-6)
@@ -93,6 +95,12 @@ def test_what_cannot_be_calibrated_on(run, photos, tmp_path):
     with pytest.raises(UserError, match=rf"--calibrate {damaged}: {damaged}/07.png: "):
         folder.calibrate(run, [str(damaged)])
     assert {path.name for path in run.iterdir()} == before
+    (damaged / "07.png").unlink()
+    os.mkfifo(damaged / "pipe")  # which would be waited for
+    with pytest.raises(UserError, match=rf"{damaged}/pipe: not a file"):
+        folder.calibrate(run, [str(damaged)])
+    with pytest.raises(UserError, match="there is no folder"):  # before what takes long
+        folder.calibrate(run, [str(photos)], epath.Path(tmp_path / "nowhere/c.json"))
     taken = epath.Path(tmp_path / "mine.json")
     taken.write_text("mine")
     with pytest.raises(UserError, match=r"mine.json is there already: delete it, or"):
@@ -100,16 +108,47 @@ def test_what_cannot_be_calibrated_on(run, photos, tmp_path):
     assert taken.read_text() == "mine"
 
 
+def test_a_folder_with_a_name_of_another_encoding(run, photos, tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shutil.copytree(photos, odd)
+    folder.calibrate(run, [odd])
+    strange = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(strange).save(tmp_path / "strange.png")
+    folder.predict(run, [str(tmp_path / "strange.png")], epath.Path(tmp_path / "out"))
+    (row,) = table(tmp_path / "out")
+    assert row["reason"].endswith("/caf\\udce9")
+
+
+def test_a_file_that_changes_while_it_is_looked_at(run, photos, tmp_path, monkeypatch):
+    """Of the same size, so that nothing but its bytes tells."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("03.png", "05.png"):
+        shutil.copy(photos / name, mine)
+    smooth(43, 60, 99).save(tmp_path / "other.png")
+    write = folder._write
+
+    def late(file: str, *arguments: Any) -> Any:
+        if file.endswith("03.png"):
+            shutil.copy(tmp_path / "other.png", file)
+        return write(file, *arguments)
+
+    monkeypatch.setattr(folder, "_write", late)
+    changed, same = folder.predict(run, [str(mine)], epath.Path(tmp_path / "out"))
+    assert changed.error == "the file has changed while it was looked at"
+    assert same.score is not None
+
+
 def test_tiles_are_calibrated_by_themselves(run, photos, tmp_path):
     path = epath.Path(tmp_path / "c.json")
     folder.calibrate(run, [str(photos)], path, mode="tile")
     image, out = str(photos / "03.png"), epath.Path(tmp_path / "out")
-    with pytest.raises(UserError, match="was calibrated with --mode tile"):
+    with pytest.raises(UserError, match="is of --mode tile: calibrate with --mode resize as well"):
         folder.predict(run, [image], out, calibration=path)
     assert not out.exists()
     folder.predict(run, [image], out, calibration=path, mode="tile", trust=True)
     (row,) = table(Path(out))
-    assert row["p_value"] and (out / "trust/03.png.png").exists()
+    assert float(row["p_value"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,10 @@ def certificates() -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="session")
 def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PNG and a JPEG file that say to have been made by a generative model."""
+    """A PNG and a JPEG file that say to have been made by a generative model.
+
+    And edited.png, which says to have been made of the first.
+    """
     c2pa = pytest.importorskip("c2pa")
     folder = tmp_path_factory.mktemp("signed")
     manifest = {
@@ -95,6 +98,19 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with c2pa.Builder(manifest) as builder:
             builder.sign(signer, f"image/{kind.lower()}", plain, out)
         (folder / name).write_bytes(out.getvalue())
+    action = {"action": "c2pa.opened", "parameters": {"ingredientIds": ["parent"]}}
+    edited = {
+        "claim_generator_info": [{"name": "An editor", "version": "1"}],
+        "ingredients": [{"title": "made.png", "relationship": "parentOf", "label": "parent"}],
+        "assertions": [{"label": "c2pa.actions", "data": {"actions": [action]}}],
+    }
+    ingredient = edited.pop("ingredients")[0]
+    made = (folder / "made.png").read_bytes()
+    out = io.BytesIO()
+    with c2pa.Builder(edited) as builder:
+        builder.add_ingredient(ingredient, "image/png", io.BytesIO(made))
+        builder.sign(signer, "image/png", io.BytesIO(made), out)
+    (folder / "edited.png").write_bytes(out.getvalue())
     return folder
 
 
@@ -109,9 +125,22 @@ def test_what_a_file_says_of_itself(signed, name):
         "issuer": "A Signer",
         "actions": ["c2pa.created"],
         "digital_source_types": ["trainedAlgorithmicMedia"],
+        "made_of": [],
     }
     assert content_credentials.in_words(found) == (
         "Content Credentials, Valid: by A <painter>, signed by A Signer, trainedAlgorithmicMedia"
+    )
+
+
+def test_what_an_image_was_made_of(signed):
+    found = content_credentials.read(epath.Path(signed / "edited.png"))
+    assert (found["generator"], found["digital_source_types"]) == ("An editor", [])
+    (made_of,) = found["made_of"]
+    assert made_of["generator"] == "A <painter>"
+    assert made_of["digital_source_types"] == ["trainedAlgorithmicMedia"]
+    assert content_credentials.in_words(found).endswith(
+        "by An editor, signed by A Signer; made of an image by A <painter>, signed by A Signer, "
+        "trainedAlgorithmicMedia"
     )
 
 

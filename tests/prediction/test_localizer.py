@@ -108,7 +108,7 @@ def test_features_are_those_of_the_method(trained, localizer, tiler):
             np.testing.assert_allclose(found.features, expected, atol=0.1)
 
 
-def test_calibrations_of_a_run(trained, tmp_path):
+def test_calibrations_of_a_run(trained, tmp_path, caplog):
     run = epath.Path(shutil.copytree(trained, tmp_path / "run"))
     network = tuple(runs.load(run)[2:])
     known = verdict.Calibration({"clean": [0.1 * n for n in range(10)]})
@@ -117,13 +117,16 @@ def test_calibrations_of_a_run(trained, tmp_path):
     assert found.real == {"clean": tuple(known.real["clean"])}
     own = dataclasses.replace(known, source="own images", mode="tile")
     calibration.save_own(epath.Path(tmp_path / "own.json"), network, own)
-    for mode, names in (("tile", ["own images"]), ("resize", None)):
-        if names is None:
-            with pytest.raises(UserError, match="was calibrated with --mode tile"):
-                Localizer.load(run, mode=mode, calibration=tmp_path / "own.json")
-            continue
-        localizer = Localizer.load(run, mode=mode, calibration=tmp_path / "own.json")
-        assert [one.source for one in localizer.calibrations] == names
+    localizer = Localizer.load(run, mode="tile", calibration=tmp_path / "own.json")
+    assert [one.source for one in localizer.calibrations] == ["own images"]
+    with pytest.raises(UserError, match=r"own.json is of --mode tile: calibrate with --mode"):
+        Localizer.load(run, calibration=tmp_path / "own.json")
+    # The run's own is passed over, where it was not asked for.
+    shutil.copy(tmp_path / "own.json", run / "calibration.json")
+    (found,) = Localizer.load(run).calibrations
+    assert found.source == "the training images"
+    assert "not used: " in caplog.text
+    (run / "calibration.json").unlink()
     # What can be told apart goes beside one's own, and that of the run is found.
     features = np.random.default_rng(0).random((40, 5), np.float32)
     calibration.save(
@@ -243,6 +246,18 @@ def test_pooled_scores_of_tiles(trained, tiler, size):
     assert found.score == found.probability == found.raw[:rows, :columns].max()
     assert plain.score < found.score
     assert of_one_window.score == pytest.approx(of_one_window.raw.max(), abs=1e-6)
+
+
+def test_trust_is_of_maps_that_point_somewhere(trained):
+    config, model, *_ = runs.load(trained)
+    image = noise(64, 64)
+    (plain,) = Localizer(config, model)([image])
+    low, high = float(plain.raw.min()), float(plain.raw.max())
+    for cut, is_told in ((low / 2, False), ((low + high) / 2, True), (high, False)):
+        (found,) = Localizer(config, model, cut=cut, trust=True)([image])
+        assert (found.agreement is not None) == is_told
+    with pytest.raises(ValueError, match="no agreement"):
+        _ = plain.trust
 
 
 def test_small_images_are_not_tiled(tiler, localizer):

@@ -32,10 +32,11 @@ class Page(html.parser.HTMLParser):
             self.cells[-1] += data
 
 
-def test_page_escapes_names_and_links_what_is_there(trained, tmp_path):
+def test_page_escapes_names_and_links_what_is_there(trained, tmp_path, cut_amid):
     images = tmp_path / "images"
     names = ['<script>alert("x")<', "per%20cent?#.png", "it's & ü.png", "line\nbreak, comma.png"]
     images.mkdir()
+    cut_amid(smooth(30, 40), "resize")
     for name in names:
         smooth(30, 40).save(images / name, "PNG")
     smooth(30, 40).save(os.fsencode(images) + b"/\xff.png", "PNG")  # not UTF-8

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from wsdl_jax.evaluation.likeness import Likeness
 from wsdl_jax.evaluation.verdict import CLEAN, Calibration
 from wsdl_jax.runs import RunDirectory
 from wsdl_jax.runtime.errors import UserError
-from wsdl_jax.runtime.storage import read_json, write_whole
+from wsdl_jax.runtime.storage import is_remote, read_json, write_whole
 
 
 def save(
@@ -21,6 +22,7 @@ def save(
     network: tuple[int, int | None],
     data: Mapping[str, str],
     calibration: Calibration,
+    fakes: Mapping[str, str] | None = None,
 ) -> None:
     """Keeps in a run directory what its network says of images of the validation split.
 
@@ -29,8 +31,10 @@ def save(
       network: step and checksum of the checkpoint whose network it is.
       data: hashes of the real subsets by their names, see wsdl_data.provenance.
       calibration: of their validation images.
+      fakes: hashes of the subsets that known fakes are of; None where there were none at hand.
     """
-    kept.save(RunDirectory(run).real_scores, network, "real", data, _stored(calibration))
+    content = {**_stored(calibration), "of_fakes": None if fakes is None else dict(fakes)}
+    kept.save(RunDirectory(run).real_scores, network, "real", data, content)
 
 
 def load(
@@ -38,6 +42,7 @@ def load(
     network: tuple[int, int | None],
     data: Mapping[str, str] | None = None,
     kinds: Collection[str] | None = None,
+    fakes: Mapping[str, str] | None = None,
 ) -> Calibration | None:
     """Returns what `save` has kept; None if there is nothing of this network and data.
 
@@ -45,8 +50,9 @@ def load(
       run: the run directory.
       network: step and checksum of the checkpoint that is asked for.
       data: hashes of the real subsets; None accepts any, where the data is not at hand.
-      kinds: what was to be done to the images, `CLEAN` and perturbations, and known fakes to be
-        asked for; None accepts any, and files of versions that knew real images alone.
+      kinds: what was to be done to the images, `CLEAN` and perturbations; None accepts any.
+      fakes: hashes of the subsets that known fakes are to be of. None accepts any, and none, and
+        files of versions that knew real images alone.
 
     Raises:
       UserError: a file that cannot be read.
@@ -54,10 +60,12 @@ def load(
     found = kept.load(RunDirectory(run).real_scores, network, "real", data, _parsed)
     if found is None:
         return None
-    calibration, is_whole = found
+    calibration, of_fakes = found
     if not calibration.real or not all(map(len, calibration.real.values())):
         return None
-    if kinds is not None and not (is_whole and calibration.real.keys() == set(kinds)):
+    if kinds is not None and calibration.real.keys() != set(kinds):
+        return None
+    if fakes is not None and of_fakes != dict(fakes):
         return None
     return calibration if all(map(math.isfinite, _scores(calibration))) else None
 
@@ -86,25 +94,29 @@ def check_new(path: epath.Path) -> None:
     """Raises UserError where a calibration would take the place of something."""
     if path.exists():
         raise UserError(f"{path} is there already: delete it, or choose another --calibration")
+    if is_remote(path):
+        return
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise UserError(f"--calibration {path}: there is no folder {path.parent} to write it to")
 
 
-def load_own(path: epath.Path, network: tuple[int, int | None], mode: str) -> Calibration:
+def load_own(path: epath.Path, network: tuple[int, int | None]) -> Calibration:
     """Returns what `save_own` has written.
 
     Args:
       path: the file.
       network: step and checksum of the checkpoint that is to be judged by it.
-      mode: how images are looked at.
 
     Raises:
-      UserError: no such file, one that cannot be read, or one of another network or mode.
+      UserError: no such file, one that cannot be read, or one of another network.
     """
     stored = read_json(path)
     try:
         calibration, _ = _parsed(stored)
         of_network = stored["checkpoint"], stored["weights"]
         own = {
-            "source": str(stored["source"]),
+            # Somebody else's file may have anything in it.
+            "source": str(stored["source"]).encode("utf-8", "backslashreplace").decode(),
             "mode": str(stored["mode"]),
             "files": tuple(map(str, stored["files"])),
         }
@@ -116,10 +128,6 @@ def load_own(path: epath.Path, network: tuple[int, int | None], mode: str) -> Ca
         raise UserError(
             f"{path} is of another network, of checkpoint {of_network[0]}: delete it and calibrate "
             "again"
-        )
-    if own["mode"] != mode:
-        raise UserError(
-            f"{path} was calibrated with --mode {own['mode']}: take that, or calibrate again"
         )
     return Calibration(calibration.real, calibration.fake, calibration.likeness, **own)
 
@@ -134,14 +142,15 @@ def _stored(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def _parsed(stored: Mapping[str, Any]) -> tuple[Calibration, bool]:
-    """Returns a calibration, and whether its file knows of more than real images' scores."""
+def _parsed(stored: Mapping[str, Any]) -> tuple[Calibration, dict[str, str] | None]:
+    """Returns a calibration, and the hashes of the subsets that its fakes are of."""
     named = {CLEAN: stored["scores"], **stored.get("perturbed", {})}
     real = {name: tuple(sorted(map(float, values))) for name, values in named.items()}
     fake = tuple(sorted(map(float, stored.get("fakes", ()))))
     of = stored.get("likeness")
     likeness = None if of is None else Likeness.of_stored(of)
-    return Calibration(real, fake, likeness), "fakes" in stored
+    of_fakes = stored.get("of_fakes")
+    return Calibration(real, fake, likeness), None if of_fakes is None else dict(of_fakes)
 
 
 def _scores(calibration: Calibration) -> itertools.chain[float]:

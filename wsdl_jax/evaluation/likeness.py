@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 LEVEL = 0.02  # the share of known images that may be called unlike
 FEWEST = 20  # images of a class, of which half are fitted to
@@ -76,20 +76,36 @@ class Likeness:
         return cls(mean, spread, precision, tuple(map(np.sort, distances)))
 
 
-def fit(classes: Sequence[Float[np.ndarray, "_ d"]]) -> Likeness | None:
+def fit(
+    classes: Sequence[Float[np.ndarray, "_ d"]],
+    origins: Sequence[Integer[np.ndarray, " _"]] | None = None,
+) -> Likeness | None:
     """Returns the likeness of classes of images; None if one of them has fewer than 20.
 
     Of each class, one half at random, by a fixed seed, is what the Gaussian is fitted to, and the
     other half says how far images of that class are from it.
+
+    Args:
+      classes: the features of the images of each.
+      origins: of each image a number that all images have which were made of the same one, in
+        whatever class: they are in the same half. By default each is of its own.
     """
     # Imported here, since it takes seconds, which those who only ask are spared.
     from sklearn.covariance import ledoit_wolf
 
     if not classes or min(map(len, classes)) < FEWEST:
         return None
+    if origins is None:
+        ends = np.cumsum([len(one) for one in classes])
+        origins = [np.arange(end - len(one), end) for one, end in zip(classes, ends, strict=True)]
+    is_fitted: dict[int, bool] = {}  # by origin
     rng = np.random.default_rng(0)
-    halves = [np.array_split(one[rng.permutation(len(one))], 2) for one in classes]
-    fitted = np.concatenate([half for half, _ in halves]).astype(np.float64)
+    for of in origins:
+        new = rng.permutation([one for one in np.unique(of).tolist() if one not in is_fitted])
+        is_fitted |= {int(one): place < len(new) - len(new) // 2 for place, one in enumerate(new)}
+    chosen = [np.array([is_fitted[one] for one in of.tolist()]) for of in origins]
+    pairs = list(zip(classes, chosen, strict=True))
+    fitted = np.concatenate([one[which] for one, which in pairs]).astype(np.float64)
     mean, spread = fitted.mean(0), fitted.std(0)
     usual = np.median(spread[spread > 0]) if spread.any() else 1.0
     spread = np.maximum(spread, _LEAST_SPREAD * usual)
@@ -98,7 +114,7 @@ def fit(classes: Sequence[Float[np.ndarray, "_ d"]]) -> Likeness | None:
     # As they are stored, so that distances are the same for who reads them.
     mean, spread, precision = (a.astype(np.float32) for a in (mean, spread, precision))
     found = Likeness(mean, spread, precision, ())
-    distances = tuple(np.sort(found.distance(half)) for _, half in halves)
+    distances = tuple(np.sort(found.distance(one[~which])) for one, which in pairs)
     return dataclasses.replace(found, distances=distances)
 
 

@@ -519,7 +519,7 @@ def _calibration(run: epath.Path, test: TestedRun) -> Calibration | None:
 
     Real images are also scored after everyday perturbations, if the config has `eval.perturbed`.
     Fakes are those that the run was trained on, spliced as often as there; without them at hand,
-    none are known.
+    none are known, or those that were.
 
     These images take part in the selection of the checkpoint; test images take part in neither.
     Where the images are not at hand, what was kept is used; None if there is nothing.
@@ -527,29 +527,37 @@ def _calibration(run: epath.Path, test: TestedRun) -> Calibration | None:
     config = test.config
     perturbed = perturbations.EVERYDAY if config.eval.perturbed else ()
     changes = {verdict.CLEAN: None, **{str(chain): chain for chain in perturbed}}
+    fakes = _known_fakes(config)
+    of_fakes = None
+    if fakes is not None:
+        runs.check_data(run, fakes.provenance)
+        of_fakes = provenance.digests(fakes.provenance)
 
     def measure(source: inputs.Examples) -> Calibration:
-        scores, features = {}, {}
+        scores, classes, origins = {}, [], []
         for name, chain in changes.items():
             what = f"scoring real images, {name}"
-            scores[name], features[name] = _seen(test, source, what, perturbation=chain)
-        fake, of_fakes = _known_fakes(test)
-        changed = [of_real for name, of_real in features.items() if name != verdict.CLEAN]
-        classes = [
-            features[verdict.CLEAN],
-            of_fakes,
-            *([np.concatenate(changed)] if changed else []),
-        ]
-        known = likeness.fit([one for one in classes if one.size])
+            scores[name], features = _seen(test, source, what, perturbation=chain)
+            classes.append(features)
+            origins.append(np.arange(len(features)))
+        fake = []
+        if fakes is not None:
+            spliced = config.train.splice if methods.targets(config) == "spliced" else 0.0
+            places = fakes.places(inputs.FAKE).tolist()
+            fake, features = _seen(test, fakes, "scoring fakes", places=places, splice=spliced)
+            classes.append(features)
+            origins.append(len(source) + np.arange(len(features)))
+        has_features = all(one.size for one in classes)
+        known = likeness.fit(classes, origins) if has_features else None
         return Calibration({name: sorted(of) for name, of in scores.items()}, sorted(fake), known)
 
     return _kept_or_measured(
         run,
         test,
         lambda: inputs.Examples(_real_subsets(config), "valid", config.data.dir),
-        functools.partial(calibration.load, kinds=changes.keys()),
+        functools.partial(calibration.load, kinds=changes.keys(), fakes=of_fakes),
         measure,
-        calibration.save,
+        functools.partial(calibration.save, fakes=of_fakes),
         "no threshold for a verdict from real validation images",
     )
 
@@ -560,20 +568,18 @@ def _real_subsets(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     )  # setup c trains without real images
 
 
-def _known_fakes(test: TestedRun) -> tuple[list[float], Float[np.ndarray, "n d"]]:
-    """Returns scores and features of the fakes of the validation split; of none, not at hand."""
-    config = test.config
-    spliced = config.train.splice if methods.targets(config) == "spliced" else 0.0
-    subsets = (*_real_subsets(config), *config.data.fake)
+def _known_fakes(config: ml_collections.ConfigDict) -> inputs.Examples | None:
+    """Returns the validation images that a run was trained with, real ones beside the fakes.
+
+    It is None, and a warning says so, where a host does not have them.
+    """
+    source = None
     try:
+        subsets = (*_real_subsets(config), *config.data.fake)
         source = inputs.Examples(subsets, "valid", config.data.dir)
     except ConfigError as error:
         log.warning("no fakes are known to the verdict: %s", error)
-        source = None
-    if hosts.any_host(source is None):
-        return [], _NO_FEATURES
-    places = source.places(inputs.FAKE).tolist()
-    return _seen(test, source, "scoring fakes", places=places, splice=spliced)
+    return None if hosts.any_host(source is None) else source
 
 
 def _seen(

@@ -140,7 +140,9 @@ def judge(
 
     It is "unsure" for an image that is unlike all known ones, and where it would be called one
     thing by one kind of images that it is like, and another by another. The p-value is the largest
-    of all of these. So of real images of either kind at most as many are called fake as may be.
+    of all of these. Of real images of a kind that stands alone, at most as many are called fake as
+    may be. Beside another kind, those can be more that are unlike their own, a share of
+    `likeness.LEVEL` or of one in half as many as there are, and like the other.
 
     Args:
       calibrations: of images of one kind each; at least one.
@@ -154,12 +156,11 @@ def judge(
         unlike = " and ".join(known.source for known in calibrations)
         return Verdict(UNSURE, p_value, f"unlike {unlike}")
     found = [known.judge(score, false_positive_rate) for known in alike]
-    last = found[-1]
-    p_value = max(one.p_value for one in found)
+    least_strange = max(found, key=lambda one: one.p_value)
     if len({one.answer for one in found}) == 1:
-        return Verdict(last.answer, p_value, last.reason)
+        return least_strange
     said = (f"{one.answer} by {of.source}" for one, of in zip(found, alike, strict=True))
-    return Verdict(UNSURE, p_value, ", ".join(said))
+    return Verdict(UNSURE, least_strange.p_value, ", ".join(said))
 
 
 def _as_high(score: float, scores: Sequence[float]) -> int:

@@ -42,8 +42,9 @@ def read(path: epath.Path) -> dict[str, Any]:
     Returns:
       `state`: "Valid" (signed, and unchanged since), "Trusted" (by a signer that the library knows,
       too), "Invalid", or in words why it is not known; and where there is a manifest `generator`,
-      `issuer` of the signer's certificate, `actions`, and `digital_source_types` by their last
-      words, such as "trainedAlgorithmicMedia" for what a generative model has made.
+      `issuer` of the signer's certificate, `actions`, `digital_source_types` by their last words,
+      such as "trainedAlgorithmicMedia" for what a generative model has made, and `made_of`, the
+      same of each image that it was made of, if that had credentials, too.
     """
     if importlib.util.find_spec("c2pa") is None:
         return {"state": f"not read: {_EXTRA}"}
@@ -59,7 +60,18 @@ def read(path: epath.Path) -> dict[str, Any]:
                 store = json.loads(reader.json())
     except (c2pa.C2paError, OSError, ValueError) as error:
         return {"state": f"cannot be read: {' '.join(str(error).split())}"}
-    manifest = store.get("manifests", {}).get(store.get("active_manifest"), {})
+    manifests = store.get("manifests", {})
+    active = store.get("active_manifest")
+    earlier = [_said(one) for name, one in sorted(manifests.items()) if name != active]
+    return {
+        "state": store.get("validation_state", "unknown"),
+        **_said(manifests.get(active, {})),
+        "made_of": earlier,
+    }
+
+
+def _said(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Returns what one manifest says."""
     infos = manifest.get("claim_generator_info") or [{}]
     actions = [
         action
@@ -71,7 +83,6 @@ def read(path: epath.Path) -> dict[str, Any]:
         str(action["digitalSourceType"]) for action in actions if "digitalSourceType" in action
     }
     return {
-        "state": store.get("validation_state", "unknown"),
         "generator": infos[0].get("name") or manifest.get("claim_generator"),
         "issuer": manifest.get("signature_info", {}).get("issuer"),
         "actions": [str(action.get("action")) for action in actions],
@@ -81,10 +92,16 @@ def read(path: epath.Path) -> dict[str, Any]:
 
 def in_words(credentials: dict[str, Any]) -> str:
     """Returns what `read` has found as a line of text."""
+    said = [_one_in_words(credentials)]
+    said += [f"made of an image {_one_in_words(one)}" for one in credentials.get("made_of", ())]
+    text = "; ".join(filter(None, said))
+    return f"Content Credentials, {credentials['state']}{f': {text}' if text else ''}"
+
+
+def _one_in_words(said: dict[str, Any]) -> str:
     parts = [
-        f"by {credentials['generator']}" if credentials.get("generator") else "",
-        f"signed by {credentials['issuer']}" if credentials.get("issuer") else "",
-        " and ".join(credentials.get("digital_source_types", ())),
+        f"by {said['generator']}" if said.get("generator") else "",
+        f"signed by {said['issuer']}" if said.get("issuer") else "",
+        " and ".join(said.get("digital_source_types", ())),
     ]
-    said = ", ".join(filter(None, parts))
-    return f"Content Credentials, {credentials['state']}{f': {said}' if said else ''}"
+    return ", ".join(filter(None, parts))

@@ -9,7 +9,9 @@ from typing import Any
 
 from etils import epath
 
+from wsdl_jax.prediction import fingerprint, table
 from wsdl_jax.prediction.localizer import Localizer
+from wsdl_jax.runs import RunDirectory
 
 FILE = "evidence.jsonl"  # in the folder of what is found
 
@@ -33,7 +35,8 @@ def of_network(localizer: Localizer, run: epath.Path) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "wsdl_jax": importlib.metadata.version("wsdl-jax"),
-        "run": os.fspath(run),
+        "run": table.printable(os.fspath(run)),
+        "config_sha256": fingerprint.of(RunDirectory(run).config).sha256,
         "weights_sha256": localizer.weights_digest,
         "mode": localizer.mode,
         "map_threshold": localizer.cut,

@@ -18,6 +18,7 @@ from wsdl_jax.evaluation import calibration as calibrations
 from wsdl_jax.evaluation import likeness, rendering, verdict
 from wsdl_jax.evaluation.verdict import Calibration
 from wsdl_jax.prediction import content_credentials, evidence, fingerprint, images, page, table
+from wsdl_jax.prediction.fingerprint import Fingerprint
 from wsdl_jax.prediction.localizer import Localizer, Prediction, View
 from wsdl_jax.prediction.memory import PixelBudget
 from wsdl_jax.prediction.table import Row
@@ -163,7 +164,12 @@ def calibrate(
     files = images.find(patterns, path, "--calibrate")
     digests: dict[str, str] = {}  # of each file that is not there twice, by its SHA-256
     for file in files:
-        digests.setdefault(fingerprint.of(epath.Path(file)).sha256, file)
+        try:
+            images.check_file(epath.Path(file))
+            digests.setdefault(fingerprint.of(epath.Path(file)).sha256, file)
+        except (ValueError, OSError) as error:
+            text = f"{table.printable(file)}: {error}"
+            raise UserError(f"--calibrate {' '.join(patterns)}: {text}") from error
     if len(digests) < likeness.FEWEST:
         raise UserError(
             f"--calibrate {' '.join(patterns)}: {len(digests)} different files, where "
@@ -187,7 +193,7 @@ def calibrate(
     made = Calibration(
         {verdict.CLEAN: sorted(score for score, _ in found)},
         likeness=likeness.fit([np.stack(features)]) if features else None,
-        source=f"the images of {' '.join(patterns)}",
+        source=f"the images of {table.printable(' '.join(patterns))}",
         mode=mode,
         files=tuple(digests),
     )
@@ -207,15 +213,16 @@ def _localize_files(localizer: Localizer, files: dict[str, str], out: epath.Path
       A row for each image, in the order of the files.
     """
     failed: dict[str, str] = {}
+    taken: dict[str, Fingerprint] = {}
     budget = PixelBudget(_PIXELS_IN_MEMORY)
     max_pixels, ahead = MAX_PIXELS[localizer.mode], _ahead(localizer)
 
     def write(localized: tuple[str, Prediction]) -> Row:
         file, prediction = localized
         with budget.share() as reserve:
-            return _write(file, files[file], prediction, out, max_pixels, reserve)
+            return _write(file, files[file], prediction, taken.pop(file), out, max_pixels, reserve)
 
-    predictions = _predictions(localizer, list(files), failed, budget)
+    predictions = _predictions(localizer, list(files), failed, budget, taken)
     with (
         contextlib.closing(predictions),
         contextlib.closing(threads.map_ahead(write, predictions, ahead)) as written,
@@ -234,7 +241,11 @@ def _ahead(localizer: Localizer) -> int:
 
 
 def _predictions(
-    localizer: Localizer, files: Sequence[str], failed: dict[str, str], budget: PixelBudget
+    localizer: Localizer,
+    files: Sequence[str],
+    failed: dict[str, str],
+    budget: PixelBudget,
+    taken: dict[str, Fingerprint] | None = None,
 ) -> Iterator[tuple[str, Prediction]]:
     """Yields the files that can be read, each with what is found in it.
 
@@ -243,6 +254,7 @@ def _predictions(
       files: paths.
       failed: where the reason is put for which a file cannot be read, by its path.
       budget: of pixels that are decoded at one time.
+      taken: where the fingerprint of each file is put, from before it was read.
     """
     max_pixels = MAX_PIXELS[localizer.mode]
     bar = tqdm(
@@ -257,10 +269,16 @@ def _predictions(
     # tiled is not, but of those there are two at most: one that is seen and one that is written.
     def view_file(file: str) -> tuple[str, View | str]:
         with budget.share() as reserve:
+            path = epath.Path(file)
             try:
-                return file, localizer.view(images.read(epath.Path(file), max_pixels, reserve)[0])
+                if taken is not None:
+                    images.check_file(path)
+                    taken[file] = fingerprint.of(path)
+                return file, localizer.view(images.read(path, max_pixels, reserve)[0])
             except ValueError as error:
                 return file, str(error)  # not the error, whose traceback has the image
+            except OSError as error:
+                return file, error.strerror or str(error)
 
     def readable(viewed: Iterable[tuple[str, View | str]]) -> Iterator[tuple[str, View]]:
         for file, view in viewed:
@@ -286,6 +304,7 @@ def _write(
     file: str,
     name: str,
     prediction: Prediction,
+    taken: Fingerprint,
     out: epath.Path,
     max_pixels: int,
     reserve: Callable[[int], None],
@@ -296,6 +315,7 @@ def _write(
       file: of the image.
       name: of its files in the output's folders, without their suffix.
       prediction: of the image.
+      taken: the file's fingerprint from before the image was localized.
       out: the folder.
       max_pixels: see `images.read`.
       reserve: see `images.read`; what it reserves stands for the map at the image's size too.
@@ -303,9 +323,8 @@ def _write(
     height, width = prediction.size
     try:
         image, is_first = images.read(epath.Path(file), max_pixels, reserve)
-        if image.size != (width, height):
+        if image.size != (width, height) or fingerprint.of(epath.Path(file)) != taken:
             raise ValueError("the file has changed while it was looked at")
-        taken = fingerprint.of(epath.Path(file))
     except (ValueError, OSError) as error:
         return Row(file, name, error=str(error))
     image.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE))
@@ -355,6 +374,7 @@ def _write(
         probability=prediction.probability,
         size=prediction.size,
         fingerprint=taken,
+        has_trust=trust is not None,
         credentials=credentials,
     )
 

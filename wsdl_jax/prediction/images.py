@@ -83,15 +83,20 @@ def read(
       ValueError: the file is no image of `FORMATS`, is damaged, or has too many pixels. The text is
         the reason, without the file's name.
     """
-    # etils takes a pipe for a file, and opening one would wait for its writer.
-    if not (path.is_file() if "://" in str(path) else os.path.isfile(path)):
-        raise ValueError("not a file")
+    check_file(path)
     try:
         options = {"max_pixels": max_pixels, "formats": FORMATS, "before_pixels": reserve}
         image = decoding.load(path, **options)
         return decoding.to_rgb(image), decoding.is_first(image)
     except OSError as error:
         raise ValueError(error.strerror or " ".join(str(error).split())) from error
+
+
+def check_file(path: epath.Path) -> None:
+    """Raises ValueError for what is no file."""
+    # etils takes a pipe for a file, and opening one would wait for its writer.
+    if not (path.is_file() if "://" in str(path) else os.path.isfile(path)):
+        raise ValueError("not a file")
 
 
 @contextlib.contextmanager

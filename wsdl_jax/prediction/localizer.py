@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -25,6 +26,7 @@ from wsdl_jax.prediction import agreement
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.parallel import AXIS, Parallel
 
+log = logging.getLogger("wsdl_jax")
 MODES = ("resize", "tile")
 _CELL_SIDE = 4  # pixels: where windows are blended, a map has no smaller cells
 _STRIP_PIXELS = 2**22  # of a map at its image's size that are computed at once
@@ -73,7 +75,8 @@ class Prediction:
       cut: the probability above which a location is called manipulated.
       features: what the image is like to the network, see `Method.embed`; of windows their mean.
       agreement: of each location of `raw`, the share of views of the image, moved and scaled, that
-        call it the same, see `agreement`; None where that was not asked for.
+        call it the same, see `agreement`; None where that was not asked for, and where nothing is
+        called manipulated, or all: there is no place then to agree on.
     """
 
     score: float
@@ -95,7 +98,9 @@ class Prediction:
     def trusted_strips(self) -> Iterator[Float[np.ndarray, "n width"]]:
         """Yields `trust` in strips as `strips` does. Raises ValueError without `agreement`."""
         if self.agreement is None:
-            raise ValueError("agreement was not asked for: load the localizer with trust=True")
+            raise ValueError(
+                "no agreement: load the localizer with trust=True, and see whether it is None"
+            )
         yield from self._strips(self.agreement)
 
     def _strips(self, of_cells: Float[np.ndarray, "h w"]) -> Iterator[Float[np.ndarray, "n w"]]:
@@ -226,9 +231,17 @@ class Localizer:
             known.append(validated)
         if calibration is not None or own.exists():
             path = own if calibration is None else epath.Path(calibration)
-            # Of those that can be told apart, and were looked at in the same way.
-            known = [one for one in known if one.likeness is not None and one.mode == mode]
-            known.append(stored.load_own(path, network, mode))
+            found = stored.load_own(path, network)
+            said = f"{path} is of --mode {found.mode}: calibrate with --mode {mode} as well, into "
+            said += "another file, and name that with --calibration"
+            if found.mode == mode:
+                # Beside those that can be told apart, and were looked at in the same way.
+                known = [one for one in known if one.likeness is not None and one.mode == mode]
+                known.append(found)
+            elif calibration is None:
+                log.warning("not used: %s", said)
+            else:
+                raise UserError(said)
         fitted = map_threshold.load(run, network)
         return cls(
             config,
@@ -378,6 +391,8 @@ class _Blend:
             score = probability = float(self._pool(raw[None, :rows, :columns])[0])
         features = None if self._features is None else self._features / len(windows)
         said = judge(score, probability, features)
+        seen = raw[tuple(slice(math.ceil(side)) for side in self.view.covered)] > cut
+        is_placed = self._is_checked and seen.any() and not seen.all()
         return Prediction(
             score=score,
             probability=probability,
@@ -389,7 +404,7 @@ class _Blend:
             covered=self.view.covered,
             cut=cut,
             features=features,
-            agreement=self._agreement / self._weights if self._is_checked else None,
+            agreement=self._agreement / self._weights if is_placed else None,
         )
 
 

@@ -31,6 +31,7 @@ class Row(NamedTuple):
       probability, size: see `Prediction`.
       fingerprint: of the file that was looked at, see `fingerprint.of`.
       credentials: what the file says of itself, see `content_credentials.read`.
+      has_trust: whether there is a picture of where its map can be trusted.
     """
 
     file: str
@@ -46,6 +47,7 @@ class Row(NamedTuple):
     size: tuple[int, int] | None = None
     fingerprint: Fingerprint | None = None
     credentials: Mapping[str, Any] | None = None
+    has_trust: bool = False
 
     def evidence(self) -> dict[str, Any]:
         """Returns what the record of evidence has of the image alone."""
@@ -74,7 +76,10 @@ def write(rows: list[Row], path: epath.Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(row._asdict() | {"file": printable(row.file)} for row in rows)
+    for row in rows:
+        values = row._asdict()
+        shown = {name: printable(v) for name, v in values.items() if isinstance(v, str)}
+        writer.writerow(values | shown)
     path.write_text(text.getvalue())
 
 
