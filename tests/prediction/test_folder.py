@@ -46,10 +46,10 @@ def test_equal_to_the_evaluation(trained, dolos_folder, tmp_path):
 @pytest.mark.parametrize("mode", MODES)
 def test_files_of_an_image(trained, tmp_path, mode, cut_amid):
     image = smooth(150, 97)
+    cut_amid(image, mode)
     image.save(tmp_path / "photo.png")
     out = tmp_path / "out"
     (row,) = folder.predict(trained, [str(tmp_path / "photo.png")], epath.Path(out), mode=mode)
-    cut_amid(image, mode)
     trust = mode == "resize"  # by default
     (expected,) = Localizer.load(trained, mode=mode, batch=8, trust=trust)([image])
     assert files_in(out) == {
