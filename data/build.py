@@ -629,6 +629,9 @@ def changed_sources(subsets: Collection[str], data_dir: str | None) -> list[str]
         if subset.partition("/")[0] in _OWN:
             chosen.setdefault(own, []).append(kind)
     lines = []
+    default = Path(tfds.core.constants.DATA_DIR).expanduser()
+    given = default if data_dir is None else Path(data_dir).expanduser()
+    where = "" if given == default else f" --data_dir {shlex.quote(os.fspath(given))}"
     for name, kinds in chosen.items():
         changes = None
         try:
@@ -643,7 +646,7 @@ def changed_sources(subsets: Collection[str], data_dir: str | None) -> list[str]
             lines.append(
                 f"{name} was made of files that have changed since, by size and time"
                 f" ({changes.summary()}): what is used is as it was; python -m wsdl_data.build"
-                f" {name} --check compares all files, and says how to build it again"
+                f" {name} --check{where} compares all files, and says how to build it again"
             )
     return lines
 

@@ -71,6 +71,8 @@ def _evaluate_maps() -> None:
     for flag in (_FAKE, _REAL, _OUT):
         if flag.value is None:
             raise ConfigError(f"--{flag.name} is missing, which --maps needs")
+    tested = [name for side in (_FAKE, _REAL) for name in configuration.subsets(side.value)]
+    inputs.warn_of_changed_sources(tested, _DATA_DIR.value)
     evaluate_maps(
         epath.Path(_MAPS.value),
         epath.Path(_OUT.value),

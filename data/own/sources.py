@@ -348,7 +348,7 @@ class Sources:
         count = self._tables.execute(query).fetchone()[0]
         query = f"SELECT DISTINCT name FROM {one} {where} ORDER BY name LIMIT {_SHOWN}"
         names = [name for (name,) in self._tables.execute(query).fetchall()]
-        return Found(count, tuple(_shown(name) + (what(name) if what else "") for name in names))
+        return Found(count, tuple(shown(name) + (what(name) if what else "") for name in names))
 
     def _what(self, name: bytes) -> str:
         """Returns in parentheses what of an image has changed."""
@@ -379,7 +379,7 @@ class _Names:
         """Counts a name."""
         self.count += 1
         if len(self._first) < _SHOWN:
-            self._first.append(_shown(name))
+            self._first.append(shown(name))
 
     def found(self) -> Found:
         """Returns what has been counted."""
@@ -408,8 +408,8 @@ def changes_by_time(kept: Iterable[Path], seconds: float | None) -> Changes | No
 
     Args:
         kept: files that `Sources.save` has written for subsets of one dataset.
-        seconds: after which no more files are looked at; None for no end. Added images are found
-            only where all files have been looked at.
+        seconds: after which no more files and folders are looked at; None for no end. Added images
+            are found only where all of them have been looked at.
 
     Returns:
         What is otherwise; None where the source is not there. A list of images that has changed
@@ -458,9 +458,7 @@ class _Look:
             " FROM images"
         )
         for number, row in enumerate(tables.execute(query)):
-            is_late = self._end is not None and number % _AT_ONCE == 0
-            self._is_over |= is_late and time.monotonic() > self._end
-            if self._is_over:
+            if self._is_late(number):
                 return
             name, embedded, size, modified, mask, mask_size, mask_modified = row
             image = None if embedded & 1 else name
@@ -470,6 +468,12 @@ class _Look:
             self._compare(base, present)
         for file in sorted(unknown):
             self._added.add(file)
+
+    def _is_late(self, number: int) -> bool:
+        """Returns whether the look is over; the clock is asked once in `_AT_ONCE` numbers."""
+        if self._end is not None and number % _AT_ONCE == 0:
+            self._is_over |= time.monotonic() > self._end
+        return self._is_over
 
     def _compare(self, base: bytes, files: Sequence[tuple[bytes, tuple[int, int]]]) -> None:
         """Compares the files of an image, with the size and time that each had."""
@@ -493,46 +497,61 @@ class _Look:
         places = tables.execute(query).fetchall()
         known = {path for path, *_ in places}
         found: set[bytes] = set()
-        for path, is_folder, ending, size, modified in places:
+        for number, (path, is_folder, ending, size, modified) in enumerate(places):
+            if self._is_late(number):
+                return set()
             try:
                 stat = os.stat(path)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # the files in it are missing, too
             if is_folder and stat.st_mtime_ns != modified:
-                found |= _files_below(path, base, known, ending.encode())
+                found |= self._files_below(path, base, known, ending.encode())
             elif not is_folder and (stat.st_size, stat.st_mtime_ns) != (size, modified):
                 if path not in self._lists:
                     self._changed.add(os.path.relpath(path, base))
                 self._lists.add(path)
         return {name for name in found if os.path.join(base, name) not in known}
 
+    def _files_below(
+        self, folder: bytes, base: bytes, known: set[bytes], ending: bytes
+    ) -> set[bytes]:
+        """Returns the files in a folder and in new ones below it, relative to `base`.
 
-def _files_below(folder: bytes, base: bytes, known: set[bytes], ending: bytes) -> set[bytes]:
-    """Returns the files in a folder and in new ones below it, relative to `base`.
+        Those that have been found by then, where the look is over.
 
-    Args:
-        folder: the folder.
-        base: what the names are relative to.
-        known: folders that are not gone into.
-        ending: of the names that count.
-    """
-    found = set()
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [
-            name for name in folders if _counts(name) and os.path.join(parent, name) not in known
-        ]
-        inside = os.path.relpath(parent, base)
-        chosen = (name for name in files if _counts(name) and name.lower().endswith(ending))
-        found |= {os.path.normpath(os.path.join(inside, name)) for name in chosen}
-    return found
+        Args:
+            folder: the folder.
+            base: what the names are relative to.
+            known: folders that are not gone into.
+            ending: of the names that count.
+        """
+        found: set[bytes] = set()
+        folders, number = [folder], 0
+        while folders:
+            parent = folders.pop()
+            inside = os.path.relpath(parent, base)
+            # A folder that has gone since, or may not be read, has no new images.
+            with contextlib.suppress(OSError), os.scandir(parent) as entries:
+                for entry in entries:
+                    if self._is_late(number):
+                        return found
+                    number += 1
+                    if not _counts(entry.name):
+                        continue
+                    if entry.is_dir():
+                        if not entry.is_symlink() and entry.path not in known:
+                            folders.append(entry.path)
+                    elif entry.name.lower().endswith(ending):
+                        found.add(os.path.normpath(os.path.join(inside, entry.name)))
+        return found
 
 
 def _counts(name: bytes) -> bool:
     return not image_files.is_left_by_a_system(Path(os.fsdecode(name)))
 
 
-def _shown(name: bytes) -> str:
-    """Returns a name in one line: in quotes and with escapes, if it has characters for that."""
+def shown(name: bytes) -> str:
+    """Returns a file's name in one line: in quotes, with escapes, if it has characters for that."""
     text = name.decode(errors="replace")
     return text if text.isprintable() else repr(text)
 

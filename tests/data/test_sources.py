@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from wsdl_data.own import sources
 from wsdl_data.own.items import Item
 from wsdl_data.own.sources import Making, Sources
 from wsdl_data.provenance import Hashed, Origin
-from wsdl_jax import inputs
+from wsdl_jax import evaluate, inputs
 
 SPLITS = ("train", "valid", "test")
 OWN = "image_folder/own"
@@ -553,6 +555,20 @@ def test_a_look_ends_in_time(root: Path) -> None:
     assert not sources.changes_by_time(tables(root), -1.0)
 
 
+def test_a_look_at_new_folders_ends_in_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = root / "source/train/fake/new"
+    new.mkdir()
+    for number in range(3 * 1000):
+        (new / f"{number}.png").touch()
+    assert sources.changes_by_time(tables(root), None).added.count == 3000
+    looked, counts = [], sources._counts
+    monkeypatch.setattr(sources, "_counts", lambda name: looked.append(name) or counts(name))
+    clock = itertools.count()
+    monkeypatch.setattr(sources, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    assert not sources.changes_by_time(tables(root), 2.5)
+    assert 0 < len(looked) <= 2 * 1000
+
+
 def test_those_who_use_it_are_warned(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     used = [f"{OWN}_real", f"{OWN}_fake", "portraits/real"]
     inputs.warn_of_changed_sources(used, f"{root}/data")
@@ -561,6 +577,34 @@ def test_those_who_use_it_are_warned(root: Path, caplog: pytest.LogCaptureFixtur
     inputs.warn_of_changed_sources(used, f"{root}/data")
     (said,) = caplog.messages
     assert said.startswith(f"{OWN} was made of files that have changed since, by size and time (1")
-    assert f"python -m wsdl_data.build {OWN} --check" in said
+    assert f"python -m wsdl_data.build {OWN} --check --data_dir {root}/data compares" in said
     kept = json.loads(next(root.glob("data/*/own_real/*/metadata.json")).read_text())
     assert set(kept["recorded"]) == {"source", "images", "bytes", "newest"}
+
+
+def test_the_default_directory_is_not_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again(root / "source/train/real/0.png", lambda path: save(path, 999))
+    monkeypatch.setattr(build.tfds.core.constants, "DATA_DIR", f"{root}/data")
+    assert f"python -m wsdl_data.build {OWN} --check compares" in look(root)
+    quoted = root / "a b"
+    (root / "data").rename(quoted)
+    (said,) = build.changed_sources([f"{OWN}_real"], str(quoted))
+    assert f"--check --data_dir '{quoted}' compares" in said
+
+
+def test_scoring_maps_warns(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again(root / "source/train/real/0.png", lambda path: save(path, 999))
+    given = {"maps": "maps", "out": "out", "data_dir": f"{root}/data", "scores": None, "run": None}
+    given |= {"perturb": None, "strengths": None, "save_maps": False, "exchange": False}
+    given |= {"fake": f"{OWN}_fake", "real": f"{OWN}_real"}
+    for name, value in given.items():
+        flag = types.SimpleNamespace(name=name, value=value)
+        monkeypatch.setattr(evaluate, f"_{name.upper()}", flag, raising=False)
+    scored = []
+    monkeypatch.setattr(evaluate, "evaluate_maps", lambda *of, **more: scored.append(of))
+    evaluate._evaluate_maps()
+    (said,) = caplog.messages
+    assert said.startswith(f"{OWN} was made of files that have changed since")
+    assert len(scored) == 1
