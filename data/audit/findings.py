@@ -125,7 +125,7 @@ def audit(images: Images, limit: int = 0) -> Audit:
     labels = np.array([one.label for one in seen])
     hashes = np.array([one.hash for one in seen], np.uint64)
     thumbnails = np.stack([one.thumbnail for one in seen])
-    pairs = likeness.near_duplicates(hashes, thumbnails)
+    pairs = likeness.near_duplicates(hashes, thumbnails, [one.split for one in seen])
     groups = likeness.joined([one.group for one in seen], pairs)
     masked = [place for place, one in enumerate(seen) if one.mask is not None]
     return Audit(

@@ -142,7 +142,7 @@ def saved_again(image: Image.Image) -> Image.Image:
 def pairs_of(images: Iterable[Image.Image]) -> set[tuple[int, int]]:
     small = [likeness.thumbnail(image) for image in images]
     hashes = np.array([likeness.perceptual_hash(one) for one in small], np.uint64)
-    found = likeness.near_duplicates(hashes, np.stack(small))
+    found = likeness.near_duplicates(hashes, np.stack(small), ["train"] * len(small))
     return set(zip(found.first.tolist(), found.second.tolist(), strict=True))
 
 
@@ -154,22 +154,70 @@ def test_photographs_that_are_saved_again_are_near_duplicates() -> None:
     assert pairs_of([*images, *flat, *again]) == expected
 
 
-@given(st.lists(st.sampled_from([0, 1, 3, 0xFF, 0x1FF, 1 << 62]), min_size=1, max_size=12))
+def drifting(count: int) -> np.ndarray:
+    """Thumbnails of which neighbours are alike, and the first and the last are not."""
+    one, other = (np.asarray(image.resize((32, 32)), float) for image in pictures(2))
+    shares = np.linspace(0, 0.6, count)[:, None, None, None]
+    return planted_leaks.as_bytes((1 - shares) * one + shares * other)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 1, 3, 0xFF, 0x1FF, 0xFFFFFF, 1 << 62]),
+            st.integers(0, 9),
+            st.sampled_from(["train", "valid", "test"]),
+        ),
+        min_size=1,
+        max_size=24,
+    )
+)
 @settings(deadline=None)
-def test_hashes_within_eight_bits_are_compared(hashes: list[int]) -> None:
-    image = np.asarray(pictures(1)[0].resize((32, 32)))
-    found = likeness.near_duplicates(np.array(hashes, np.uint64), np.stack([image] * len(hashes)))
+def test_pairs_are_as_many_as_all_pairs_need(images: list[tuple[int, int, str]]) -> None:
+    hashes, places, splits = (list(column) for column in zip(*images, strict=True))
+    small = drifting(10)[places]
+    found = likeness.near_duplicates(np.array(hashes, np.uint64), small, splits)
+    pairs = set(zip(found.first.tolist(), found.second.tolist(), strict=True))
+    levels = small.astype(float) - small.mean((1, 2), keepdims=True)
+    alike = np.corrcoef(levels.reshape(len(small), -1)) >= 0.98
     expected = {
         (i, j)
         for i, one in enumerate(hashes)
         for j, other in enumerate(hashes)
-        if i < j and (one ^ other).bit_count() <= 8
+        if i < j and (one ^ other).bit_count() <= 8 and alike[i, j]
     }
-    assert set(zip(found.first.tolist(), found.second.tolist(), strict=True)) == expected
+    assert pairs <= expected
+
+    def elsewhere(of: set[tuple[int, int]]) -> set[int]:
+        return {place for pair in of if len({splits[i] for i in pair}) == 2 for place in pair}
+
+    assert elsewhere(pairs) == elsewhere(expected)
     names = [str(number) for number in range(len(hashes))]
-    joined = likeness.joined(names, found)
-    assert all(joined[i] == joined[j] for i, j in expected)
-    assert len(joined) == len(hashes)
+    every = np.array(sorted(expected), np.int64).reshape(-1, 2)
+    joined = likeness.joined(names, found), likeness.joined(names, likeness.Pairs(*every.T))
+    assert np.array_equal(*joined)
+
+
+@pytest.mark.parametrize("splits", [["train"], ["train", "test"]])
+def test_copies_are_not_all_compared(splits: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand images that are nearly the same have 499,500 pairs."""
+    rng, compared, compare = np.random.default_rng(0), [], likeness._alike
+    image = np.asarray(pictures(1)[0].resize((32, 32)), np.int64)
+    small = planted_leaks.as_bytes(image + rng.integers(-3, 4, (1000, 32, 32, 3)))
+    flat = np.full((1000, 32, 32, 3), 90, np.uint8)  # their hashes are the same as well
+    monkeypatch.setattr(
+        likeness, "_alike", lambda one, other: compared.append(len(one)) or compare(one, other)
+    )
+    hashes = np.repeat(np.array([5, 9], np.uint64), 1000)
+    where = np.resize(splits, 2000).tolist()
+    found = likeness.near_duplicates(hashes, np.concatenate([small, flat]), where)
+    joined = likeness.joined([str(number) for number in range(2000)], found)
+    assert len(set(joined[:1000])) == 1 and len(set(joined)) == 1001
+    if len(splits) == 2:
+        across = np.array(where)[found.first] != np.array(where)[found.second]
+        twice = np.concatenate([found.first[across], found.second[across]])
+        assert set(twice.tolist()) == set(range(1000))
+    assert sum(compared) < 10_000 and max(compared) <= likeness._AT_ONCE
 
 
 def test_the_place_of_masks_is_the_mean_auc_of_the_others_mean() -> None:
