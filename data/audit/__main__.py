@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table)
         if arguments.out is not None:
             with storage.whole_folder(arguments.out, replaces=_MADE_BY) as made:
-                (made / "audit.md").write_text(table)
-                (made / "audit.json").write_text(report.as_json(audit, title))
+                (made / "audit.md").write_text(table, encoding="utf-8")
+                text = report.as_json(audit, title)
+                (made / "audit.json").write_text(text, encoding="utf-8")
                 (made / "audit.png").write_bytes(report.picture(audit, title))
     except ConfigError as error:
         parser.error(str(error))
@@ -85,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--group",
         metavar="REGEX",
-        help="images in whose paths it finds the same are of one origin; by default those with the"
-        " same name, without folders and ending",
+        help="images in whose paths it finds the same are of one origin; by default as the dataset"
+        " was built, or else those with the same name, without folders and ending",
     )
     parser.add_argument(
         "--limit",

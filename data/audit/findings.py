@@ -134,7 +134,7 @@ def audit(images: Images, limit: int = 0) -> Audit:
         {kind: len(np.unique(groups[labels == label])) for label, kind in enumerate(KINDS)},
         (*_probed(seen, labels, groups), *_place(seen, masked, groups)),
         (*_across_splits(seen, pairs), *_masks(seen, masked, groups), _unchanged(seen)),
-        _notes(seen, counts),
+        (f"groups are told {images.grouped_by}", *_notes(seen, counts)),
         _mean_mask(seen, masked),
     )
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from wsdl_data import build
+from wsdl_data.own import sources
 from wsdl_data.own.builder import OwnConfig
 from wsdl_data.own.groups import Grouping
 from wsdl_data.own.items import KINDS, Item
@@ -42,7 +44,7 @@ class Named:
     """What is known of an image without reading it.
 
     Attributes:
-        name: where it is, for messages.
+        name: where it is, for messages: in one line that UTF-8 can have.
         label: 0 real, 1 fake.
         split: "train", "valid" or "test".
         group: images with the same one are of one origin.
@@ -69,10 +71,16 @@ class Listed(Named):
 
 @runtime_checkable
 class Images(Protocol):
-    """Images that can be listed more than once, in the same order."""
+    """Images that can be listed more than once, in the same order.
+
+    Attributes:
+        grouped_by: in words, what says which images without a group of their own are of one origin.
+    """
+
+    grouped_by: str
 
     def __iter__(self) -> Iterator[Listed]:
-        """Yields them all."""
+        """Yields them all. Raises UserError for what is not in order."""
 
 
 class Prepared:
@@ -85,12 +93,14 @@ class Prepared:
             real: name of the subset of real images, such as "portraits/real".
             fake: name of that of fake ones.
             data_dir: as of `build.make_builder`.
-            grouping: of images of which it is not kept.
+            grouping: of images of which it is not kept. Where it is not given, that with which a
+                subset was built counts.
 
         Raises:
             ConfigError: a subset is unknown, not prepared, or of the other kind.
+            UserError: what is kept of how a subset was built is damaged.
         """
-        self._grouping = grouping
+        self._groupings: dict[str, Grouping] = {}
         self._sources: list[tuple[str, int, str, Any]] = []
         for label, name in enumerate((real, fake)):
             try:
@@ -107,6 +117,7 @@ class Prepared:
                     f"{name}: {builder.data_dir} is {found}; delete this folder and run"
                     f" {build.command(builder)}"
                 )
+            self._groupings[name] = grouping if grouping.is_given else _built_with(builder)
             decoders = {
                 feature: tfds.decode.SkipDecoding()
                 for feature in ("image", "mask")
@@ -120,21 +131,57 @@ class Prepared:
                 raise ConfigError(
                     f"{name} holds {KINDS[kind]} images, where {KINDS[label]} ones are audited"
                 )
+        ways = {subset: _in_words(of) for subset, of in self._groupings.items()}
+        if len(set(ways.values())) > 1:
+            self.grouped_by = ", ".join(f"of {subset} {way}" for subset, way in ways.items())
+        else:
+            self.grouped_by = ways[real]
 
     def __iter__(self) -> Iterator[Listed]:
-        """Yields the images, subset by subset. Raises UserError for a damaged file."""
+        """Yields the images, subset by subset.
+
+        Raises UserError for a damaged file, and for a name of which there is no group.
+        """
         for name, label, split, source in self._sources:
             for index in range(len(source)):
                 record = _record(name, source, index)
                 key = record["key"].decode()
                 yield Listed(
-                    f"{name}, {split} image {key}",
+                    f"{name}, {split} image {sources.shown(record['key'])}",
                     label,
                     split,
-                    record.get("group", b"").decode() or self._grouping.of(key),
+                    record.get("group", b"").decode() or _group(self._groupings[name], key, name),
                     record.get("kind", b"") == b"full",
                     functools.partial(_stored, record),
                 )
+
+
+def _built_with(builder: tfds.core.DatasetBuilder) -> Grouping:
+    """Returns the grouping that the command had which built a subset, as far as it is kept."""
+    path = Path(builder.data_dir) / sources.FILE
+    if not path.exists():
+        return Grouping()
+    try:
+        return Grouping(sources.making_of(path).group)
+    except (ValueError, TypeError, KeyError, sqlite3.Error) as error:
+        raise UserError(
+            f"{path} is damaged ({' '.join(str(error).split())}); delete it, and run the command"
+            " that built the dataset again, which writes it anew"
+        ) from error
+
+
+def _in_words(grouping: Grouping) -> str:
+    if not grouping.is_given:
+        return "by their names without folders and ending"
+    return f"by --group {grouping.pattern!r}"
+
+
+def _group(grouping: Grouping, key: str, name: str) -> str:
+    """Returns the group of an image. Raises UserError, with the dataset's name, for none."""
+    try:
+        return grouping.of(key)
+    except ValueError as error:
+        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
 
 
 def _record(name: str, source: Any, index: int) -> Mapping[str, Any]:
@@ -158,14 +205,16 @@ def _stored(record: Mapping[str, Any]) -> Stored:
 class Source:
     """The images of a source as it is before it is built, in their own files."""
 
-    def __init__(self, configs: Sequence[OwnConfig], grouping: Grouping):
+    def __init__(self, name: str, configs: Sequence[OwnConfig], grouping: Grouping):
         """Takes what a dataset would be built of.
 
         Args:
+            name: of the dataset.
             configs: of the kinds of images that the source has.
             grouping: of images of which the source does not say it.
         """
-        self._configs, self._grouping = configs, grouping
+        self._name, self._configs, self._grouping = name, configs, grouping
+        self.grouped_by = _in_words(grouping)
 
     @classmethod
     def of(
@@ -180,22 +229,23 @@ class Source:
         try:
             grouping = Grouping(group)
             builder = build.builder_class(dataset)
-            return cls(builder.configs_of(own, Path(source), masks, grouping, **options), grouping)
+            configs = builder.configs_of(own, Path(source), masks, grouping, **options)
+            return cls(name, configs, grouping)
         except (ValueError, OSError, sqlite3.Error) as error:
             raise UserError(f"{name}: {' '.join(str(error).split())}") from error
 
     def __iter__(self) -> Iterator[Listed]:
-        """Yields the images, real ones first."""
+        """Yields the images, real ones first. Raises UserError for a name that has no group."""
         for config in self._configs:
             manipulated = Manipulated(config.masks) if config.has_masks else None
             for split, items in config.splits.items():
                 for item in items:
                     facts = dict(zip(config.facts, item.facts, strict=True))
                     yield Listed(
-                        str(item.image),
+                        sources.shown(os.fsencode(str(item.image))),
                         KINDS.index(config.kind),
                         split,
-                        facts.get("group") or self._grouping.of(item.key),
+                        facts.get("group") or _group(self._grouping, item.key, self._name),
                         item.is_whole,
                         functools.partial(_of_files, item, manipulated),
                     )

@@ -40,6 +40,7 @@ def text(audit: Audit, title: str) -> str:
         (found.name, f"{found.found} of {found.of}", "", found.verdict, ", ".join(found.examples))
         for found in audit.faults
     ]
+    rows = [tuple(_cell(text) for text in row) for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, tuple("-" * width for width in widths), *rows):
         padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -48,6 +49,12 @@ def text(audit: Audit, title: str) -> str:
     lines += [f"leak: {found.name}: {found.advice}" for found in audit.leaks]
     lines += [f"note: {note}" for note in audit.notes]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _cell(text: str) -> str:
+    """Returns a text, such as a tag of a file, so that a cell of a table can have it."""
+    line = text if text.isprintable() else repr(text)[1:-1]
+    return line.replace("|", r"\|")
 
 
 def _figure(estimate: Estimate | None) -> str:
@@ -81,7 +88,9 @@ def as_json(audit: Audit, title: str) -> str:
         "notes": audit.notes,
         "leaks": [found.name for found in audit.leaks],
     }
-    return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+    # Halves of pairs, which a tag of a file may have, are JSON as what escapes them.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def picture(audit: Audit, title: str) -> bytes:

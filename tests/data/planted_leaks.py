@@ -46,6 +46,8 @@ class Entry:
 class Set:
     """Entries as images to be audited."""
 
+    grouped_by = "as they are made"
+
     def __init__(self, entries: list[Entry]):
         self.entries = entries
 

@@ -24,7 +24,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from wsdl_data import build
-from wsdl_data.audit import auc, findings, likeness, masks, report, traces
+from wsdl_data.audit import auc, findings, likeness, masks, report, seen, traces
 from wsdl_data.audit.__main__ import main
 from wsdl_data.audit.images import Source, sampled
 
@@ -349,6 +349,13 @@ def test_a_sample_is_of_whole_groups() -> None:
     assert len(list(sampled(images, 0)[0])) == 360
 
 
+@pytest.fixture
+def without_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out what takes time and is not what is tested."""
+    monkeypatch.setattr(findings, "PROBES", ())
+    monkeypatch.setattr(seen, "PROBES", ())
+
+
 # ----- The command --------------------------------------------------------------------------------
 
 
@@ -419,6 +426,62 @@ def test_prepared_and_not_yet_prepared_say_the_same(
     source = ["--images", str(folder), "--manipulated", "white"]
     assert main(["image_folder/mine", *source, *out]) == 3
     assert contents(tmp_path / "out") == first
+
+
+@pytest.mark.usefixtures("without_probes")
+def test_prepared_images_are_grouped_as_they_were_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "source"
+    for entry in planted_leaks.clean(1):
+        kind = ("real", "fake")[entry.label]
+        path = root / kind / f"{int(entry.group) // 2:02d}-{kind}{entry.group}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(planted_leaks.stored(entry).encoded)
+    data = ["--data_dir", str(tmp_path / "data")]
+    given = ["--images", str(root), "--group", "^(?:.*/)?([0-9]+)-"]
+    assert build.main(["image_folder/mine", *given, *data]) == 0
+    capsys.readouterr()
+
+    def said(*words: str) -> tuple[str, str]:
+        main(["image_folder/mine", *words])
+        text, _ = capsys.readouterr()
+        return text.splitlines()[0], next(x for x in text.splitlines() if "groups are told" in x)
+
+    first, note = said(*data)
+    assert "120 real images of 60 groups and 120 fake images of 60 groups" in first
+    assert note == "note: groups are told by --group '^(?:.*/)?([0-9]+)-'"
+    assert said(*given) == (first, note)
+    first, note = said(*data, "--group", "[0-9]+-real|[0-9]+-fake")
+    assert note == "note: groups are told by --group '[0-9]+-real|[0-9]+-fake'"
+    # An expression that finds nothing is one line, of what is prepared and of a source.
+    for more in (data, given[:2]):
+        told = fails(capsys, "image_folder/mine", *more, "--group", r"zzz(\d+)")
+        assert "names no group of " in told and "zzz" in told
+    kept = next(tmp_path.glob("data/image_folder/mine_fake/*/sources.sqlite"))
+    kept.write_bytes(b"damaged")
+    assert f"{kept} is damaged (" in fails(capsys, "image_folder/mine", *data)
+
+
+@pytest.mark.usefixtures("without_probes")
+def test_any_name_fits_into_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = planted_leaks.clean(1)
+    root = written(entries, tmp_path / "source")
+    (root / "list.csv").unlink()
+    names = [os.fsdecode(b"caf\xe9.png"), "a|b.png", "two\nlines.png"]
+    reals = sorted((root / "real").iterdir())
+    for number, name in enumerate(names):
+        (root / f"fake/{name}").write_bytes(reals[number].read_bytes())
+        (root / f"masks/{name}").write_bytes((root / f"masks/{number:03d}.png").read_bytes())
+    out, source = tmp_path / "out", ["--images", str(root), "--manipulated", "white"]
+    assert main(["image_folder/mine", *source, "--out", str(out)]) == 3
+    (row,) = [
+        line for line in (out / "audit.md").read_text().splitlines() if line.startswith("| fakes")
+    ]
+    assert "caf\ufffd.png" in row and r"a\|b.png" in row and r"two\nlines.png'" in row
+    assert len(re.split(r"(?<!\\)\|", row)) == 7
+    found = json.loads((out / "audit.json").read_text())
+    assert [f["examples"] for f in found["faults"] if f["name"] == "fakes that are a real image"]
 
 
 def test_a_folder_of_something_else_is_left(
