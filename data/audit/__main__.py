@@ -7,7 +7,8 @@
 The first two audit prepared subsets. The third audits a source before it is built, as which it has
 the files that were given: other formats than PNG and JPEG are kept as PNG.
 
-Exit status: 3 for a leak, 0 for none, 1 for an error, and where there are too few images to tell.
+Exit status: 3 for a leak, 0 for none, 1 for an error, and where there are too few images to tell,
+as in a sample (--limit) for the images that are there twice.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -60,14 +60,17 @@ class Counted:
         name: of the fault.
         found: images that have it.
         of: images that could have it.
+        estimated: of those, how many have it where another image of it may not be in the sample; as
+            many as were found without a sample.
         examples: the first of them.
-        verdict: LEAK or NONE.
+        verdict: LEAK, NONE, or TOO_FEW in a sample that may lack what an image is compared with.
         advice: what to do about it.
     """
 
     name: str
     found: int
     of: int
+    estimated: float
     examples: tuple[str, ...]
     verdict: str
     advice: str
@@ -102,8 +105,8 @@ class Audit:
 
     @property
     def is_undecided(self) -> bool:
-        """Returns whether some probe had too few images."""
-        return any(found.verdict == TOO_FEW for found in self.probes)
+        """Returns whether some probe or count had too few images."""
+        return any(found.verdict == TOO_FEW for found in (*self.probes, *self.faults))
 
 
 def audit(images: Images, limit: int = 0) -> Audit:
@@ -128,12 +131,17 @@ def audit(images: Images, limit: int = 0) -> Audit:
     pairs = likeness.near_duplicates(hashes, thumbnails, [one.split for one in seen])
     groups = likeness.joined([one.group for one in seen], pairs)
     masked = [place for place, one in enumerate(seen) if one.mask is not None]
+    shares = tuple(int((labels == label).sum()) / counts[label] for label in (0, 1))
     return Audit(
         {kind: counts[label] for label, kind in enumerate(KINDS)},
         {kind: int((labels == label).sum()) for label, kind in enumerate(KINDS)},
         {kind: len(np.unique(groups[labels == label])) for label, kind in enumerate(KINDS)},
         (*_probed(seen, labels, groups), *_place(seen, masked, groups)),
-        (*_across_splits(seen, pairs), *_masks(seen, masked, groups), _unchanged(seen)),
+        (
+            *_across_splits(seen, pairs, shares),
+            *_masks(seen, masked, groups),
+            _unchanged(seen, shares),
+        ),
         (f"groups are told {images.grouped_by}", *_notes(seen, counts)),
         _mean_mask(seen, masked),
     )
@@ -260,21 +268,56 @@ def _counted(
 ) -> Counted:
     examples = tuple(seen[place].name for place in found[:_NAMED])
     is_leak = len(found) >= max(LEAST, SHARE * of)
-    return Counted(name, len(found), of, examples, LEAK if is_leak else NONE, advice)
+    verdict = LEAK if is_leak else NONE
+    return Counted(name, len(found), of, float(len(found)), examples, verdict, advice)
 
 
-def _across_splits(seen: Sequence[Seen], pairs: likeness.Pairs) -> Iterator[Counted]:
+def _counted_of_pairs(
+    counted: Counted, chances: Collection[float], shares: tuple[float, float]
+) -> Counted:
+    """Returns a count of images that are like another one, which a sample may lack.
+
+    It is estimated by the inverse of the chance that the other one is in the sample (Horvitz and
+    Thompson, 1952), as if there were no third. What is not found in a sample may still be there.
+
+    Args:
+        counted: what was found.
+        chances: of the images that were found, see `_chance`.
+        shares: of the images of each kind that were looked at.
+    """
+    if min(shares) == 1:
+        return counted
+    estimated = sum((1 / chance for chance in chances), 0.0)
+    is_leak = counted.found >= LEAST and estimated >= SHARE * counted.of
+    return dataclasses.replace(counted, estimated=estimated, verdict=LEAK if is_leak else TOO_FEW)
+
+
+def _chance(one: Seen, other: Seen, shares: tuple[float, float]) -> float:
+    """Returns the chance that another image is in the sample that one is in.
+
+    Groups are chosen by a hash, of which a kind's share are taken, see `images.sampled`.
+    """
+    share = shares[other.label]
+    return min(1.0, share / shares[one.label]) if one.group == other.group else share
+
+
+def _across_splits(
+    seen: Sequence[Seen], pairs: likeness.Pairs, shares: tuple[float, float]
+) -> Iterator[Counted]:
     """Yields how many images outside of the training split are in another split as well."""
     splits = np.array([one.split for one in seen])
     if len(set(splits)) < 2:
         return
-    apart = splits[pairs.first] != splits[pairs.second]
-    twice = np.unique(np.concatenate([pairs.first[apart], pairs.second[apart]]))
-    held = splits != "train"
+    chances: dict[int, float] = {}
+    for ends in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
+        for one, other in (ends, ends[::-1]):
+            if splits[one] not in ("train", splits[other]):
+                chance = _chance(seen[one], seen[other], shares)
+                chances[one] = max(chance, chances.get(one, 0.0))
+    held = int((splits != "train").sum())
     advice = "keep them in one split: --group, or the column group of a manifest"
-    yield _counted(
-        "images that are in two splits", seen, twice[held[twice]].tolist(), int(held.sum()), advice
-    )
+    counted = _counted("images that are in two splits", seen, sorted(chances), held, advice)
+    yield _counted_of_pairs(counted, chances.values(), shares)
 
 
 def _masks(seen: Sequence[Seen], masked: Sequence[int], groups: np.ndarray) -> Iterator[Counted]:
@@ -332,11 +375,19 @@ def _elsewhere(fake: Seen, reals: Sequence[Seen]) -> bool | None:
     return None
 
 
-def _unchanged(seen: Sequence[Seen]) -> Counted:
-    reals = {one.digest for one in seen if one.label == 0}
-    fakes = [place for place, one in enumerate(seen) if one.label == 1]
-    same = [place for place in fakes if seen[place].digest in reals]
-    return _counted("fakes that are a real image", seen, same, len(fakes), "leave them out")
+def _unchanged(seen: Sequence[Seen], shares: tuple[float, float]) -> Counted:
+    reals = collections.defaultdict(dict)  # by the digest, one of each group
+    for one in seen:
+        if one.label == 0:
+            reals[one.digest].setdefault(one.group, one)
+    chances, fakes = {}, 0
+    for place, one in enumerate(seen):
+        fakes += one.label
+        if one.label and (same := reals.get(one.digest)):
+            real = same.get(one.group) or next(iter(same.values()))
+            chances[place] = _chance(one, real, shares)
+    counted = _counted("fakes that are a real image", seen, list(chances), fakes, "leave them out")
+    return _counted_of_pairs(counted, chances.values(), shares)
 
 
 # ----- What else is to be known -------------------------------------------------------------------

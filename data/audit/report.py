@@ -37,7 +37,7 @@ def text(audit: Audit, title: str) -> str:
         for found in audit.probes
     ]
     rows += [
-        (found.name, f"{found.found} of {found.of}", "", found.verdict, ", ".join(found.examples))
+        (found.name, _count(found), "", found.verdict, ", ".join(found.examples))
         for found in audit.faults
     ]
     rows = [tuple(_cell(text) for text in row) for row in rows]
@@ -55,6 +55,13 @@ def _cell(text: str) -> str:
     """Returns a text, such as a tag of a file, so that a cell of a table can have it."""
     line = text if text.isprintable() else repr(text)[1:-1]
     return line.replace("|", r"\|")
+
+
+def _count(fault: Counted) -> str:
+    told = f"{fault.found} of {fault.of}"
+    if fault.estimated == fault.found:
+        return told
+    return f"{told}, about {fault.estimated:.0f} by the sample"
 
 
 def _figure(estimate: Estimate | None) -> str:
@@ -156,7 +163,7 @@ def _draw_fault(
     draw.text((left - _MARGIN, y), fault.name, fill="black", font=font, anchor="rm")
     end = left + _WIDE * (fault.found / fault.of if fault.of else 0)
     draw.rectangle((left, y - 6, end, y + 6), fill=colour)
-    told = f"{fault.found} of {fault.of}"
+    told = _count(fault)
     inside = end + 8 + font.getlength(told) > left + _WIDE
     place = (left + 8, y) if inside else (end + 8, y)
     draw.text(place, told, fill="white" if inside else "black", font=font, anchor="lm")
@@ -173,5 +180,10 @@ def verdict(audit: Audit) -> str:
         return (
             f"{findings.TOO_FEW}: {findings.NEEDED} groups of each kind are needed, and there are"
             f" {' and '.join(f'{count} {kind}' for kind, count in audit.groups.items())}"
+        )
+    if unknown := [fault.name for fault in audit.faults if fault.verdict == findings.TOO_FEW]:
+        return (
+            f"{findings.TOO_FEW}: {', '.join(unknown)}: a sample may lack what they are like;"
+            " --limit 0 looks at all"
         )
     return findings.NONE

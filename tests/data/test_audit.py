@@ -6,6 +6,7 @@ Numbers are compared with scikit-learn, Pillow, loops over all pairs and the REA
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -356,6 +357,72 @@ def without_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seen, "PROBES", ())
 
 
+def with_doubles(share: float) -> Set:
+    """1,200 images of a kind, of which a share is there twice, under other names.
+
+    Test images are training images as well, and fakes are real images.
+    """
+    rng, made = np.random.default_rng(0), []
+    for label in (0, 1):
+        for number in range(1200):
+            noise = rng.integers(0, 256, (6, 6, 3), np.uint8)
+            pixels = Image.fromarray(noise).resize((32, 32), Image.Resampling.BICUBIC)
+            split = "train" if number % 2 else "test"
+            made.append(Entry(label, split, f"{label}, {number}", np.asarray(pixels), None))
+    reals, fakes = planted_leaks.of(made, 0), planted_leaks.of(made, 1)
+    for number in range(0, int(1200 * share), 2):
+        for entries in (reals, fakes):
+            entries[number].pixels = entries[number + 1].pixels
+    for number in range(1, int(1200 * share) + 1):
+        fakes[-number].pixels = reals[-number].pixels
+    return Set(made)
+
+
+def counts_of_pairs(share: float, limit: int) -> list[findings.Counted]:
+    found = findings.audit(with_doubles(share), limit)
+    assert [fault.name for fault in found.faults] == [
+        "images that are in two splits",
+        "fakes that are a real image",
+    ]
+    assert found.is_undecided == any(one.verdict == findings.TOO_FEW for one in found.faults)
+    assert any(note.startswith("a sample") for note in found.notes) == bool(limit)
+    if found.is_undecided and not found.leaks:
+        said = report.verdict(found)
+        assert said.startswith("too few images to tell: ") and said.endswith("0 looks at all")
+    return list(found.faults)
+
+
+@pytest.mark.usefixtures("without_probes")
+def test_a_sample_does_not_acquit() -> None:
+    for fault in counts_of_pairs(0.2, 120):  # a tenth, in which a fiftieth is found
+        assert fault.of >= 100 and 2 <= fault.found < 0.04 * fault.of
+        assert fault.estimated == pytest.approx(10 * fault.found)
+        assert fault.verdict == findings.LEAK
+    for fault in counts_of_pairs(0.2, 60):  # a twentieth, in which one is found at most
+        assert fault.found < 2 and fault.verdict == findings.TOO_FEW
+    for fault in counts_of_pairs(0.03, 300):  # what is found is less than 1%, but not its estimate
+        assert (
+            2 <= fault.found < 0.01 * fault.of < fault.estimated == pytest.approx(4 * fault.found)
+        )
+        assert fault.verdict == findings.LEAK
+    assert [fault.verdict for fault in counts_of_pairs(0, 120)] == [findings.TOO_FEW] * 2
+    for fault in counts_of_pairs(0.2, 0):
+        assert (fault.found, fault.estimated, fault.of) == (240, 240, 1200)
+        assert fault.verdict == findings.LEAK
+
+
+@pytest.mark.usefixtures("without_probes")
+def test_what_is_of_one_group_is_in_a_sample_together() -> None:
+    entries = planted_leaks.of(planted_leaks.clean(1), 0)
+    fakes = [dataclasses.replace(entry, label=1) for entry in entries]
+    (fault,) = [
+        one
+        for one in findings.audit(Set([*entries, *fakes]), 60).faults
+        if one.name == "fakes that are a real image"
+    ]
+    assert (fault.found, fault.of, fault.estimated) == (60, 60, 60)
+
+
 # ----- The command --------------------------------------------------------------------------------
 
 
@@ -505,10 +572,13 @@ def test_a_manifest_says_groups_and_whole_fakes(
     assert main(["manifest/mine", *source]) == 3
     assert "leak: masks that are full: name whole fakes" in capsys.readouterr().out
     path.write_text("\n".join(changed) + "\n")
-    assert main(["manifest/mine", *source]) == 0
-    text = capsys.readouterr().out
+    assert main(["manifest/mine", *source]) == 1
+    text, error = capsys.readouterr()
+    assert "images that are in two splits, fakes that are a real image: a sample may" in error
     assert "110 real images of 110 groups and 110 fake images of 110 groups" in text
     assert "note: a sample was looked at, 110 of 120 real and 110 of 120 fake" in text
+    assert main(["manifest/mine", *source[:-1], "0"]) == 0
+    text = capsys.readouterr().out
     assert text.splitlines()[-1] == "no leak found"
 
 
