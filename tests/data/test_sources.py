@@ -526,7 +526,7 @@ KNOWN = st.dictionaries(
 
 
 @given(before=KNOWN, after=KNOWN, common=KNOWN)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_changes_are_those_of_sets(before: dict, after: dict, common: dict) -> None:
     def filled(images: dict) -> Sources:
         found = Sources(Making(Path("/source")))
