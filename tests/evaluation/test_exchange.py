@@ -29,7 +29,8 @@ def tested(
 ) -> tuple[epath.Path, str]:
     """A run, and the folder of a prepared manifest with fakes of each sort.
 
-    The first has another brightness than its original everywhere, the second only inside.
+    The first has another brightness than its original everywhere, the second only inside; one is
+    manipulated as a whole, and one has nothing in common with the real image of its group.
     """
     root = tmp_path_factory.mktemp("exchange")
     rng = np.random.default_rng(0)
@@ -43,13 +44,13 @@ def tested(
             row |= {"label": "fake", "mask": f"{name}_mask.png"}
         rows.append({**row, "split": "test"})
 
-    for n, group in enumerate(("a", "b", "c", "d", "d")):
+    for n, group in enumerate(("a", "b", "c", "d", "d", "w", "u")):
         originals = rng.integers(0, 200, (64, 64, 3), np.uint8)
         add(f"real{n}", group, originals)
         mask = np.zeros((64, 64), bool)
         mask[10:30, 5 : 40 + n] = True
         if group == "a":
-            add("everywhere", group, originals + np.uint8(50), mask)
+            add("everywhere", group, originals + np.uint8(25), mask)
         if group == "b":
             add(
                 "inside",
@@ -64,6 +65,10 @@ def tested(
                 np.kron(originals, np.ones((2, 2, 1), np.uint8)),
                 np.kron(mask, [[True] * 2] * 2),
             )
+        if group == "w":
+            add("whole", group, originals, np.ones((64, 64), bool))
+        if group == "u":
+            add("unlike", group, originals[::-1, ::-1], mask)
     add("several", "d", originals, mask)
     add("unknown", "e", originals, mask)
     add("alone", "f", originals, mask)
@@ -93,7 +98,46 @@ def test_which_original_is_known(tested: tuple[epath.Path, str]) -> None:
     at, of = keyed(fakes), keyed(reals)
     expected = {Pair(at["everywhere"], of["real0"]), Pair(at["inside"], of["real1"])}
     assert {*pairs.found} == expected and len(pairs.found) == 2
-    assert (pairs.unchanged, pairs.unknown, pairs.several, pairs.other_size) == (1, 2, 1, 1)
+    assert pairs.counts() == {
+        "unchanged": 1,
+        "unknown": 2,
+        "several": 1,
+        "other_size": 1,
+        "whole": 1,
+        "unlike": 1,
+    }
+
+
+def test_groups_of_another_dataset_are_others(tested: tuple[epath.Path, str]) -> None:
+    run, data_dir = tested
+    root = Path(run).parent
+    with (root / "list.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["group"] == "a"]
+    with (root / "other.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+    arguments = ["--images", str(root / "other.csv"), "--manipulated", "white"]
+    where = ["--root", str(root), "--data_dir", data_dir]
+    assert build.main(["manifest/other", *arguments, *where]) == 0
+    sides = {
+        side: [f"manifest/other_{side}", f"manifest/exchange_{side}"] for side in ("fake", "real")
+    }
+    others = {side: inputs.Examples(of[:1], "test", data_dir) for side, of in sides.items()}
+    fakes, reals = examples(data_dir)
+    assert not exchange.find(fakes, others["real"]).found
+    assert exchange.find(others["fake"], others["real"]).found == (Pair(0, 0),)
+    # Of both datasets at once each fake has the original of its own.
+    both = [inputs.Examples(of, "test", data_dir) for of in sides.values()]
+    pairs = exchange.find(*both)
+    shift = Pair(1, 1)
+    own = exchange.find(fakes, reals).found
+    moved = [Pair(p.fake + shift.fake, p.original + shift.original) for p in own]
+    assert pairs.found == (Pair(0, 0), *moved) and pairs.several == 1
+    chosen = Exchanged(*both, pairs.found, put_back=True)
+    assert [chosen.subset(n) for n in range(3)] == [sides["fake"][0], *[sides["fake"][1]] * 2]
+    names = {side: ",".join(of) for side, of in sides.items()}
+    assert exchanged(run, **names, data_dir=data_dir)["exchanged_images"] == 3
 
 
 def test_pixels_are_put_back(tested: tuple[epath.Path, str]) -> None:
@@ -107,7 +151,7 @@ def test_pixels_are_put_back(tested: tuple[epath.Path, str]) -> None:
     inside = inputs.full_mask(record) > 0
     assert record["key"] == fakes[pair.fake]["key"] and 0 < inside.mean() < 1
     np.testing.assert_array_equal(pixels[~inside], original[~inside])
-    np.testing.assert_array_equal(pixels[inside], original[inside] + 50)
+    np.testing.assert_array_equal(pixels[inside], original[inside] + 25)
 
 
 def test_figures_before_and_after(tested: tuple[epath.Path, str]) -> None:
@@ -115,11 +159,12 @@ def test_figures_before_and_after(tested: tuple[epath.Path, str]) -> None:
     found = exchanged(run, **NAMES, data_dir=data_dir)
     folder = run / "evaluations/manifest-exchange_fake+manifest-exchange_real"
     assert json.loads((folder / "exchange.json").read_text()) == found
-    assert (found["exchanged_images"], found["fake_images"], found["real_images"]) == (2, 6, 5)
+    assert (found["exchanged_images"], found["fake_images"], found["real_images"]) == (2, 8, 7)
     assert found["before"]["manipulated_share"] == found["after"]["manipulated_share"] > 0
     assert found["before"] != found["after"]
     text = (folder / "exchange.txt").read_text()
-    assert "2 of 6 images" in text and "1 had these pixels already" in text
+    assert "2 of 8 images" in text and "1 had these pixels already" in text
+    assert "1 have nothing outside the mask, 1 are unlike" in " ".join(text.split())
     lines = [line.split() for line in text.splitlines()]
     for row in ("before", "after"):
         cells: list[Any] = next(line for line in lines if line[:1] == [row])

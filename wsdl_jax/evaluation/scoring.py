@@ -286,8 +286,7 @@ def exchanged(
     if not pairs.found:
         raise ConfigError(
             f"no image of {test.names['fake']} has its original in {test.names['real']}: of its "
-            f"{len(fakes)} images {pairs.unknown} have no real image of the same group, "
-            f"{pairs.several} have several, {pairs.other_size} are of another size"
+            f"{len(fakes)} images {exchange.left_out(pairs.counts())}"
         )
     known, cut = _calibration(run, test), _map_threshold(run, test)
     figures = {}
@@ -300,10 +299,7 @@ def exchanged(
             figures[name] = _without_comparison(found)
     results = {
         "exchanged_images": len(pairs.found),
-        "unchanged": pairs.unchanged,
-        "unknown": pairs.unknown,
-        "several": pairs.several,
-        "other_size": pairs.other_size,
+        **pairs.counts(),
         **figures,
         **_subject(test),
     }

@@ -88,6 +88,10 @@ class Examples:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def subset(self, index: int) -> str:
+        """Returns the name of the subset that an image is of."""
+        return self._names[int(np.searchsorted(self._ends, index, side="right"))]
+
     def original(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
         """Returns the pixels that an image was made of, where its dataset can make them again.
 
