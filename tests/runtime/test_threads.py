@@ -69,3 +69,29 @@ def test_closing_drops_what_has_not_begun():
     assert count < 200
     time.sleep(0.05)
     assert len(begun) == count
+
+
+def test_work_at_once_is_bounded():
+    """By its size, not its number; what is larger than the bound is done, and alone."""
+    bounded, lock = threads.Bounded(10), threading.Lock()
+    under_way, seen = [], []
+
+    def work(size: int) -> None:
+        with bounded.work(size):
+            with lock:
+                under_way.append(size)
+                seen.append(tuple(under_way))
+            time.sleep(0.002)
+            with lock:
+                under_way.remove(size)
+
+    sizes = [3, 7, 4, 99, 10, 1, 5, 5, 0, 2] * 4
+    list(threads.map_ahead(work, sizes))
+    assert len(seen) == len(sizes)
+    for together in seen:
+        assert sum(min(size, 10) for size in together) <= 10
+    assert max(map(len, seen)) > 1
+    with pytest.raises(ValueError, match="x"), bounded.work(10):
+        raise ValueError("x")
+    with bounded.work(10):  # there is room again
+        pass

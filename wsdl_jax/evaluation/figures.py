@@ -19,8 +19,9 @@ from wsdl_jax.evaluation.measures import PADDING, TRIVIAL, ImageMeasures, MapMea
 from wsdl_jax.evaluation.parts import Parts
 from wsdl_jax.evaluation.verdict import Calibration, Verdict
 from wsdl_jax.methods import Localization
-from wsdl_jax.runtime import hosts
+from wsdl_jax.runtime import hosts, threads
 
+_PIXELS = 2**25  # that are measured at once: 31 bytes each, a gigabyte in all
 _SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
 _FIGURES = (*metrics.LOCALIZATION, "manipulated_share", "iou_fitted")  # means of a fake side
 # Of predictions.csv.
@@ -175,7 +176,9 @@ def score(
             has_groups = _GROUP in source.facts
             named_everywhere = has_groups or bool(parts[side].facts)
             measure = functools.partial(
-                _measure, source, side == "fake", map_threshold, compared, known, calibration
+                _measure,
+                *(source, side == "fake", map_threshold, compared, known, calibration),
+                threads.Bounded(_PIXELS),
             )
             batches = localize(side)
             if keep is not None:
@@ -379,6 +382,7 @@ def _measure(
     Args:
       source: the images.
       masked: whether maps are measured against the true masks, where the images have them.
+    bounded: threads.Bounded,
       map_threshold: see `score`.
       compared: whether to measure the `Comparison`, too.
       known: record → what is known of an image, see `Parts.of`.
@@ -394,18 +398,20 @@ def _measure(
       name, and measures without numbers.
     """
     if index == PADDING or not np.isfinite(localization_map).all():
+      bounded: bounds how many pixels are measured at once.
         return None, ImageMeasures(index)
     record = source[index]
     mask = inputs.full_mask(record) if masked and "mask" in record else None
-    measured = measures.measure(
-        index,
-        float(score),
-        float(probability),
-        localization_map,
-        mask,
-        map_threshold=map_threshold,
-        compared=compared,
-    )
+    with bounded.work(0 if mask is None else max(mask.size, localization_map.size)):
+        measured = measures.measure(
+            index,
+            float(score),
+            float(probability),
+            localization_map,
+            mask,
+            map_threshold=map_threshold,
+            compared=compared,
+        )
     if calibration is not None and not calibration.is_like(features):
         measured = dataclasses.replace(measured, is_like=False)
     return _Name.of(record, known), measured

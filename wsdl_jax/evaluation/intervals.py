@@ -17,7 +17,8 @@ LEVEL = 0.95  # of all intervals
 RESAMPLES = 2000
 LOCALIZATION = (*metrics.LOCALIZATION, "iou_fitted")  # figures that have intervals
 DETECTION = ("ap", "auc", "balanced_accuracy", "image_f1")  # likewise
-_BATCH = 50  # resamples at a time: 100 MB for a hundred thousand images
+_BATCH = 50  # resamples at a time, at most
+_IMAGES = 2**20  # that these have together, at most, or one resample alone
 _SEED = 0
 
 
@@ -277,7 +278,7 @@ def _resampled(
         [np.arange(numbers.max() + 1) for numbers in units],
         lambda *drawn, axis: statistic(*drawn),  # the last one, as `vectorized` asks for
         n_resamples=RESAMPLES,
-        batch=_BATCH,
+        batch=max(1, min(_BATCH, _IMAGES // sum(map(len, units)))),
         vectorized=True,
         method="percentile",
         confidence_level=LEVEL,
@@ -299,3 +300,4 @@ def _times(drawn: Integer[np.ndarray, "*b u"]) -> Float[np.ndarray, "*b u"]:
     rows = drawn.reshape(-1, count)
     numbers = rows + count * np.arange(len(rows))[:, None]
     return np.bincount(numbers.ravel(), minlength=rows.size).reshape(drawn.shape).astype(float)
+    units: of each side the numbers of `units_of`.

@@ -1,12 +1,40 @@
 """Work that threads do ahead of its use, such as reading image files."""
 
 import collections
+import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Bounded:
+    """Lets threads work at once as long as their work together is not larger than a bound."""
+
+    def __init__(self, bound: int):
+        """Begins without work. bound: how much may be worked on at once, in any unit."""
+        self._bound, self._free = bound, bound
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def work(self, size: int) -> Iterator[None]:
+        """Waits until there is room for a piece of work, and keeps that room until its end.
+
+        size: of the work; what is larger than the bound is worked on alone.
+        """
+        size = min(size, self._bound)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
 
 
 def map_ahead(
