@@ -1,5 +1,7 @@
 """Bootstrap intervals and paired tests against SciPy, scikit-learn and closed forms."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from sklearn.metrics import (
 )
 
 from wsdl_jax.evaluation import intervals
-from wsdl_jax.evaluation.intervals import Scored
+from wsdl_jax.evaluation.intervals import Name, Scored
 
 RNG = np.random.default_rng(0)
 
@@ -23,8 +25,42 @@ def side(scores: np.ndarray) -> Scored:
 
 
 def test_units():
-    units = intervals.units_of(["a", "", "b", "a", "", "image"])
-    assert units.tolist() == [0, 1, 2, 0, 3, 4]
+    groups = map(Name, ["a", "", "b", "a", "", "image"])
+    units = intervals.units_of([*groups])
+    assert units.numbers.tolist() == [0, 1, 2, 0, 3, 4] and units.kind == "group"
+    alone = intervals.units_of([Name(), Name()])
+    assert alone.numbers.tolist() == [0, 1] and alone.kind == "image"
+
+
+def test_units_of_several_sets():
+    """Images of one key are drawn together; groups of one name in two sets are not."""
+    keys = [Name("", "one", "1"), Name("", "one", "2"), Name("", "two", "2"), Name("", "two", "3")]
+    units = intervals.units_of(keys)
+    assert units.numbers.tolist() == [0, 1, 1, 2] and units.kind == "key"
+    assert intervals.units_of(keys[:2]).kind == "image"
+    of_groups = [Name("g", "one", "1"), Name("g", "one", "2"), Name("g", "two", "1"), keys[3]]
+    units = intervals.units_of(of_groups)
+    assert units.numbers.tolist() == [0, 0, 1, 2] and units.kind == "group"
+
+
+def test_memory_is_bounded(monkeypatch):
+    """A hundred thousand images take less than a kilobyte each, whatever is resampled."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 20)
+    count = 100_000
+    fake, real = RNG.normal(size=count), RNG.normal(size=1000)
+    units = np.arange(len(real)), np.arange(count)
+    runs = [(side(real), side(fake)), (side(real), side(-fake))]
+    values = {str(number): fake for number in range(5)}
+    for measure in (
+        lambda: intervals.of_detection(*runs[0], *units),
+        lambda: intervals.differences_of_detection(*runs, *units),
+        lambda: intervals.of_means(values, units[1]),
+    ):
+        tracemalloc.start()
+        measure()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 120e6
 
 
 def test_intervals_of_means_are_those_of_the_normal_distribution():

@@ -31,13 +31,7 @@ def changed(evaluated: epath.Path, tmp_path: Path) -> Callable[[Change], list[ep
         shutil.copytree(evaluated, other)
         rows = rows_of(other)
         change(rows)
-        with (other / "predictions.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0]])
-            writer.writeheader()
-            writer.writerows(rows)
-        stored = json.loads((other / "results.json").read_text())
-        digest = hashlib.sha256((other / "predictions.csv").read_bytes()).hexdigest()
-        (other / "results.json").write_text(json.dumps({**stored, "predictions": digest}))
+        write(other, rows)
         return [evaluated, epath.Path(other)]
 
     return make
@@ -46,6 +40,16 @@ def changed(evaluated: epath.Path, tmp_path: Path) -> Callable[[Change], list[ep
 def rows_of(run: epath.Path | Path) -> list[dict[str, str]]:
     with (run / "predictions.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def write(run: epath.Path | Path, rows: list[dict[str, str]]) -> None:
+    with open(run / "predictions.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+    stored = json.loads((run / "results.json").read_text())
+    digest = hashlib.sha256((run / "predictions.csv").read_bytes()).hexdigest()
+    (run / "results.json").write_text(json.dumps({**stored, "predictions": digest}))
 
 
 def cells(run: epath.Path, other: epath.Path) -> dict[str, str]:
@@ -82,6 +86,34 @@ def test_what_earlier_tables_lack_is_left_out(changed):
 
     found = cells(*changed(earlier))
     assert found["mcc"] == "–" and found["f1"] == "+0.0 (+0.0 to +0.0), p 1"
+
+
+def test_groups_are_those_of_whichever_table_has_them(changed, monkeypatch):
+    drawn = []
+    measure = intervals.difference_of_means
+
+    def noted(first, second, units):
+        drawn.append(units.tolist())
+        return measure(first, second, units)
+
+    def grouped(rows: list[dict[str, str]]) -> None:
+        for place, row in enumerate(rows):
+            row["group"] = str(place // 2)
+
+    runs = changed(grouped)
+    expected = [place // 2 for place in range(11)]
+    monkeypatch.setattr(intervals, "difference_of_means", noted)
+    with pytest.raises(UserError, match="have different groups of fake images: eval") as told:
+        difference_tables(read(runs))
+    assert "\n" not in str(told.value) and not drawn
+    earlier = runs[1].parent / "earlier"
+    shutil.copytree(runs[0], earlier)
+    rows = [{k: v for k, v in row.items() if k != "group"} for row in rows_of(earlier)]
+    write(earlier, rows)
+    for pair in ([earlier, runs[1]], [runs[1], earlier]):
+        drawn.clear()
+        difference_tables(read(pair))
+        assert drawn and all(units == expected for units in drawn)
 
 
 def test_images_that_differ_are_told(changed):

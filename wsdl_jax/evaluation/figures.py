@@ -26,6 +26,7 @@ _SHOWN = {"fake": 6, "real": 2}  # images on the sheet of examples
 _FIGURES = (*metrics.LOCALIZATION, "manipulated_share", "iou_fitted")  # means of a fake side
 # Of predictions.csv.
 _COLUMNS = ("key", "label", "score", "probability", "p_value", "verdict", *_FIGURES, "group")
+_SET = "set"  # a further column of it, in a test of several sets
 _GROUP = "group"  # the fact that says which images are drawn together for intervals
 
 
@@ -36,7 +37,7 @@ class _Side:
     Attributes:
       scores: the scores.
       probabilities: the probabilities of being fake.
-      groups: what images are drawn with for intervals, "" for by themselves.
+      names: what images are drawn with for intervals.
       answers: their verdicts, "" where none is known.
       unlike: how many of them are unlike known images.
       figures: the figures of their maps, by name.
@@ -44,20 +45,20 @@ class _Side:
 
     scores: list[float] = dataclasses.field(default_factory=list)
     probabilities: list[float] = dataclasses.field(default_factory=list)
-    groups: list[str] = dataclasses.field(default_factory=list)
+    names: list[intervals.Name] = dataclasses.field(default_factory=list)
     answers: list[str] = dataclasses.field(default_factory=list)
     unlike: int = 0
     figures: dict[str, list[float]] = dataclasses.field(
         default_factory=lambda: {name: [] for name in intervals.LOCALIZATION}
     )
 
-    def add(self, measured: ImageMeasures, group: str, said: Verdict | None) -> None:
-        """Counts an image in, its group and the verdict on it."""
+    def add(self, measured: ImageMeasures, name: intervals.Name, said: Verdict | None) -> None:
+        """Counts an image in, its name and the verdict on it."""
         self.answers.append("" if said is None else said.answer)
         self.unlike += not measured.is_like
         self.scores.append(measured.score)
         self.probabilities.append(measured.probability)
-        self.groups.append(group)
+        self.names.append(name)
         if measured.localization is not None:
             named = measured.localization.named()
             for name, values in self.figures.items():
@@ -168,7 +169,9 @@ def score(
     found = {side: _Side() for side in sides}
     maps = {}
     with path.open("w", encoding="utf-8") as file, ThreadPoolExecutor() as pool:
-        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        has_sets = any(len(source.sizes) > 1 for source in sides.values())
+        columns = (*_COLUMNS, _SET) if has_sets else _COLUMNS
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for side, source in sides.items():
             maps[side] = dict.fromkeys(_shown(source, _SHOWN[side]))
@@ -190,13 +193,18 @@ def score(
                     name = names.get(measured.index)
                     if name is None and (named_everywhere or hosts.is_first()):
                         name = _Name.of(source[measured.index], known)
-                    group = name.group if has_groups else ""
+                    unit = intervals.Name()
+                    if named_everywhere:  # else no image is drawn with another
+                        of_set = source.subset(measured.index) if len(source.sizes) > 1 else ""
+                        unit = intervals.Name(name.group, of_set, name.key if of_set else "")
                     said = None if calibration is None else _verdict(calibration, measured)
-                    found[side].add(measured, group, said)
+                    found[side].add(measured, unit, said)
                     if parts[side].facts:
                         parts[side].add(name.known, measured)
                     if hosts.is_first():
-                        row = {"key": name.key, "label": side, _GROUP: group}
+                        row = {"key": name.key, "label": side, _GROUP: name.group}
+                        if has_sets:
+                            row[_SET] = source.subset(measured.index)
                         if said is not None:
                             row |= {"p_value": said.p_value, "verdict": said.answer}
                         writer.writerow({**row, **_numbers(measured)})
@@ -258,7 +266,8 @@ def _verdicts(sides: dict[str, _Side]) -> dict[str, Any]:
 
 def _intervals(sides: dict[str, _Side]) -> dict[str, Any]:
     """Returns the intervals × 100 of figures, and what they are of, as results.json has it."""
-    units = {side: intervals.units_of(kept.groups) for side, kept in sides.items()}
+    drawn = {side: intervals.units_of(kept.names) for side, kept in sides.items()}
+    units = {side: of.numbers for side, of in drawn.items()}
     fake = sides["fake"]
     found = dict.fromkeys(intervals.LOCALIZATION)
     if fake.figures["iou_lg"]:  # masks

@@ -2,7 +2,8 @@
 
 Images are drawn anew from those that were tested, with replacement, fakes from fakes and reals from
 reals. Where images come in groups, such as a photograph and all that was made of it, whole groups
-are drawn, since what one image of a group shows its others show as well.
+are drawn, since what one image of a group shows its others show as well; and where images of
+several sets have the same key, all images of a key.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ DETECTION = ("ap", "auc", "balanced_accuracy", "image_f1")  # likewise
 _BATCH = 50  # resamples at a time, at most
 _IMAGES = 2**20  # that these have together, at most, or one resample alone
 _SEED = 0
+KINDS = ("image", "key", "group")  # of units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +65,56 @@ class Scored:
     called: Bool[np.ndarray, " n"]
 
 
-def units_of(groups: Sequence[str]) -> Integer[np.ndarray, " n"]:
-    """Returns for each image the number of the unit that it is drawn with.
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """What tells which images of a side are drawn together.
 
-    groups: the names of the images' groups; an image without one, "", is a unit of its own.
+    Attributes:
+      group: the name of the image's group; "" without one.
+      subset: the name of the set that the group is of; "" where the side is of one set.
+      key: of the image, which other sets may have as well; "" where the side is of one set.
     """
-    names = [("group", group) if group else ("image", n) for n, group in enumerate(groups)]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names], int)
+
+    group: str = ""
+    subset: str = ""
+    key: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """What the images of a side are drawn by.
+
+    Attributes:
+      numbers: for each image the number of the unit that it is drawn with.
+      kind: what units are, one of `KINDS`.
+    """
+
+    numbers: Integer[np.ndarray, " n"]
+    kind: str
+
+
+def units_of(names: Sequence[Name]) -> Units:
+    """Returns what images are drawn by.
+
+    The images of a group are a unit. A group belongs to its set: another's of the same name is
+    another group. Of images without groups those of one key are a unit, as several sets have them
+    that were made of the same photographs; an image without either is a unit of its own.
+    """
+    units = [
+        ("group", name.subset, name.group)
+        if name.group
+        else ("key", name.key)
+        if name.key
+        else ("image", number)
+        for number, name in enumerate(names)
+    ]
+    places = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
+    kind = "image"
+    if any(name.group for name in names):
+        kind = "group"
+    elif len(places) < len(units):
+        kind = "key"
+    return Units(np.array([places[unit] for unit in units], int), kind)
 
 
 def of_means(
@@ -80,7 +124,7 @@ def of_means(
 
     Args:
       values: by the names of the figures their values, one an image, NaN for an image without.
-      units: as of `units_of`.
+      units: the numbers of `units_of`.
 
     Returns:
       By the names of the figures their intervals; None for one that less than two units have.
@@ -115,7 +159,7 @@ def of_detection(
     Args:
       real: the real images.
       fake: the fake ones.
-      real_units: as of `units_of`, of the real images.
+      real_units: the numbers of `units_of`, of the real images.
       fake_units: of the fake ones.
 
     Returns:
@@ -147,7 +191,7 @@ def difference_of_means(
     Args:
       first: values of the images, NaN for an image without.
       second: those of the same images by the other run; images that one has none of are left out.
-      units: as of `units_of`.
+      units: the numbers of `units_of`.
 
     Returns:
       The difference; None where less than two units have values.
@@ -179,7 +223,7 @@ def differences_of_detection(
     Args:
       first: what a run has found in the real and in the fake images.
       second: what the other one has found in the same images.
-      real_units: as of `units_of`, of the real images.
+      real_units: the numbers of `units_of`, of the real images.
       fake_units: of the fake ones.
 
     Returns:
@@ -270,6 +314,7 @@ def _resampled(
     """Returns a statistic of resamples.
 
     statistic: takes the numbers of the units drawn, an array [..., units] for each of `units`.
+    units: of each side the numbers of `units_of`.
     """
     # Imported here, since it takes a second, which a command that starts to train is spared.
     from scipy import stats
@@ -300,4 +345,3 @@ def _times(drawn: Integer[np.ndarray, "*b u"]) -> Float[np.ndarray, "*b u"]:
     rows = drawn.reshape(-1, count)
     numbers = rows + count * np.arange(len(rows))[:, None]
     return np.bincount(numbers.ravel(), minlength=rows.size).reshape(drawn.shape).astype(float)
-    units: of each side the numbers of `units_of`.

@@ -196,7 +196,7 @@ def _check_intervals(found: Any) -> None:
         return
     _check(_is_number(found["level"]) and _is_count(found["resamples"]), "intervals")
     for side in ("fake", "real"):
-        _check(found["drawn"][side] in ("image", "group"), "intervals")
+        _check(found["drawn"][side] in intervals.KINDS, "intervals")
     for name in (*intervals.LOCALIZATION, *intervals.DETECTION):
         ends = found["figures"][name]
         _check(ends is None or all(_is_number(ends[end]) for end in ("low", "high")), "intervals")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 from wsdl_data import provenance
 from wsdl_jax.evaluation import intervals, metrics
@@ -23,13 +23,15 @@ class _Side:
 
     Attributes:
       keys: their names.
-      groups: the names of their groups, "" for none.
+      groups: the names of their groups, "" for none; None where the table does not say them.
+      sets: the names of their sets; None likewise, as where the test is of one set.
       scored: what was found in them.
       figures: by name the figures of their maps; without those that the table does not have.
     """
 
     keys: list[str]
-    groups: list[str]
+    groups: list[str] | None
+    sets: list[str] | None
     scored: Scored
     figures: dict[str, Float[np.ndarray, " n"]]
 
@@ -41,7 +43,7 @@ def difference_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
 
     Raises:
       UserError: a predictions.csv that cannot be read, that is not of its results, or of other
-        images than the first run's.
+        images or other groups than the first run's.
     """
     tested: dict[tuple[str, str], list[tuple[int, epath.Path]]] = {}
     for number, run in enumerate(all_runs):
@@ -57,13 +59,21 @@ def difference_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
         rows = []
         for number, path in others:
             sides = _read(path)
+            units = {}
             for side, of in sides.items():
-                if of.keys != reference[side].keys:
+                other = reference[side]
+                if of.keys != other.keys or _differ(of.sets, other.sets):
                     raise UserError(
                         f"{path} and {first_path} are of different {side} images: evaluate both "
                         "runs again on the same"
                     )
-            found = _differences(sides, reference)
+                if _differ(of.groups, other.groups):
+                    raise UserError(
+                        f"{path} and {first_path} have different groups of {side} images: "
+                        "evaluate both runs again"
+                    )
+                units[side] = _units(of, other)
+            found = _differences(sides, reference, units)
             cells = [Cell(_text(found.get(name))) for name in names]
             rows.append(Row(all_runs[number].name, number, cells))
         if rows:
@@ -72,9 +82,26 @@ def difference_tables(all_runs: Sequence[EvaluatedRun]) -> list[Table]:
     return made
 
 
-def _differences(sides: dict[str, _Side], reference: dict[str, _Side]) -> dict[str, Difference]:
+def _differ(one: list[str] | None, other: list[str] | None) -> bool:
+    """Returns whether two tables, which both have a column, have other values in it."""
+    return one is not None and other is not None and one != other
+
+
+def _units(one: _Side, other: _Side) -> Integer[np.ndarray, " n"]:
+    """Returns what the images of a side are drawn by, as whichever table says it has it."""
+    nothing = [""] * len(one.keys)
+    groups = one.groups or other.groups or nothing
+    sets = one.sets or other.sets or nothing
+    names = map(intervals.Name, groups, sets, one.keys)
+    return intervals.units_of([*names]).numbers
+
+
+def _differences(
+    sides: dict[str, _Side],
+    reference: dict[str, _Side],
+    units: dict[str, Integer[np.ndarray, " _"]],
+) -> dict[str, Difference]:
     """Returns by how much a run's figures are larger than the reference's, where both have them."""
-    units = {side: intervals.units_of(of.groups) for side, of in reference.items()}
     ours, theirs = sides["fake"].figures, reference["fake"].figures
     found = {
         name: intervals.difference_of_means(ours[name], theirs[name], units["fake"])
@@ -121,9 +148,13 @@ def _side(rows: list[dict[str, str]]) -> _Side:
     def column(name: str) -> Float[np.ndarray, " n"]:
         return np.array([float(row[name] or "nan") for row in rows])
 
+    def given(name: str) -> list[str] | None:
+        return [row[name] for row in rows] if rows and name in rows[0] else None
+
     return _Side(
         keys=[row["key"] for row in rows],
-        groups=[row.get("group", "") for row in rows],  # earlier tables have none
+        groups=given("group"),  # earlier tables have none
+        sets=given("set"),
         scored=Scored(column("score"), column("probability") > metrics.THRESHOLD),
         figures={name: column(name) for name in intervals.LOCALIZATION if rows and name in rows[0]},
     )
