@@ -131,8 +131,9 @@ class FoundBatch(NamedTuple):
 
 # A side → its images in batches, in order, with what was found in them.
 Localize = Callable[[str], Iterator[tuple[inputs.Batch, Localization | FoundBatch]]]
-# Of a side, keeps the map, score and probability of an image with a key.
-Keep = Callable[[str, str, Float[np.ndarray, "h w"], float, float], None]
+# Of a side and a set, "" where the side is of one, keeps the map, score and probability of an image
+# with a key.
+Keep = Callable[[str, str, str, Float[np.ndarray, "h w"], float, float], None]
 
 
 def score(
@@ -279,7 +280,7 @@ def _intervals(sides: dict[str, _Side]) -> dict[str, Any]:
     return {
         "level": 100 * intervals.LEVEL,
         "resamples": intervals.RESAMPLES,
-        "drawn": {side: "group" if any(kept.groups) else "image" for side, kept in sides.items()},
+        "drawn": {side: of.kind for side, of in drawn.items()},
         "figures": {
             name: None if of is None else {"low": 100 * of.low, "high": 100 * of.high}
             for name, of in found.items()
@@ -355,7 +356,7 @@ def _measured(
 def _keeping(
     batches: Iterator[tuple[inputs.Batch, Localization]],
     source: inputs.Examples,
-    keep: Callable[[str, Float[np.ndarray, "h w"], float, float], None],
+    keep: Callable[[str, str, Float[np.ndarray, "h w"], float, float], None],
 ) -> Iterator[tuple[inputs.Batch, Localization]]:
     """Yields what is found, which the first host keeps before it goes on, that of all hosts."""
     with contextlib.closing(batches):
@@ -369,7 +370,8 @@ def _keeping(
             if hosts.is_first():
                 for row in zip(indices.tolist(), maps, scores, probabilities, strict=True):
                     if row[0] != PADDING:
-                        keep(measures.key(source, row[0]), *row[1:])
+                        subset = source.subset(row[0]) if len(source.sizes) > 1 else ""
+                        keep(subset, measures.key(source, row[0]), *row[1:])
             yield batch, found
 
 
@@ -380,6 +382,7 @@ def _measure(
     compared: bool,
     known: Callable[[dict[str, Any]], tuple[str, ...]],
     calibration: Calibration | None,
+    bounded: threads.Bounded,
     index: int,
     score: np.floating,
     probability: np.floating,
@@ -391,11 +394,11 @@ def _measure(
     Args:
       source: the images.
       masked: whether maps are measured against the true masks, where the images have them.
-    bounded: threads.Bounded,
       map_threshold: see `score`.
       compared: whether to measure the `Comparison`, too.
       known: record → what is known of an image, see `Parts.of`.
       calibration: see `score`.
+      bounded: bounds how many pixels are measured at once.
       index: the image's index in `source`; `PADDING` for what fills up a batch.
       score: the image's score.
       probability: the probability that it is fake.
@@ -407,7 +410,6 @@ def _measure(
       name, and measures without numbers.
     """
     if index == PADDING or not np.isfinite(localization_map).all():
-      bounded: bounds how many pixels are measured at once.
         return None, ImageMeasures(index)
     record = source[index]
     mask = inputs.full_mask(record) if masked and "mask" in record else None

@@ -4,12 +4,15 @@ import csv
 import dataclasses
 import hashlib
 import io
+import lzma
 import math
 import os
 import pathlib
+import struct
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +21,18 @@ from jaxtyping import Float
 from PIL import Image
 
 from wsdl_jax import inputs
+from wsdl_jax.evaluation import measures
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError, reason
 
 SIDES = ("fake", "real")  # folders of maps, and labels of a table of scores
 _LONGEST = 200  # bytes of a name
+BATCH_PIXELS = 2**24  # of maps that are read at a time
+# Of files that are damaged, encrypted, packed in a way that Python does not know, or far too large.
+_DAMAGED = (
+    *(ValueError, TypeError, EOFError, SyntaxError, OverflowError, RuntimeError, KeyError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, Image.DecompressionBombError),
+)
 _SUFFIXES = (".npz", ".npy", ".png")
 _GREY = {"1": 1, "L": 255, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I": 65535}
 
@@ -41,25 +51,39 @@ def file_name(key: str) -> str:
 def save(
     folder: pathlib.Path,
     side: str,
+    subset: str,
     key: str,
     localization_map: Float[np.ndarray, "h w"],
     score: float,
     probability: float,
 ) -> None:
-    """Writes what a network has found in an image to FOLDER/SIDE/NAME.npz, with nothing lost.
+    """Writes what a network has found in an image to a file of its own, with nothing lost.
+
+    It is FOLDER/SIDE/NAME.npz or, where the side is of several sets, whose images may have the same
+    keys, FOLDER/SIDE/SET/NAME.npz.
 
     Args:
       folder: where the sides' folders are.
       side: "fake" or "real".
+      subset: the name of the image's set, of which SET is the `file_name`, where the side is of
+        several; "" where it is of one.
       key: of the image, see `file_name`.
       localization_map: the map as the network gives it, float32.
       score: the image's score.
       probability: the probability of being fake.
+
+    Raises:
+      UserError: there is a map of this image already.
     """
-    path = folder / side / f"{file_name(key)}.npz"
+    path = folder / side / (file_name(subset) if subset else "") / f"{file_name(key)}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        np.savez_compressed(file, map=localization_map, score=score, probability=probability)
+    try:
+        with path.open("xb") as file:
+            np.savez_compressed(file, map=localization_map, score=score, probability=probability)
+    except FileExistsError as error:
+        raise UserError(
+            f"{key} is the key of two {side} images: their maps cannot be kept apart"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +127,11 @@ def read(path: pathlib.Path) -> Found:
     except OSError as error:
         what = reason(error) if error.errno is not None else f"{path} cannot be read: {error}"
         raise UserError(what) from error
-    except (ValueError, TypeError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} cannot be read: there is not enough memory for it") from error
+    except _DAMAGED as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read: {text}") from error
 
 
 def _grey(path: pathlib.Path) -> Float[np.ndarray, "h w"]:
@@ -138,21 +165,35 @@ def _number(arrays: Mapping[str, np.ndarray], name: str) -> float | None:
     return value
 
 
-def files_of(folder: epath.Path, side: str, keys: Iterable[str]) -> dict[str, pathlib.Path]:
-    """Returns the file of each image's map, in FOLDER/SIDE or below.
+def folder_of(folder: epath.Path, side: str, subset: str, *, several: bool) -> pathlib.Path:
+    """Returns the folder that has the maps of a set: FOLDER/SIDE/SET, or FOLDER/SIDE.
+
+    Args:
+      folder: of the maps.
+      side: "fake" or "real".
+      subset: the name of the set, of which SET is the `file_name`.
+      several: whether the side is of several sets, which have a folder each then. The maps of one
+        set are in a folder of its own where there is such a one.
+    """
+    of_side = pathlib.Path(folder / side)
+    of_set = of_side / file_name(subset)
+    return of_set if several or of_set.is_dir() else of_side
+
+
+def files_of(root: pathlib.Path, side: str, keys: Iterable[str]) -> dict[str, pathlib.Path]:
+    """Returns the file of each image's map, in a folder or below.
 
     An image's map is the file with the name that `save` gives it, else one whose path is the
     image's key, with the key's own suffix or without it, else one with the same stem.
 
     Args:
-      folder: of the maps.
+      root: the folder, see `folder_of`.
       side: "fake" or "real".
-      keys: of all images of the side.
+      keys: of all images of the side, or of one of its sets.
 
     Raises:
       UserError: no such folder, an image without a map, with two, or two with the same one.
     """
-    root = pathlib.Path(folder / side)
     if not root.is_dir():
         raise UserError(f"{root} is no folder: the maps of {side} images belong there")
     by_path: dict[str, list[pathlib.Path]] = {}
@@ -195,28 +236,49 @@ class Score:
     probability: float
 
 
-def read_scores(path: epath.Path) -> dict[tuple[str, str], Score]:
-    """Returns the scores of a CSV file, by side and key.
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What the scores of a table are told apart by.
+
+    Attributes:
+      side: "fake" or "real".
+      subset: the name of the image's set; "" where the table does not say it.
+      key: of the image.
+    """
+
+    side: str
+    subset: str
+    key: str
+
+    def __str__(self) -> str:
+        of = f" of {self.subset}" if self.subset else ""
+        return f"{self.side} {self.key}{of}"
+
+
+def read_scores(path: epath.Path) -> dict[Row, Score]:
+    """Returns the scores of a CSV file, by side, set and key.
 
     It has columns `label` ("fake" or "real"), `key`, `score` and, unless all scores are in [0, 1],
-    `probability`, as the predictions.csv of a run has.
+    `probability`, as the predictions.csv of a run has; and `set`, the name of the image's set,
+    where images of several sets have the same key.
 
     Raises:
       UserError: anything else, in one line that names the line of the file.
     """
-    reader = csv.DictReader(io.StringIO(storage.read_text(path), newline=""))
+    text = storage.read_text(path).removeprefix("\ufeff")  # spreadsheets begin files with it
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     missing = {"label", "key", "score"} - {*(reader.fieldnames or ())}
     if missing:
         raise UserError(f"{path} has no column {sorted(missing)[0]!r}")
-    found: dict[tuple[str, str], Score] = {}
+    found: dict[Row, Score] = {}
     try:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if row["label"] not in SIDES:
                 raise UserError(f"{where}: the label is {row['label']!r}, not fake or real")
-            place = row["label"], row["key"]
+            place = Row(row["label"], row.get("set") or "", row["key"])
             if place in found:
-                raise UserError(f"{where}: {row['label']} {row['key']} is there twice")
+                raise UserError(f"{where}: {place} is there twice")
             found[place] = _score(row, where)
     except csv.Error as error:
         raise UserError(f"{path} cannot be read: {error}") from error
@@ -245,24 +307,27 @@ class Reader:
     def __init__(
         self, folder: epath.Path, sides: Mapping[str, inputs.Examples], scores: epath.Path | None
     ):
-        """Finds the file of each image; see `files_of` and `read_scores`.
+        """Finds the file of each image; see `folder_of`, `files_of` and `read_scores`.
 
         Args:
           folder: of the maps.
           sides: the images.
           scores: a table of scores; None where files have scores, or none is known.
         """
-        self._keys = {
-            side: [source[n]["key"].decode() for n in range(len(source))]
+        self._images = {
+            side: [Row(side, source.subset(n), measures.key(source, n)) for n in range(len(source))]
             for side, source in sides.items()
         }
-        self._scores = None if scores is None else read_scores(scores)
-        if self._scores is not None:
-            for side, keys in self._keys.items():
-                for key in keys:
-                    if (side, key) not in self._scores:
-                        raise UserError(f"{scores} has no row of {side} {key}")
-        self._files = {side: files_of(folder, side, keys) for side, keys in self._keys.items()}
+        self._scores = None if scores is None else _scores_of(self._images, scores)
+        self._files: dict[Row, pathlib.Path] = {}
+        for side, images in self._images.items():
+            keys: dict[str, list[str]] = {}
+            for image in images:
+                keys.setdefault(image.subset, []).append(image.key)
+            for subset, of_set in keys.items():
+                root = folder_of(folder, side, subset, several=len(sides[side].sizes) > 1)
+                files = files_of(root, side, of_set)
+                self._files |= {Row(side, subset, key): path for key, path in files.items()}
         self._first: tuple[pathlib.Path, bool] | None = None  # whether files have scores
 
     def found(self, side: str, index: int) -> Found:
@@ -273,12 +338,11 @@ class Reader:
         Raises:
           UserError: a file that cannot be read, or that has no score where others have one.
         """
-        key = self._keys[side][index]
-        path = self._files[side][key]
+        image = self._images[side][index]
+        path = self._files[image]
         found = read(path)
         if self._scores is not None:
-            score = self._scores[side, key]
-            return dataclasses.replace(found, **dataclasses.asdict(score))
+            return dataclasses.replace(found, **dataclasses.asdict(self._scores[image]))
         has_score = found.score is not None
         if self._first is None:
             self._first = path, has_score
@@ -302,10 +366,39 @@ class Reader:
 
         Args:
           side: "fake" or "real".
-          size: how many at a time.
+          size: how many at a time, or fewer, where their maps have `BATCH_PIXELS` together.
           progress: yields what it is given, and shows how far that is.
         """
-        count = len(self._keys[side])
-        for start in progress(range(0, count, size)):
-            indices = list(range(start, min(start + size, count)))
-            yield indices, [self.found(side, index) for index in indices]
+        indices, found, pixels = [], [], 0
+        for index in progress(range(len(self._images[side]))):
+            indices.append(index)
+            found.append(self.found(side, index))
+            pixels += found[-1].localization_map.size
+            if len(indices) == size or pixels >= BATCH_PIXELS:
+                yield indices, found
+                indices, found, pixels = [], [], 0
+        if indices:
+            yield indices, found
+
+
+def _scores_of(images: Mapping[str, Sequence[Row]], path: epath.Path) -> dict[Row, Score]:
+    """Returns the score of each image.
+
+    Raises:
+      UserError: a table without one, or whose rows do not say which of two images they are of.
+    """
+    scores = read_scores(path)
+    found: dict[Row, Score] = {}
+    for of_side in images.values():
+        sets: dict[str, str] = {}
+        for image in of_side:
+            row = image if image in scores else dataclasses.replace(image, subset="")
+            if row not in scores:
+                raise UserError(f"{path} has no row of {image}")
+            if not row.subset and sets.setdefault(image.key, image.subset) != image.subset:
+                raise UserError(
+                    f"{path}: {row} is in {sets[image.key]} and in {image.subset}: a column 'set' "
+                    "has to tell them apart"
+                )
+            found[image] = scores[row]
+    return found

@@ -54,7 +54,7 @@ T = TypeVar("T")
 _NO_FEATURES = np.zeros((0, 0), np.float32)
 _MAPS = "maps"  # in the manifest of a folder of maps: the next evaluation may replace it
 _OF_MAPS = "evaluation of maps"  # likewise, of all that is written of another system's maps
-_BATCH = 16  # maps that are read at a time
+_BATCH = 16  # maps that are read at a time, at most
 
 
 def evaluate(
@@ -138,8 +138,9 @@ def evaluate_maps(
     Args:
       maps: a folder with `fake/` and `real/`, in which each image has a map, see `kept_maps`.
       out: a new folder, or one that this has written.
-      fake: a prepared subset of fake images.
-      real: a prepared subset of real images.
+      fake: prepared subsets of fake images, with commas between them; each of several has a folder
+        of maps of its own, see `kept_maps.folder_of`.
+      real: prepared subsets of real images in the same way.
       scores: a table of image scores, see `kept_maps.read_scores`. Without it the files of the maps
         have scores, or else the score and the probability of an image are its map's maximum.
       data_dir: the folder of the prepared datasets; TFDS's own by default.
@@ -154,14 +155,16 @@ def evaluate_maps(
     if jax.process_count() > 1:
         raise ConfigError("--maps are scored by one process alone")
     check_folder(out, replaces=_OF_MAPS)
-    names = {"fake": fake, "real": real}
-    inputs.check_sides(real=(real,), fake=(fake,), data_dir=data_dir, splits=("test",))
-    sides = {side: inputs.Examples((name,), "test", data_dir) for side, name in names.items()}
+    subsets = {"fake": configuration.subsets(fake), "real": configuration.subsets(real)}
+    inputs.check_sides(**subsets, data_dir=data_dir, splits=("test",))
+    sides = {side: inputs.Examples(names, "test", data_dir) for side, names in subsets.items()}
     reader = kept_maps.Reader(maps, sides, scores)
 
     def localize(side: str) -> Iterator[tuple[inputs.Batch, FoundBatch]]:
-        def shown(batches: range) -> Iterator[int]:
-            yield from tqdm(batches, f"evaluating, {side}", unit="batch", disable=None, leave=False)
+        def shown(images: range) -> Iterator[int]:
+            yield from tqdm(
+                images, f"evaluating, {side}", unit=" images", disable=None, leave=False
+            )
 
         for indices, found in reader.in_batches(side, _BATCH, shown):
             batch = {"index": np.array(indices), "weight": np.ones(len(indices), np.float32)}
@@ -179,8 +182,8 @@ def evaluate_maps(
         figures, shown_maps = score(sides, localize, None, None, made.predictions)
         results = {
             **figures,
-            "test_fake": fake,
-            "test_real": real,
+            "test_fake": ",".join(subsets["fake"]),
+            "test_real": ",".join(subsets["real"]),
             "fake_images": len(sides["fake"]),
             "real_images": len(sides["real"]),
             "checkpoint": None,
