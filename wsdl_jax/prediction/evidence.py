@@ -1,6 +1,5 @@
 """evidence.jsonl: of each image, what was looked at, by what, and what came out."""
 
-import datetime
 import importlib.metadata
 import json
 import os
@@ -33,7 +32,6 @@ def of_network(localizer: Localizer, run: epath.Path) -> dict[str, Any]:
         for calibration in localizer.calibrations
     ]
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "wsdl_jax": importlib.metadata.version("wsdl-jax"),
         "run": table.printable(os.fspath(run)),
         "config_sha256": fingerprint.of(RunDirectory(run).config).sha256,
