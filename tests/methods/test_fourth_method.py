@@ -142,7 +142,7 @@ def test_a_fourth_method(place: Path, data_dir: Path, dolos_folder: Path):
     trained = runs.load(epath.Path(run))
     assert type(trained.model).__name__ == "Colours"
     localizer = Localizer.load(run)
-    assert localizer.threshold is not None
+    assert localizer.calibrations
     assert methods.map_size(trained.config) == 8
 
 
