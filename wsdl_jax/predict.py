@@ -20,7 +20,7 @@ from wsdl_jax.evaluation import verdict
 from wsdl_jax.prediction import folder, table
 from wsdl_jax.prediction.localizer import MODES, Localizer
 from wsdl_jax.runtime import command, storage
-from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.errors import ConfigError, UserError, printable
 
 __all__ = ["Localizer", "main"]
 
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
     if failed:
         raise UserError(
             f"{len(failed)} of {len(rows)} images have no map, first "
-            f"{table.printable(failed[0].file)}: {failed[0].error}; see {out / table.FILE}"
+            f"{printable(failed[0].file)}: {failed[0].error}; see {out / table.FILE}"
         )
 
 

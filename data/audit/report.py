@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from wsdl_data.audit import findings
 from wsdl_data.audit.auc import Estimate
 from wsdl_data.audit.findings import Audit, Counted, Found
+from wsdl_jax.runtime.errors import printable
 
 _ROW, _MARGIN, _WIDE, _FONT, _MASK = 30, 16, 440, 14, 256  # pixels
 _COLOURS = {
@@ -97,7 +98,7 @@ def as_json(audit: Audit, title: str) -> str:
     }
     text = json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
     # Halves of pairs, which a tag of a file may have, are JSON as what escapes them.
-    return text.encode("utf-8", "backslashreplace").decode()
+    return printable(text)
 
 
 def picture(audit: Audit, title: str) -> bytes:

@@ -14,7 +14,7 @@ from wsdl_data.audit.likeness import Thumbnail
 from wsdl_data.audit.masks import SeenMask
 from wsdl_data.audit.traces import PROBES, File, Traces
 from wsdl_jax.runtime import threads
-from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.runtime.errors import in_one_line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,11 +42,8 @@ def all_seen(images: Iterable[Listed]) -> Iterator[Seen]:
     Raises UserError, naming it, for one that cannot be read or decoded to its end, and for a mask
     of another size.
     """
-    with contextlib.closing(threads.map_ahead(_see, images)) as results:
-        try:
-            yield from results
-        except (OSError, ValueError) as error:
-            raise UserError(" ".join(str(error).split())) from error
+    with contextlib.closing(threads.map_ahead(_see, images)) as results, in_one_line():
+        yield from results
 
 
 def _see(listed: Listed) -> Seen:

@@ -13,7 +13,7 @@ from wsdl_jax.evaluation import kept
 from wsdl_jax.evaluation.likeness import Likeness
 from wsdl_jax.evaluation.verdict import CLEAN, Calibration
 from wsdl_jax.runs import RunDirectory
-from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.runtime.errors import UserError, printable
 from wsdl_jax.runtime.storage import is_remote, read_json, write_whole
 
 
@@ -116,7 +116,7 @@ def load_own(path: epath.Path, network: tuple[int, int | None]) -> Calibration:
         of_network = stored["checkpoint"], stored["weights"]
         own = {
             # Somebody else's file may have anything in it.
-            "source": str(stored["source"]).encode("utf-8", "backslashreplace").decode(),
+            "source": printable(str(stored["source"])),
             "mode": str(stored["mode"]),
             "files": tuple(map(str, stored["files"])),
         }

@@ -245,7 +245,7 @@ def score(
 def _verdict(calibration: Calibration, measured: ImageMeasures) -> Verdict:
     if measured.is_like:
         return calibration.judge(measured.score)
-    return Verdict(verdict.UNSURE, calibration.p_value(measured.score), "")
+    return verdict.unlike([calibration], measured.score)
 
 
 def _verdicts(sides: dict[str, _Side]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -308,13 +308,9 @@ def exchanged(
     }
     text = exchange.text_table(results, f"{test.config.method}, setup {test.config.setup}")
 
-    def put() -> None:
-        test.out.path.mkdir(parents=True, exist_ok=True)
-        with locks.locked(test.out.path, locks.RESULTS, wait=True):
-            write_whole(test.out.exchange_text, text)
-            write_whole(test.out.exchange, json.dumps(results, indent=2) + "\n")
-
-    hosts.first(put)
+    content = json.dumps(results, indent=2) + "\n"
+    files = {test.out.exchange_text: text, test.out.exchange: content}
+    hosts.first(lambda: _put_together(test, files))
     log.info("%s\nwritten to %s", text, test.out.exchange)
     return results
 
@@ -359,17 +355,26 @@ def everyday_robustness(
     table = retention.markdown(results, f"{test.config.method}, setup {test.config.setup}")
 
     def put() -> None:
-        test.out.path.mkdir(parents=True, exist_ok=True)
         picture = io.BytesIO()
         retention.save_picture(results, picture)
-        with locks.locked(test.out.path, locks.RESULTS, wait=True):
-            write_whole(test.out.everyday_table, table)
-            write_whole(test.out.everyday_picture, picture.getvalue())
-            write_whole(test.out.everyday, json.dumps(results, indent=2) + "\n")
+        files = {
+            test.out.everyday_table: table,
+            test.out.everyday_picture: picture.getvalue(),
+            test.out.everyday: json.dumps(results, indent=2) + "\n",
+        }
+        _put_together(test, files)
 
     hosts.first(put)
     log.info("%s\nwritten to %s", table, test.out.everyday)
     return results
+
+
+def _put_together(test: TestedRun, files: Mapping[epath.Path, str | bytes]) -> None:
+    """Writes files where results belong, in their order, by one process at a time."""
+    test.out.path.mkdir(parents=True, exist_ok=True)
+    with locks.locked(test.out.path, locks.RESULTS, wait=True):
+        for path, content in files.items():
+            write_whole(path, content)
 
 
 def _scored(

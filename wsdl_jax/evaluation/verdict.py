@@ -152,15 +152,19 @@ def judge(
     """
     alike = [known for known in calibrations if known.is_like(features)]
     if not alike:
-        p_value = max(known.p_value(score) for known in calibrations)
-        unlike = " and ".join(known.source for known in calibrations)
-        return Verdict(UNSURE, p_value, f"unlike {unlike}")
+        return unlike(calibrations, score)
     found = [known.judge(score, false_positive_rate) for known in alike]
     least_strange = max(found, key=lambda one: one.p_value)
     if len({one.answer for one in found}) == 1:
         return least_strange
     said = (f"{one.answer} by {of.source}" for one, of in zip(found, alike, strict=True))
     return Verdict(UNSURE, least_strange.p_value, ", ".join(said))
+
+
+def unlike(calibrations: Sequence[Calibration], score: float) -> Verdict:
+    """Returns the verdict on an image that is unlike all that is known."""
+    p_value = max(known.p_value(score) for known in calibrations)
+    return Verdict(UNSURE, p_value, f"unlike {' and '.join(of.source for of in calibrations)}")
 
 
 def _as_high(score: float, scores: Sequence[float]) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 
 from etils import epath
 
-from wsdl_jax.prediction import fingerprint, table
+from wsdl_jax.prediction import fingerprint
 from wsdl_jax.prediction.localizer import Localizer
 from wsdl_jax.runs import RunDirectory
+from wsdl_jax.runtime.errors import printable
 
 FILE = "evidence.jsonl"  # in the folder of what is found
 
@@ -33,7 +34,7 @@ def of_network(localizer: Localizer, run: epath.Path) -> dict[str, Any]:
     ]
     return {
         "wsdl_jax": importlib.metadata.version("wsdl-jax"),
-        "run": table.printable(os.fspath(run)),
+        "run": printable(os.fspath(run)),
         "config_sha256": fingerprint.of(RunDirectory(run).config).sha256,
         "weights_sha256": localizer.weights_digest,
         "mode": localizer.mode,

@@ -23,7 +23,7 @@ from wsdl_jax.prediction.localizer import Localizer, Prediction, View
 from wsdl_jax.prediction.memory import PixelBudget
 from wsdl_jax.prediction.table import Row
 from wsdl_jax.runtime import storage, threads
-from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.runtime.errors import UserError, printable
 from wsdl_jax.runtime.parallel import AXIS
 
 log = logging.getLogger("wsdl_jax")
@@ -168,7 +168,7 @@ def calibrate(
             images.check_file(epath.Path(file))
             digests.setdefault(fingerprint.of(epath.Path(file)).sha256, file)
         except (ValueError, OSError) as error:
-            text = f"{table.printable(file)}: {error}"
+            text = f"{printable(file)}: {error}"
             raise UserError(f"--calibrate {' '.join(patterns)}: {text}") from error
     if len(digests) < likeness.FEWEST:
         raise UserError(
@@ -188,12 +188,12 @@ def calibrate(
                 break
     if failed:
         file, error = next(iter(failed.items()))
-        raise UserError(f"--calibrate {' '.join(patterns)}: {table.printable(file)}: {error}")
+        raise UserError(f"--calibrate {' '.join(patterns)}: {printable(file)}: {error}")
     features = [one for _, one in found if one is not None]
     made = Calibration(
         {verdict.CLEAN: sorted(score for score, _ in found)},
         likeness=likeness.fit([np.stack(features)]) if features else None,
-        source=f"the images of {table.printable(' '.join(patterns))}",
+        source=f"the images of {printable(' '.join(patterns))}",
         mode=mode,
         files=tuple(digests),
     )

@@ -6,6 +6,7 @@ import os
 import urllib.parse
 
 from wsdl_jax.prediction import table
+from wsdl_jax.runtime.errors import printable
 
 
 def render(rows: list[table.Row], mode: str, rule: str, *, has_trust: bool) -> str:
@@ -27,7 +28,7 @@ def render(rows: list[table.Row], mode: str, rule: str, *, has_trust: bool) -> s
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["text"] = lambda text: Markup(html.escape(table.printable(text)))
+    environment.filters["text"] = lambda text: Markup(html.escape(printable(text)))
     source = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
     return environment.from_string(source).render(
         summary=f"{table.verdict_counts(rows)}. Mode: {mode}; {rule}. Bright is manipulated.",

@@ -10,6 +10,7 @@ from etils import epath
 
 from wsdl_jax.evaluation.verdict import ANSWERS
 from wsdl_jax.prediction.fingerprint import Fingerprint
+from wsdl_jax.runtime.errors import printable
 
 FILE = "predictions.csv"  # in the folder of what is found
 COLUMNS = (
@@ -64,11 +65,6 @@ class Row(NamedTuple):
             **{name: getattr(self, name) for name in _EVIDENT},
             "c2pa": self.credentials,
         }
-
-
-def printable(text: str) -> str:
-    """Returns a file's name as UTF-8 can have it: bytes of other encodings are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write(rows: list[Row], path: epath.Path) -> None:

@@ -21,6 +21,11 @@ def reason(error: OSError) -> str:
     return f"{where}: {what}" if where else what or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """Returns a text, such as a file's name, as UTF-8 can have it: other bytes are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
     """Makes errors of files, whose texts name them, the user's to mend."""
