@@ -30,6 +30,7 @@ def get_config(arg: str | None = None):
     configuration.vary(config, variant)
     if configuration.is_small(variant) and config.train.splice:
         _spliced(config, is_long=variant["recipe"] == "long")
+    configuration.set_backbone(config, variant["backbone"])
     return config
 
 

@@ -32,6 +32,7 @@ def get_config(arg: str | None = None):
         _spliced(config, is_long=variant["recipe"] == "long")
         if variant["augment"] == "robust":
             _robust(config)
+    configuration.set_backbone(config, variant["backbone"])
     return config
 
 

@@ -16,6 +16,7 @@ from wsdl_jax import weights
 from wsdl_jax.evaluation import metrics
 from wsdl_jax.methods import objectives
 from wsdl_jax.methods.explanation import explain
+from wsdl_jax.models.backbone import Features
 
 GOLDEN = pathlib.Path(golden.__file__).parent
 OUTPUTS = np.load(GOLDEN / "outputs.npz")
@@ -143,7 +144,8 @@ def test_grad_cam_weak():
 
     @nnx.jit
     def grad_cam(model, images):
-        return explain(model.upper, model.lower(images))
+        features = model.lower(images, 11)
+        return explain(lambda x: model.upper(Features(x), 11), features.map)
 
     logits, maps = grad_cam(model, IMAGES)
     close(logits, OUTPUTS["timm-xception/logits"])

@@ -14,7 +14,7 @@ from etils import epath
 from wsdl_jax import methods, runs
 from wsdl_jax.runtime import command
 from wsdl_jax.runtime.errors import UserError
-from wsdl_jax.weights import from_torch, make_run, to_torch, write
+from wsdl_jax.weights import from_torch, to_torch, write
 
 __all__ = ["from_torch", "to_torch"]
 
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     source, out = epath.Path(arguments[1]), epath.Path(_OUT.value)
     if not source.is_dir():
-        make_run(source, _LAYOUT.value, out, _SETUP.value)
+        runs.make_run(source, _LAYOUT.value, out, _SETUP.value)
         return
     if _SETUP.value:
         raise UserError(f"--setup goes with a weight file; {source} is a run")

@@ -15,10 +15,10 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from wsdl_jax import configuration, inputs, methods, runs, weights
+from wsdl_jax import configuration, inputs, runs, weights
 from wsdl_jax.evaluation import evaluate
 from wsdl_jax.runtime import command, hosts, shipped_files
-from wsdl_jax.training import train
+from wsdl_jax.training import check_weights, train
 
 
 def default_workdir(config: ml_collections.ConfigDict) -> str:
@@ -33,14 +33,15 @@ def main(_: list[str]) -> None:
     jax.config.parse_flags_with_absl()
     configuration.validate(_CONFIG.value)
     configuration.check_circumstances(_CONFIG.value)
+    configuration.check_backbone_file(_CONFIG.value)
     hosts.start_by_flags()
     config = configuration.for_devices(_CONFIG.value, jax.device_count())
     run = epath.Path(_WORKDIR.value or default_workdir(config))
     # What cannot work fails before the minutes that a dataset can take.
+    config = weights.with_digest(config)
     runs.check(run, config)
-    if config.init.path and not runs.RunDirectory(run).config.exists():
-        path = epath.Path(config.init.path)
-        weights.start(methods.blank(config, None), path, config.init.layout)
+    if not runs.RunDirectory(run).config.exists():
+        check_weights(config)
     hosts.first_then_each(lambda: inputs.prepare(config, _ALSO_ON.value))
     data = config.data
     real = configuration.subsets(data.test_real)

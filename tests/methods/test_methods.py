@@ -17,10 +17,11 @@ from flax import nnx
 from wsdl_jax import configuration, methods
 from wsdl_jax.models import layers, xception
 from wsdl_jax.models.attention import Attention
+from wsdl_jax.models.backbone import Features
+from wsdl_jax.models.classifier import ImageClassifier
 from wsdl_jax.models.layers import BatchNorm
 from wsdl_jax.models.outputs import Outputs
 from wsdl_jax.models.patches import Patches
-from wsdl_jax.models.xception import ImageClassifier
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 RNG = np.random.default_rng(0)
@@ -52,10 +53,10 @@ class GivenClassifier(ImageClassifier):
         pass
 
     def lower(self, images, block):
-        return images
+        return Features(images)
 
-    def upper(self, activations, block):
-        return activations.mean((1, 2))[:, :2] - IMAGES.mean((1, 2))[:, :2] + IMAGE_LOGITS
+    def upper(self, features, block):
+        return features.map.mean((1, 2))[:, :2] - IMAGES.mean((1, 2))[:, :2] + IMAGE_LOGITS
 
 
 def test_network_input():
@@ -304,7 +305,7 @@ def test_images_are_embedded_by_the_first_two_blocks():
         model = method.network(None, nnx.Rngs(0))
         model.eval()
         images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
-        x, expected = model.trunk.stem(jnp.asarray(images)), []
+        x, expected = model.trunk.stem(jnp.asarray(images)).map, []
         for block in model.trunk.blocks[:2]:
             x = block(x)
             expected += [np.mean(x, (1, 2)), np.std(x, (1, 2))]

@@ -11,12 +11,14 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsdl_jax.models.attention import ATTENDED_BLOCK, Attention
+from wsdl_jax.models.attention import Attention
+from wsdl_jax.models.backbone import Features
+from wsdl_jax.models.classifier import ImageClassifier
 from wsdl_jax.models.fcn import FCN
 from wsdl_jax.models.layers import seed_dropout
 from wsdl_jax.models.outputs import Outputs
 from wsdl_jax.models.patches import Patches
-from wsdl_jax.models.xception import ImageClassifier, Trunk, scaled
+from wsdl_jax.models.xception import Trunk, scaled
 
 WIDTH = 0.125
 NETWORKS = {
@@ -264,14 +266,13 @@ def test_halves_of_the_classifier_meet_at_any_block():
     @nnx.jit
     def halves(model, images):
         lower = {block: model.lower(images, block) for block in blocks}
-        default = model.lower(images)
         upper = {block: model.upper(x, block) for block, x in lower.items()}
-        return model(images).image_logits, model.upper(default), lower, upper
+        return model(images).image_logits, lower, upper
 
-    expected, by_default, lower, upper = halves(model, IMAGES)
-    np.testing.assert_allclose(by_default, expected, rtol=1e-4, atol=1e-5)
+    expected, lower, upper = halves(model, IMAGES)
     for block, (height, width, channels) in blocks.items():
-        assert lower[block].shape == (3, height, width, scaled(channels, WIDTH))
+        assert lower[block].tokens is None
+        assert lower[block].map.shape == (3, height, width, scaled(channels, WIDTH))
         np.testing.assert_allclose(upper[block], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -284,15 +285,14 @@ def test_attention_multiplies_block_7():
 
     @nnx.jit
     def both(model, images):
-        x = model.trunk.stem(images)
+        x = model.trunk.stem(images).map
         for index, block in enumerate(model.trunk.blocks, start=1):
             x = block(x)
-            if index == ATTENDED_BLOCK:
+            if index == 7:
                 x = x / 2
-        return model(images), model.top(x)
+        return model(images), model.top(Features(x))
 
     out, expected = both(model, IMAGES)
-    assert ATTENDED_BLOCK == 7
     np.testing.assert_array_equal(out.attention, 0.5)
     np.testing.assert_allclose(out.image_logits, expected, rtol=1e-4, atol=1e-5)
 

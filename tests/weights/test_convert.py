@@ -26,11 +26,13 @@ from wsdl_jax import configuration, inputs, methods, runs, training, weights
 from wsdl_jax.evaluation import evaluate
 from wsdl_jax.methods.explanation import KINDS, evidence
 from wsdl_jax.models.attention import Attention
+from wsdl_jax.models.classifier import ImageClassifier
 from wsdl_jax.models.fcn import FCN
 from wsdl_jax.models.patches import Patches
-from wsdl_jax.models.xception import ImageClassifier, Trunk
+from wsdl_jax.models.xception import Trunk
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.training import pretrained
 from wsdl_jax.weights import WeightsError
 
 LAYOUTS = json.loads((pathlib.Path(golden.__file__).parent / "layouts.json").read_text())
@@ -593,7 +595,7 @@ def files(tmp_path) -> dict[str, epath.Path]:
 @pytest.mark.parametrize("layout", NETWORKS)
 def test_a_run_of_a_file(files, layout, tmp_path):
     run = epath.Path(tmp_path / "runs" / "new")
-    weights.make_run(files[layout], layout, run)
+    runs.make_run(files[layout], layout, run)
     assert {path.name for path in run.iterdir()} == {"config.json", "checkpoints"}
     assert [path.name for path in run.parent.iterdir()] == ["new"]
     config, model, step, _ = runs.load(run)
@@ -614,10 +616,10 @@ def test_a_run_is_tested_as_the_recipe_is(files, layout, setup, tmp_path):
         with pytest.raises(
             UserError, match=f"setup {setup}: networks of layout {layout} are trained in"
         ):
-            weights.make_run(files[layout], layout, run, setup)
+            runs.make_run(files[layout], layout, run, setup)
         assert not run.exists()
         return
-    weights.make_run(files[layout], layout, run, setup)
+    runs.make_run(files[layout], layout, run, setup)
     config = runs.load_config(run)
     name = {"dolos-patches": "patches", "ffd-attention": "attention"}.get(layout, "grad_cam")
     recipe = published_config(name, setup)
@@ -637,7 +639,7 @@ def published_config(method: str, setup: str):
 def test_a_run_is_evaluated(files, data_dir, tmp_path):
     """Its scores are those of the network itself on the same images."""
     run = epath.Path(tmp_path / "run")
-    weights.make_run(files["dolos-patches"], "dolos-patches", run)
+    runs.make_run(files["dolos-patches"], "dolos-patches", run)
     stored = evaluate(run, data_dir=str(data_dir))
     config = runs.load_config(run)
     config.data.dir = str(data_dir)
@@ -660,19 +662,19 @@ def test_folders_and_files_that_are_refused(files, tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     source = files["dolos-patches"]
     with pytest.raises(UserError, match=f"{tmp_path} is there already"):
-        weights.make_run(source, "dolos-patches", epath.Path(tmp_path))
+        runs.make_run(source, "dolos-patches", epath.Path(tmp_path))
     with pytest.raises(UserError, match=f"{source} is a file"):
-        weights.make_run(source, "dolos-patches", source)
+        runs.make_run(source, "dolos-patches", source)
     run = epath.Path(tmp_path / "run")
     with pytest.raises(UserError, match=rf"^{source}: these tensors are in layout dolos-patches"):
-        weights.make_run(source, "timm-xception", run)
+        runs.make_run(source, "timm-xception", run)
 
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with pytest.raises(UserError, match=rf"^{run} cannot be written: No space left on device"):
-        weights.make_run(source, "dolos-patches", run)
+        runs.make_run(source, "dolos-patches", run)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -681,7 +683,7 @@ def test_a_head_for_other_classes_makes_no_run(tmp_path):
     path = epath.Path(tmp_path / "imagenet.safetensors")
     save_file(tensors, path)
     with pytest.raises(WeightsError, match=r"not for two classes.*--config\.init\.path") as raised:
-        weights.make_run(path, "timm-xception", epath.Path(tmp_path / "run"))
+        runs.make_run(path, "timm-xception", epath.Path(tmp_path / "run"))
     assert str(path) in one_line(raised)
     assert [p.name for p in tmp_path.iterdir()] == ["imagenet.safetensors"]
 
@@ -717,7 +719,7 @@ TRANSFERS = {
 def test_what_is_shared_is_taken(files, case):
     layout, network, depth = case
     model = fresh(network, **({} if depth is None else {"depth": depth}))
-    new = weights.start(model, files[layout], layout=None)
+    new = pretrained.start(model, files[layout], layout=None)
     assert new == TRANSFERS[case]
     source = values(narrow(layout))
     for path, value in values(model).items():
@@ -729,9 +731,9 @@ def test_what_is_shared_is_taken(files, case):
 
 def test_a_run_is_a_start(files, tmp_path):
     run = epath.Path(tmp_path / "run")
-    weights.make_run(files["ffd-attention"], "ffd-attention", run)
+    runs.make_run(files["ffd-attention"], "ffd-attention", run)
     model = fresh(Attention)
-    assert weights.start(model, run, layout=None) == []
+    assert pretrained.start(model, run, layout=None) == []
     assert_equal(model, narrow("ffd-attention"))
 
 
@@ -740,7 +742,7 @@ def test_a_dropped_head_stays_as_it_was(tmp_path):
     save_file(tensors, tmp_path / "imagenet.safetensors")
     model = fresh(ImageClassifier)
     path = epath.Path(tmp_path / "imagenet.safetensors")
-    assert weights.start(model, path, "timm-xception") == ["top.linear"]
+    assert pretrained.start(model, path, "timm-xception") == ["top.linear"]
     assert (model.top.linear.kernel[...] == 7).all()
     np.testing.assert_array_equal(
         model.top.norm4.var[...], narrow("timm-xception").top.norm4.var[...]
@@ -751,8 +753,8 @@ def test_starts_that_do_not_fit(files, tmp_path):
     save_file({"weight": np.ones(2, np.float32)}, tmp_path / "other.safetensors")
     (tmp_path / "notes").mkdir()
     for path, layout, network, match in [
-        (files["dolos-patches"], None, FCN, "blocks 1 to 2 of Xception, where 11 are needed"),
-        (files["dolos-grad-cam-full"], None, Attention, "1 to 11 of Xception, where 12 are"),
+        (files["dolos-patches"], None, FCN, "stages 1 to 2 of its backbone, where 11 are n"),
+        (files["dolos-grad-cam-full"], None, Attention, "1 to 11 of its backbone, where 12 are"),
         (files["dolos-patches"], "timm-xception", FCN, "in layout dolos-patches, not timm-xcep"),
         (tmp_path / "other.safetensors", None, FCN, "in none of the layouts dolos-patches, "),
         (tmp_path / "other.safetensors", "dolos-patches", FCN, "29 missing: conv1.weight, "),
@@ -761,12 +763,12 @@ def test_starts_that_do_not_fit(files, tmp_path):
     ]:
         model = fresh(network)
         with pytest.raises(UserError, match=match) as raised:
-            weights.start(model, epath.Path(path), layout)
+            pretrained.start(model, epath.Path(path), layout)
         assert str(path) in one_line(raised)
         assert all((value == 7).all() for value in values(model).values())
     model = fresh(Patches, width=0.25)
-    with pytest.raises(UserError, match=r"of width 0\.\d+, where config\.model\.width = 0\.25"):
-        weights.start(model, files["dolos-patches"], None)
+    with pytest.raises(UserError, match=r"whose stages have \d+, \d+ channels, where 32, 64"):
+        pretrained.start(model, files["dolos-patches"], None)
 
 
 def test_a_network_without_xception_starts_from_its_own_run(tmp_path, monkeypatch):
@@ -777,13 +779,13 @@ def test_a_network_without_xception_starts_from_its_own_run(tmp_path, monkeypatc
     monkeypatch.setattr(runs, "load", lambda run: trained)
     model = linear(2)
     model.kernel[...] = jnp.zeros((3, 2))
-    assert weights.start(model, epath.Path(tmp_path), None) == []
+    assert pretrained.start(model, epath.Path(tmp_path), None) == []
     assert_equal(model, trained.model)
     with pytest.raises(UserError, match="has a network Linear of another size") as raised:
-        weights.start(linear(4), epath.Path(tmp_path), None)
+        pretrained.start(linear(4), epath.Path(tmp_path), None)
     assert str(tmp_path) in one_line(raised)
-    with pytest.raises(UserError, match="has a network Linear, which has no part of Xception"):
-        weights.start(fresh(Patches), epath.Path(tmp_path), None)
+    with pytest.raises(UserError, match="has a network Linear, which has no part of a backbone"):
+        pretrained.start(fresh(Patches), epath.Path(tmp_path), None)
 
 
 @pytest.mark.slow

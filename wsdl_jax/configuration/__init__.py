@@ -1,11 +1,20 @@
 """Configs: their fields, with units and defaults, their variants, and what cannot be run."""
 
 from wsdl_jax.configuration.augmentation import set_augment
-from wsdl_jax.configuration.config_files import VARIED, is_small, set_data, start, variant, vary
+from wsdl_jax.configuration.config_files import (
+    VARIED,
+    is_small,
+    set_backbone,
+    set_data,
+    start,
+    variant,
+    vary,
+)
 from wsdl_jax.configuration.fields import (
     CHOICES,
     CIRCUMSTANCES,
     base,
+    check_backbone_file,
     check_circumstances,
     check_values,
     differences,
@@ -25,6 +34,7 @@ __all__ = [
     "VARIED",
     "ConfigError",
     "base",
+    "check_backbone_file",
     "check_circumstances",
     "check_values",
     "differences",
@@ -35,6 +45,7 @@ __all__ = [
     "profiled_steps",
     "save",
     "set_augment",
+    "set_backbone",
     "set_data",
     "start",
     "subsets",

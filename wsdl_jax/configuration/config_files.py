@@ -9,6 +9,7 @@ from wsdl_data import catalogue
 from wsdl_jax import methods
 from wsdl_jax.configuration import augmentation
 from wsdl_jax.configuration.fields import base
+from wsdl_jax.models import backbones
 from wsdl_jax.runtime import variants
 from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.variants import Variant
@@ -19,6 +20,7 @@ VARIED = (
     Variant("splice", (), is_share=True),
     augmentation.VARIANT,
     Variant("recipe", ("usual", "long", "small"), "usual"),
+    Variant("backbone", backbones.names(), backbones.XCEPTION),
 )
 
 
@@ -82,6 +84,35 @@ def vary(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
             "recipe=long: only what is trained on spliced portraits has it; elsewhere set "
             "--config.train.epochs"
         )
+
+
+def set_backbone(config: ml_collections.ConfigDict, name: str) -> None:
+    """Sets the backbone, and what a recipe for Xception has that another one cannot have.
+
+    The method reads the stage that is usual for it, of images of a size that the backbone takes, at
+    its only width and without the weights of Xception.
+
+    To be called when all else has been set.
+
+    Args:
+      config: to be set.
+      name: one of `backbones.names()`; "xception" changes nothing.
+    """
+    if name == backbones.XCEPTION:
+        return
+    architecture = backbones.get(name)
+    config.model.backbone = name
+    config.model.width = 1.0
+    config.init.layout = None
+    config.data.image_size = architecture.usual_size(config.data.image_size)
+    stages = {
+        "model.depth": architecture.local,
+        "model.attended": architecture.attended,
+        "explanation.block": architecture.explained,
+    }
+    if (path := methods.get(config.method).reads_stage) is not None:
+        group, key = path.split(".")
+        config[group][key] = stages[path]
 
 
 def variant(arg: str | None) -> dict[str, Any]:

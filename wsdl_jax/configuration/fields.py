@@ -13,12 +13,14 @@ from ml_collections import config_dict
 
 from wsdl_jax import methods
 from wsdl_jax.configuration import augmentation
+from wsdl_jax.models import backbones
 from wsdl_jax.runtime import differences as trees
 from wsdl_jax.runtime.errors import ConfigError
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "setup": methods.SETUPS,
     "supervision": ("weak", "full"),
+    "model.backbone": backbones.names(),
     "data.resize": ("bilinear", "lanczos"),
     "data.mask_resize": ("nearest", "bilinear"),
     "data.sampling": ("size", "balanced", "weights"),
@@ -38,13 +40,16 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("train.clip_norm", "train.per_device_batch", "train.warmup", "data.workers"),
-    *("loss.mask_weight", "score.sigma"),
+    *("loss.mask_weight", "score.sigma", "model.lora_rank"),
 )
 # Where and how fast data is read, and names: a run may be continued with other values.
 CIRCUMSTANCES = (
     *("data.dir", "data.manual_dir", "data.workers", "data.cache", "profile"),
+    "model.backbone_path",  # the file is told by its SHA-256
     "variant",  # what it changes is in other fields
 )
+# What is filled in when a training begins; before that, it differs from nothing.
+_FILLED_IN = ("model.backbone_sha256",)
 
 
 def base() -> ml_collections.ConfigDict:
@@ -82,8 +87,16 @@ def base() -> ml_collections.ConfigDict:
     config.augment = augmentation.fields()  # random changes of training images; none by default
 
     config.model = model = ml_collections.ConfigDict()
-    model.width = 1.0  # multiplies every channel count of Xception
-    model.depth = 2  # Patches: the block after which Xception is cut, 1 to 12
+    model.backbone = backbones.XCEPTION  # one of wsdl_jax.models.backbones
+    # Its published weights: a PyTorch file, from which it starts, or stays if it is frozen.
+    model.backbone_path = config_dict.placeholder(str)
+    model.backbone_sha256 = config_dict.placeholder(str)  # of that file; filled in by training
+    model.frozen = False  # train what is beside the backbone alone, and its adapters
+    model.lora_rank = 0  # of the adapters of a frozen transformer (LoRA); 0: none
+    model.width = 1.0  # multiplies every channel count of Xception and of vit_tiny
+    # Which stage of the backbone is read, from 1: of Xception one of its 12 blocks.
+    model.depth = 2  # Patches: the one after which the backbone is cut
+    model.attended = 7  # Attention: the one whose output is masked
     model.dtype = "float32"  # of the computation; parameters and statistics stay float32
     model.remat = False  # keep each block's input alone for the backward pass: less memory, slower
 
@@ -104,7 +117,8 @@ def base() -> ml_collections.ConfigDict:
 
     config.explanation = explanation = ml_collections.ConfigDict()
     explanation.kind = "grad_cam"  # or hires_cam, layer_cam
-    explanation.block = 11  # of Xception, 1 to 12, whose output is explained
+    # The stage of the backbone whose output is explained, or in setup c read by an FCN.
+    explanation.block = 11
 
     config.score = score = ml_collections.ConfigDict()
     score.from_map = False  # where the score is an image logit: the map's instead
@@ -191,6 +205,18 @@ def check_circumstances(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.data.cache with config.data.workers = {config.data.workers}: each worker "
             "would keep a copy of all images; choose one of the two"
+        )
+
+
+def check_backbone_file(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for a detector to be trained whose backbone is frozen and has no file.
+
+    Like circumstances, it concerns a training that begins: shapes are known without the file.
+    """
+    if config.model.frozen and config.model.backbone_path is None:
+        raise ConfigError(
+            "config.model.frozen = True: config.model.backbone_path has to name the weights of "
+            f"{config.model.backbone}, since random features that stay as they are detect nothing"
         )
 
 
@@ -311,6 +337,7 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError for a field that was changed, and that this config does not read."""
     definition = methods.get(config.method)
     who = f"{config.method} in setup {config.setup}"
+    stage = definition.reads_stage
     explains = definition.explains and config.supervision == "weak"
     may_pool = config.supervision in definition.logit_scores
     pools = methods.pools(config)
@@ -322,7 +349,10 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
         ("loss.topk", config.loss.location == "topk", "goes with loss.location=topk"),
         ("loss.power", config.loss.location == "gem", "goes with loss.location=gem"),
         ("explanation.kind", explains, f"{who} has no explanations"),
-        ("explanation.block", explains, f"{who} has no explanations"),
+        *(
+            (path, stage in (path, None), f"{config.method} reads the stage that {stage} says")
+            for path in ("model.depth", "model.attended", "explanation.block")
+        ),
         ("score.from_map", may_pool, f"{who} has no image logit that is its score"),
         ("score.pooling", pools, unpooled),
         ("score.power", pools and config.score.pooling == "gem", "goes with score.pooling=gem"),
@@ -342,8 +372,16 @@ def essence(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
-    """Returns lines "field: old → new" for every field that changes what a run computes."""
-    return trees.differences(dict(essence(old)), dict(essence(new)))
+    """Returns lines "field: old → new" for every field that changes what a run computes.
+
+    What is filled in when a training begins is compared where both say it.
+    """
+    sides = dict(essence(old)), dict(essence(new))
+    for path in _FILLED_IN:
+        if None in (values := [side.get(path) for side in sides]) and values != [None, None]:
+            for side in sides:
+                side.pop(path)
+    return trees.differences(*sides)
 
 
 def field(config: ml_collections.ConfigDict, path: str) -> Any:

@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from wsdl_jax import methods
+from wsdl_jax import methods, runs
 from wsdl_jax.runs import State
 from wsdl_jax.runtime.parallel import Parallel, Step
 
@@ -15,10 +15,10 @@ def make_localize_step(method: methods.Method, model: nnx.Module, *, embeds: boo
       model: the network; its parameters and statistics are taken from the step's state.
       embeds: whether the localization has `features`, where the method embeds images.
     """
-    graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    make_network = runs.network(model)
 
     def step(state: State, batch: methods.Batch):
-        network = nnx.merge(graphdef, state["params"], state["stats"], rest)
+        network = make_network(state)
         network.eval()
         images = methods.network_input(batch["image"])
         found = method.localize(network, images)
@@ -33,5 +33,5 @@ def on_devices(
     method: methods.Method, model: nnx.Module, parallel: Parallel, *, embeds: bool = False
 ) -> tuple[Step, State]:
     """Returns `make_localize_step` mapped over all devices, and the network's state on each."""
-    state = {"params": nnx.state(model, nnx.Param), "stats": nnx.state(model, nnx.BatchStat)}
-    return parallel.map(make_localize_step(method, model, embeds=embeds)), parallel.replicate(state)
+    step = make_localize_step(method, model, embeds=embeds)
+    return parallel.map(step), parallel.replicate(runs.variables(model))

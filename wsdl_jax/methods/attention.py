@@ -13,7 +13,6 @@ from wsdl_jax.methods.method import (
     Localization,
     Method,
     Metrics,
-    check_xception,
     early_statistics,
     from_image_logits,
     from_maps,
@@ -43,7 +42,8 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
     def localize_by_mask(model: Attention, images: Array) -> Localization:
         return from_maps(model(images).attention, Pooling.of(config.score))
 
-    kwargs, is_full = network_arguments(config), config.supervision == "full"
+    kwargs = {"attended": config.model.attended, **network_arguments(config)}
+    is_full = config.supervision == "full"
     # Full supervision does not train the image classifier.
     by_mask = is_full or config.score.from_map
     return Method(
@@ -77,7 +77,7 @@ METHOD = Definition(
     learns_spliced=True,
     map_scores=("full",),
     logit_scores=("weak",),
-    check=check_xception,
+    reads_stage="model.attended",
     layouts=(
         Layout(
             name="ffd-attention",

@@ -16,7 +16,6 @@ from wsdl_jax.methods.method import (
     Localization,
     Method,
     Metrics,
-    check_xception,
     early_statistics,
     from_image_logits,
     from_map_logits,
@@ -25,9 +24,11 @@ from wsdl_jax.methods.method import (
     network_arguments,
 )
 from wsdl_jax.methods.pooling import Pooling
+from wsdl_jax.models import xception
+from wsdl_jax.models.backbone import Features
+from wsdl_jax.models.classifier import ImageClassifier
 from wsdl_jax.models.fcn import FCN
 from wsdl_jax.models.torch_names import Dialect, Layout, Place
-from wsdl_jax.models.xception import BLOCKS, ImageClassifier
 from wsdl_jax.runtime.errors import ConfigError
 
 
@@ -38,7 +39,7 @@ def _bind(config: ml_collections.ConfigDict) -> Method:
 
 
 def _fcn(config: ml_collections.ConfigDict) -> Method:
-    kwargs = network_arguments(config)
+    kwargs = {"depth": config.explanation.block, **network_arguments(config)}
     return Method(
         network=lambda axis_name, rngs: FCN(axis_name=axis_name, rngs=rngs, **kwargs),
         loss=map_loss(objectives.patches_full, "mask"),
@@ -52,15 +53,19 @@ def _classifier(config: ml_collections.ConfigDict) -> Callable[..., ImageClassif
     return lambda axis_name, rngs: ImageClassifier(axis_name=axis_name, rngs=rngs, **kwargs)
 
 
-def _upper(model: ImageClassifier, block: int) -> Callable[[Array], Array]:
-    """Returns what follows a block, in evaluation mode, as a function to be differentiated."""
+def _upper(model: ImageClassifier, features: Features, block: int) -> Callable[[Array], Array]:
+    """Returns what follows a stage, in evaluation mode, as a function to be differentiated.
+
+    It takes the map of `features`, whose tokens of the whole image, if there are any, stay as they
+    are.
+    """
     graphdef, state = nnx.split(model)
 
     def upper(activations: Array) -> Array:
         # A copy, whose variables belong to the gradient: blocks that are computed again set them.
         network = nnx.merge(graphdef, state, copy=True)
         network.eval()
-        return network.upper(activations, block)
+        return network.upper(features._replace(map=activations), block)
 
     return upper
 
@@ -74,7 +79,8 @@ def _explained(config: ml_collections.ConfigDict) -> Method:
         return objectives.image_cross_entropy(logits, batch["label"], batch.get("weight")), {}
 
     def localize(model: ImageClassifier, images: Array) -> Localization:
-        logits, maps = explain(_upper(model, block), model.lower(images, block), kind)
+        features = model.lower(images, block)
+        logits, maps = explain(_upper(model, features, block), features.map, kind)
         return from_image_logits(logits, to_image_size(maps, *images.shape[1:3]))
 
     return Method(network=_classifier(config), loss=loss, localize=localize, embed=early_statistics)
@@ -99,10 +105,10 @@ def _explained_by_itself(config: ml_collections.ConfigDict) -> Method:
     kind, block, pool = config.explanation.kind, config.explanation.block, Pooling.of(config.score)
 
     def loss(model: ImageClassifier, batch: Batch) -> tuple[Array, Metrics]:
-        activations, weight = model.lower(batch["image"], block), batch.get("weight")
-        logits = model.upper(activations, block)
+        features, weight = model.lower(batch["image"], block), batch.get("weight")
+        logits = model.upper(features, block)
         label_loss = objectives.image_cross_entropy(logits, batch["label"], weight)
-        _, map_logits = evidence(_upper(model, block), activations, kind)
+        _, map_logits = evidence(_upper(model, features, block), features.map, kind)
         map_loss = objectives.explanation_spliced(
             map_logits, batch["spliced"], weight, fake_weight=config.loss.fake_weight
         )
@@ -110,7 +116,8 @@ def _explained_by_itself(config: ml_collections.ConfigDict) -> Method:
         return total, {"label_loss": label_loss, "map_loss": map_loss}
 
     def localize(model: ImageClassifier, images: Array) -> Localization:
-        logits, map_logits = evidence(_upper(model, block), model.lower(images, block), kind)
+        features = model.lower(images, block)
+        logits, map_logits = evidence(_upper(model, features, block), features.map, kind)
         maps = jax.nn.sigmoid(map_logits)
         return from_maps(maps, pool) if config.score.from_map else from_image_logits(logits, maps)
 
@@ -118,18 +125,12 @@ def _explained_by_itself(config: ml_collections.ConfigDict) -> Method:
         network=_classifier(config),
         loss=loss,
         localize=localize,
-        features=lambda model, images: model.lower(images, block),
+        features=lambda model, images: model.lower(images, block).map,
         embed=early_statistics,
     )
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
-    check_xception(config)
-    if not 1 <= config.explanation.block <= BLOCKS:
-        raise ConfigError(
-            f"config.explanation.block = {config.explanation.block}: Xception has blocks 1 to "
-            f"{BLOCKS}"
-        )
     if config.score.from_map and config.supervision == "weak" and not config.train.splice:
         raise ConfigError(
             "config.score.from_map = True: goes with train.splice for grad_cam, as other "
@@ -157,7 +158,8 @@ def _fcn_unused(model: nnx.Module) -> Iterator[Place]:
     width = model.trunk.width
     whole = nnx.eval_shape(lambda: ImageClassifier(width=width, rngs=nnx.Rngs(0)))
     dialect = Dialect("xcp_backbone.")
-    yield from dialect.block("block12", whole.trunk.blocks[11])
+    for number in range(len(model.trunk.blocks) + 1, xception.BLOCKS + 1):
+        yield from dialect.block(f"block{number}", whole.trunk.blocks[number - 1])
     yield from dialect.top(whole.top)
 
 
@@ -166,6 +168,7 @@ METHOD = Definition(
     learns_spliced=True,
     map_scores=("full",),
     logit_scores=("weak",),
+    reads_stage="explanation.block",
     explains=True,
     check=_check,
     layouts=(

@@ -13,8 +13,6 @@ from jaxtyping import Array, Float, UInt8
 from wsdl_jax.methods.explanation import FAKE
 from wsdl_jax.methods.pooling import Pooling
 from wsdl_jax.models.torch_names import Layout
-from wsdl_jax.models.xception import BLOCKS, SMALLEST_IMAGE
-from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.variants import Variant
 
 Batch = dict[str, Array]
@@ -87,6 +85,8 @@ class Definition:
         as config.score says.
       logit_scores: the supervisions under which it has image logits, which are the score unless
         config.score.from_map asks for one from the map.
+      reads_stage: the field of a config that says which stage of the backbone the method reads, as
+        "model.depth"; None for one that says it otherwise, or has another network.
       explains: whether its maps are explanations under weak supervision, which config.explanation
         chooses.
       check: raises ConfigError for a config that the method cannot run; called after the checks
@@ -105,6 +105,7 @@ class Definition:
     learns_partly_known: bool = False
     map_scores: tuple[str, ...] = ()
     logit_scores: tuple[str, ...] = ()
+    reads_stage: str | None = None
     explains: bool = False
     check: Callable[[ml_collections.ConfigDict], None] | None = None
     layouts: tuple[Layout, ...] = ()
@@ -112,27 +113,20 @@ class Definition:
     starts_from: str | None = None
 
 
-def check_xception(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError for a config that a network on Xception cannot be built or run for."""
-    if config.data.image_size < SMALLEST_IMAGE:
-        raise ConfigError(
-            f"config.data.image_size = {config.data.image_size}: Xception takes {SMALLEST_IMAGE} "
-            "pixels and more"
-        )
-    if not 1 <= config.model.depth <= BLOCKS:
-        raise ConfigError(
-            f"config.model.depth = {config.model.depth}: Xception has blocks 1 to {BLOCKS}"
-        )
-
-
 def network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the arguments that every network on Xception takes from a config."""
+    """Returns the arguments that every network on a backbone takes from a config."""
     model = config.model
-    return {"width": model.width, "remat": model.remat, "dtype": jnp.dtype(model.dtype)}
+    return {
+        "backbone": model.backbone,
+        "width": model.width,
+        "remat": model.remat,
+        "dtype": jnp.dtype(model.dtype),
+        "lora_rank": model.lora_rank,
+    }
 
 
 def early_statistics(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-    """Returns what images are like to a network on Xception, see `Trunk.statistics`."""
+    """Returns what images are like to a network's backbone, see `Backbone.statistics`."""
     return model.trunk.statistics(images)
 
 

@@ -1,4 +1,4 @@
-"""Patches (Chai et al., 2020): scores of local patches, from the first blocks of Xception."""
+"""Patches (Chai et al., 2020): scores of local patches, from a backbone's first stages."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,6 @@ from wsdl_jax.methods.method import (
     Definition,
     Method,
     Metrics,
-    check_xception,
     early_statistics,
     from_map_logits,
     map_loss,
@@ -66,7 +65,6 @@ def _partly_known(by_label: Callable[..., Array]) -> Callable[[Any, Batch], tupl
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
-    check_xception(config)
     if config.loss.location != "every" and config.supervision == "full":
         raise ConfigError(
             f"config.loss.location = {config.loss.location!r}: only for weak supervision; masks "
@@ -91,6 +89,7 @@ METHOD = Definition(
     learns_spliced=True,
     learns_partly_known=True,
     map_scores=("weak", "full"),
+    reads_stage="model.depth",
     check=_check,
     layouts=(
         Layout(

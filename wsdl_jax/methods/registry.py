@@ -13,6 +13,8 @@ from flax import nnx
 
 from wsdl_jax.methods import attention, grad_cam, patches
 from wsdl_jax.methods.method import Definition, Method
+from wsdl_jax.models import backbones
+from wsdl_jax.models.backbone import freeze
 from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.torch_names import Layout
 from wsdl_jax.runtime import plugins
@@ -86,8 +88,53 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.train.self_blend = {config.train.self_blend} in setup b: only for "
             f"{', '.join(learning)}"
         )
+    if definition.reads_stage is not None:
+        _check_backbone(config, definition.reads_stage)
     if definition.check is not None:
         definition.check(config)
+
+
+def _check_backbone(config: ml_collections.ConfigDict, stage: str) -> None:
+    """Raises ConfigError for a backbone that is not as a config has it.
+
+    stage: the field that says which stage is read.
+    """
+    name, size = config.model.backbone, config.data.image_size
+    architecture = backbones.get(name)
+    group, field = stage.split(".")
+    if size < architecture.smallest:
+        raise ConfigError(
+            f"config.data.image_size = {size}: {name} takes {architecture.smallest} pixels and more"
+        )
+    if size % architecture.multiple:
+        raise ConfigError(
+            f"config.data.image_size = {size}: {name} takes multiples of {architecture.multiple} "
+            f"pixels, as {architecture.usual_size(size)}"
+        )
+    if not 1 <= config[group][field] <= architecture.stages:
+        raise ConfigError(
+            f"config.{stage} = {config[group][field]}: {name} has stages 1 to {architecture.stages}"
+        )
+    if config.model.width != 1 and not architecture.has_width:
+        raise ConfigError(f"config.model.width = {config.model.width}: {name} has one width, 1")
+    if config.model.lora_rank and not architecture.adapts:
+        raise ConfigError(
+            f"config.model.lora_rank = {config.model.lora_rank}: {name} has no adapters"
+        )
+    if config.model.lora_rank and not config.model.frozen:
+        raise ConfigError(
+            f"config.model.lora_rank = {config.model.lora_rank}: adapters go with model.frozen"
+        )
+    if config.model.backbone_path is not None and not architecture.has_files:
+        raise ConfigError(
+            f"config.model.backbone_path = {config.model.backbone_path}: {name} takes no file of "
+            "its own; config.init.path starts it from a network's"
+        )
+    if config.model.frozen and not architecture.has_files:
+        raise ConfigError(
+            f"config.model.frozen = True: {name} takes no file of its own, and random features "
+            "that stay as they are detect nothing"
+        )
 
 
 def targets(config: ml_collections.ConfigDict) -> str | None:
@@ -114,15 +161,22 @@ def from_config(config: ml_collections.ConfigDict) -> Method:
 
 
 def blank(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Module:
-    """Returns the network of a config with kernels of zeros, to be filled.
+    """Returns the network of a config with kernels of zeros, to be filled, in training mode.
+
+    Its backbone is frozen where config.model.frozen says so.
 
     axis_name: the axis of devices over which BatchNorm is synchronized; None for one device.
     """
-    return from_config(config).network(axis_name, nnx.Rngs(params=config.seed))
+    model = from_config(config).network(axis_name, nnx.Rngs(params=config.seed))
+    if config.model.frozen:
+        freeze(model.trunk)
+    return model
 
 
 def build(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Module:
-    """Returns the network of a config with its starting weights, in training mode.
+    """Returns the network of a config with random weights, in training mode.
+
+    Those of a frozen backbone are zero: they come from its file.
 
     axis_name: the axis of devices over which BatchNorm is synchronized; None for one device.
     """

@@ -1,29 +1,40 @@
-"""The fully-supervised form of Grad-CAM's network: Xception to block 11 and an FCN head."""
+"""The fully-supervised form of Grad-CAM's network: a backbone's first stages and an FCN head."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from wsdl_jax.models import backbones
 from wsdl_jax.models.layers import BatchNorm, Conv, Dropout, Dtype, Pointwise
 from wsdl_jax.models.outputs import Outputs
-from wsdl_jax.models.xception import Trunk
 
 
 class FCN(nnx.Module):
-    """Xception to block 11; 3×3 convolution to a quarter of the channels, BatchNorm, ReLU,
+    """A backbone to stage `depth`; 3×3 convolution to a quarter of the channels, BatchNorm, ReLU,
     dropout 0.1, then a 1×1 convolution with bias to two classes (Long et al., 2015)."""
 
     def __init__(
         self,
         *,
+        backbone: str = backbones.XCEPTION,
+        depth: int = 11,
         width: float = 1.0,
         remat: bool = False,
         dtype: Dtype = jnp.float32,
         axis_name: str | None = None,
+        lora_rank: int = 0,
         rngs: nnx.Rngs,
     ):
-        self.trunk = Trunk(
-            11, width=width, remat=remat, dtype=dtype, axis_name=axis_name, rngs=rngs
+        """backbone: one of `backbones.names()`."""
+        self.trunk = backbones.trunk(
+            backbone,
+            depth,
+            width=width,
+            remat=remat,
+            dtype=dtype,
+            axis_name=axis_name,
+            lora_rank=lora_rank,
+            rngs=rngs,
         )
         features = self.trunk.features
         hidden = features // 4
@@ -33,6 +44,6 @@ class FCN(nnx.Module):
         self.classifier = Pointwise(hidden, 2, use_bias=True, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:
-        """images: float32 in [-1, 1]. Maps of 19×19 for images of 299×299."""
+        """images: float32 in [-1, 1]. Of Xception's block 11 maps of 19×19 for 299×299."""
         x = nnx.relu(self.norm(self.conv(self.trunk(images))))
         return Outputs(map_logits=self.classifier(self.dropout(x)))

@@ -12,7 +12,7 @@ from wsdl_jax.models.xception import Block
 
 
 def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
-    """Draws every parameter of `model` anew, in place.
+    """Draws every parameter of `model` anew, in place, but those that are frozen.
 
     Schemes, with fan-in and fan-out as PyTorch counts them (a depthwise 3×3 kernel has fan-in 9):
       "torch": PyTorch's default. Kernels and biases uniform in ±1/√fan_in; BatchNorm scale 1.
@@ -33,7 +33,7 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
         return jnp.asarray(rng.uniform(-bound, bound, shape).astype(np.float32))
 
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, BatchNorm):
+        if isinstance(module, BatchNorm) and isinstance(module.scale, nnx.Param):
             std = {"torch": 0.0, "zero_residual": 0.0, "xavier": 0.02, "normal": 0.01}[scheme]
             shape = module.scale.shape
             module.scale[...] = normal(1.0, std, shape)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from wsdl_jax.models.backbone import Frozen
+
 Dtype = Any
 
 
@@ -352,7 +354,8 @@ class BatchNorm(nnx.Module):
     In training mode it normalizes with the biased variance of the whole batch, over every device
     on `axis_name`, and moves the running statistics towards the batch's by 1 − `decay`, the
     variance in its unbiased form. Statistics are float32 whatever the input is. The variance is the
-    mean of squared deviations: E[x²] − E[x]² loses all digits where the mean is large.
+    mean of squared deviations: E[x²] − E[x]² loses all digits where the mean is large. A frozen one
+    is as in evaluation mode always.
     """
 
     epsilon = 1e-5
@@ -368,7 +371,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns the features normalized; in training mode it moves the running statistics."""
-        if self.use_running_average:
+        if self.use_running_average or isinstance(self.scale, Frozen):
             gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
             x32 = x.astype(jnp.float32)
             return ((x32 - self.mean[...]) * gain + self.bias[...]).astype(x.dtype)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from flax import nnx
 
+from wsdl_jax.models.backbone import Backbone
 from wsdl_jax.models.layers import BatchNorm, Pointwise, SeparableConv
 from wsdl_jax.models.xception import Block, Top, Trunk
 
@@ -125,6 +126,7 @@ class Layout:
       resize: Pillow's filter by which the published recipe resizes images, by supervision.
       is_cut: whether the network ends after a block of Xception that the tensors tell.
       unused: lists what a published file has and the network here has not.
+      backbone: the class of the backbone that a network of this layout has.
       head: the name of a last layer that may be of other classes, in files of networks that were
         pretrained for another task; None where there is no such layer.
     """
@@ -138,3 +140,4 @@ class Layout:
     is_cut: bool = False
     unused: Callable[[nnx.Module], Iterator[Place]] = _none
     head: str | None = None
+    backbone: type[Backbone] = Trunk

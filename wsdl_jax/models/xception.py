@@ -1,4 +1,4 @@
-"""Xception (Chollet, 2017) as the published experiments have it, and its image classifier."""
+"""Xception (Chollet, 2017) as the published experiments have it."""
 
 import itertools
 import math
@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from wsdl_jax.models.backbone import Backbone, Features
 from wsdl_jax.models.layers import BatchNorm, Conv, Dtype, Pointwise, SeparableConv, max_pool_3x3
-from wsdl_jax.models.outputs import Outputs
 
 BLOCKS = 12
-_EARLY = 2  # blocks whose features tell what kind of image it is, see `Trunk.statistics`
 SMALLEST_IMAGE = 64  # pixels: below this the last blocks see a single location
 _ENTRY_WIDTHS = (128, 256, 728)  # of blocks 1 to 3; blocks 4 to 11 keep the last
 
@@ -69,8 +68,8 @@ class Block(nnx.Module):
         return x + shortcut
 
 
-class Trunk(nnx.Module):
-    """Stem and the first `depth` of Xception's twelve blocks.
+class Trunk(Backbone):
+    """Stem and the first `depth` of Xception's twelve blocks, which are its stages.
 
     For images of 299×299 the outputs have 74 (block 1), 37 (block 2), 19 (blocks 3 to 11) and
     10 (block 12) locations a side.
@@ -116,37 +115,27 @@ class Trunk(nnx.Module):
             )
             for number, channels in enumerate(widths[:depth], start=1)
         )
-        self.features = widths[depth - 1][-1]
+        self.widths = tuple(channels[-1] for channels in widths[:depth])
 
-    def stem(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
-        """Applies the first two convolutions, with BatchNorm and ReLU."""
+    def stem(self, images: Float[Array, "b h w 3"]) -> Features:
+        """Applies the first two convolutions, with BatchNorm and ReLU.
+
+        Raises ValueError for images under 64 pixels a side.
+        """
         if min(images.shape[1:3]) < SMALLEST_IMAGE:
             height, width = images.shape[1:3]
             raise ValueError(
                 f"images of {height}×{width} pixels; Xception takes {SMALLEST_IMAGE} and more"
             )
         x = nnx.relu(self.norm1(self.conv1(images)))
-        return nnx.relu(self.norm2(self.conv2(x)))
+        return Features(nnx.relu(self.norm2(self.conv2(x))))
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
-        """images: float32 in [-1, 1]. Raises ValueError for images under 64 pixels a side."""
-        x = self.stem(images)
-        for block in self.blocks:
+    def through(self, features: Features, start: int, stop: int) -> Features:
+        """Applies the blocks start + 1 to stop."""
+        x = features.map
+        for block in self.blocks[start:stop]:
             x = block(x)
-        return x
-
-    def statistics(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Returns mean and standard deviation over locations of what blocks 1 and 2 give, float32.
-
-        A trunk of depth 1 has those of block 1 alone. Early features tell more of an image's grain,
-        resolution and compression than of what it shows.
-        """
-        x, found = self.stem(images), []
-        for block in self.blocks[:_EARLY]:
-            x = block(x)
-            values = x.astype(jnp.float32)
-            found += [values.mean((1, 2)), values.std((1, 2))]
-        return jnp.concatenate(found, axis=-1)
+        return Features(x)
 
 
 class Top(nnx.Module):
@@ -168,43 +157,8 @@ class Top(nnx.Module):
         self.norm4 = BatchNorm(widths[1], axis_name=axis_name)
         self.linear = nnx.Linear(widths[1], 2, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2"]:
+    def __call__(self, features: Features) -> Float[Array, "b 2"]:
         """Returns the image logits of the features behind the last block."""
-        x = nnx.relu(self.norm3(self.conv3(x)))
+        x = nnx.relu(self.norm3(self.conv3(features.map)))
         x = nnx.relu(self.norm4(self.conv4(x)))
         return self.linear(x.astype(jnp.float32).mean((1, 2)))
-
-
-class ImageClassifier(nnx.Module):
-    """The whole Xception with two classes, in two halves: explanations are read at their seam."""
-
-    def __init__(
-        self,
-        *,
-        width: float = 1.0,
-        remat: bool = False,
-        dtype: Dtype = jnp.float32,
-        axis_name: str | None = None,
-        rngs: nnx.Rngs,
-    ):
-        kwargs: dict[str, Any] = {"width": width, "dtype": dtype, "axis_name": axis_name}
-        self.trunk = Trunk(12, remat=remat, **kwargs, rngs=rngs)
-        self.top = Top(self.trunk.features, **kwargs, rngs=rngs)
-
-    def lower(self, images: Float[Array, "b h w 3"], block: int = 11) -> Float[Array, "b h2 w2 c"]:
-        """Returns the activations of a block, 1 to 12; of block 11, 19×19 for 299×299 pixels."""
-        x = self.trunk.stem(images)
-        for layers in self.trunk.blocks[:block]:
-            x = layers(x)
-        return x
-
-    def upper(self, activations: Float[Array, "b h w c"], block: int = 11) -> Float[Array, "b 2"]:
-        """Returns image logits from the activations of a block, 1 to 12."""
-        x = activations
-        for layers in self.trunk.blocks[block:]:
-            x = layers(x)
-        return self.top(x)
-
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:
-        """images: float32 in [-1, 1]."""
-        return Outputs(image_logits=self.upper(self.lower(images)))

@@ -143,12 +143,17 @@ def lower(
     devices = parallel.mesh.size
     model = nnx.eval_shape(lambda: methods.blank(config, AXIS))
     model.train()
-    state = jax.eval_shape(lambda: runs.initial_state(methods.blank(config, AXIS), config.train))
+
+    def initial_state() -> runs.State:
+        network = methods.blank(config, AXIS)
+        return {**runs.variables(network), **runs.initial_state(network, config.train)}
+
+    state = jax.eval_shape(initial_state)
     method = methods.from_config(config)
     images, side = batch * devices, config.data.image_size
     inputs = {"image": jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8)}
     if step == "evaluate":
-        state = {name: state[name] for name in ("params", "stats")}
+        state = {name: state[name] for name in ("params", "stats", "frozen") if name in state}
         mapped = parallel.map(make_localize_step(method, model))
         return mapped.lower(*parallel.shapes(state, inputs))
     config = config.copy_and_resolve_references()

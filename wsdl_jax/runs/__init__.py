@@ -16,13 +16,17 @@ from wsdl_jax.runs.directory import (
     subsets_stem,
     written,
 )
+from wsdl_jax.runs.published_run import make_run
 from wsdl_jax.runs.run_log import (
     RunLog,
 )
 from wsdl_jax.runs.state import (
     State,
     initial_state,
+    kept,
     make_optimizer,
+    network,
+    variables,
 )
 from wsdl_jax.runs.trained import (
     Trained,
@@ -43,11 +47,15 @@ __all__ = [
     "data_of",
     "initial_state",
     "keep_data",
+    "kept",
     "load",
     "load_config",
     "load_stored_config",
     "make_optimizer",
+    "make_run",
+    "network",
     "subsets_stem",
+    "variables",
     "weights_digest",
     "written",
 ]

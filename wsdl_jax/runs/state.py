@@ -1,5 +1,6 @@
 """The state of a training, and the optimizer that moves it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,7 +9,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-State = dict[str, Any]  # step, params, stats (of BatchNorm), optimizer
+from wsdl_jax.models.backbone import Frozen
+
+# Of a training: step, params, stats (of BatchNorm), optimizer. On devices there is "frozen" beside
+# them where the network has such variables, and checkpoints have not.
+State = dict[str, Any]
 
 
 def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -33,15 +38,42 @@ def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransforma
     )
 
 
+def variables(model: nnx.Module) -> State:
+    """Returns what a network computes with: "params", "stats" and, if it has any, "frozen"."""
+    params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+    frozen = nnx.state(model, Frozen)
+    return {"params": params, "stats": stats, **({"frozen": frozen} if frozen else {})}
+
+
+def network(model: nnx.Module) -> Callable[..., nnx.Module]:
+    """Returns a function of a state that makes the network with the state's variables.
+
+    Args:
+      model: gives the structure; its variables are not used. The function has an argument `copy`,
+        see `flax.nnx.merge`.
+    """
+    graphdef, _, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, Frozen, ...)
+
+    def make(state: State, *, copy: bool = False) -> nnx.Module:
+        frozen = (state["frozen"],) if "frozen" in state else ()
+        return nnx.merge(graphdef, state["params"], state["stats"], *frozen, rest, copy=copy)
+
+    return make
+
+
+def kept(state: State) -> State:
+    """Returns what a checkpoint keeps of a state: all but what is frozen."""
+    return {name: value for name, value in state.items() if name != "frozen"}
+
+
 def initial_state(model: nnx.Module, train: ml_collections.ConfigDict) -> State:
-    """Returns the state of a network before the first step.
+    """Returns the state of a network before the first step, without what is frozen.
 
     train: that part of a config, from which the optimizer's state follows.
     """
-    params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+    trained = kept(variables(model))
     return {
         "step": jnp.zeros((), jnp.int32),
-        "params": params,
-        "stats": stats,
-        "optimizer": make_optimizer(train).init(params),
+        **trained,
+        "optimizer": make_optimizer(train).init(trained["params"]),
     }

@@ -10,7 +10,8 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from wsdl_jax import methods
+from wsdl_jax import methods, weights
+from wsdl_jax.models.backbone import Frozen
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runs.directory import load_config
 from wsdl_jax.runs.state import initial_state
@@ -36,7 +37,7 @@ class Trained(NamedTuple):
 
 def weights_digest(model: nnx.Module) -> str:
     """Returns a SHA-256 of the names, types, shapes and values of a network's weights."""
-    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat, Frozen))
     leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
     digest = hashlib.sha256()
     for path, value in sorted((jax.tree_util.keystr(p), np.asarray(v)) for p, v in leaves):
@@ -54,7 +55,8 @@ def load(run: epath.Path, axis_name: str | None = None) -> Trained:
         trained further; None for one device.
 
     Raises:
-      UserError: not a run, no checkpoint yet, or one that cannot be read.
+      UserError: not a run, no checkpoint yet, or one that cannot be read; the file of a frozen
+        backbone is not there, or another one than it was trained with.
     """
     config = load_config(run)
     model = methods.blank(config, axis_name)
@@ -65,5 +67,7 @@ def load(run: epath.Path, axis_name: str | None = None) -> Trained:
     step, state = best
     params, stats = jax.tree.map(jnp.asarray, (state["params"], state["stats"]))
     nnx.update(model, params, stats)
+    if config.model.frozen:
+        weights.fill_backbone(model, config)
     model.eval()
     return Trained(config, model, step, checkpoints.checksum(step))

@@ -106,6 +106,7 @@ def _resolve(name: str, arguments: Sequence[str]) -> ml_collections.ConfigDict:
         values(argv)
         configuration.validate(values.config)
         configuration.check_circumstances(values.config)
+        configuration.check_backbone_file(values.config)
     except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise ConfigError(f"{name}: {text}") from error

@@ -1,6 +1,7 @@
 """Training: what a run starts from, the step of a device, and the loop."""
 
 from wsdl_jax.training.detector import (
+    check_weights,
     start_network,
     train,
 )
@@ -22,6 +23,7 @@ from wsdl_jax.training.step import (
 __all__ = [
     "Setup",
     "check",
+    "check_weights",
     "make_loss_step",
     "make_train_step",
     "newest_state",

@@ -9,9 +9,10 @@ import ml_collections
 from etils import epath
 from flax import nnx
 
-from wsdl_jax import inputs, methods, runs, weights
+from wsdl_jax import configuration, inputs, methods, runs, weights
 from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.parallel import AXIS
+from wsdl_jax.training import pretrained
 from wsdl_jax.training.loop import run_loop
 from wsdl_jax.training.setup import Setup, check, newest_state
 from wsdl_jax.training.step import make_loss_step, make_train_step
@@ -22,11 +23,21 @@ log = logging.getLogger("wsdl_jax")
 def start_network(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
     """Takes the config's pretrained weights, if it has any, into a network; the log says which.
 
+    A backbone's own file is read first.
+
     Raises UserError for weights that do not fit.
     """
     init = config.init
+    if config.model.backbone_path:
+        weights.fill_backbone(model, config)
+        log.info(
+            "%s is from %s%s",
+            config.model.backbone,
+            config.model.backbone_path,
+            ", and stays so" if config.model.frozen else "",
+        )
     if init.path:
-        new = weights.start(model, epath.Path(init.path), init.layout)
+        new = pretrained.start(model, epath.Path(init.path), init.layout)
         log.info(
             "weights start from %s%s",
             init.path,
@@ -41,6 +52,15 @@ def start_network(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
         )
     else:
         log.info("weights start from scheme %r", init.scheme)
+
+
+def check_weights(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for pretrained weights of a config that do not fit its network."""
+    if config.model.backbone_path:
+        weights.fill_backbone(methods.blank(config, None), config)
+    if config.init.path:
+        path = epath.Path(config.init.path)
+        pretrained.start(methods.blank(config, None), path, config.init.layout)
 
 
 def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
@@ -58,7 +78,8 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
         devices; full supervision without masks; a loss or gradient that is not finite.
       Interrupted: the process was asked to stop.
     """
-    data = config.data
+    configuration.check_backbone_file(config)
+    config, data = weights.with_digest(config), config.data
     setup = check(
         config, run, real=data.real, fake=data.fake, microbatches=config.train.microbatches
     )
@@ -117,8 +138,11 @@ def _train(
         start_network(model, config)
         state = runs.initial_state(model, config.train)
     else:
+        if config.model.frozen:
+            weights.fill_backbone(model, config)
         total = config.train.epochs * config.train.steps_per_epoch
         log.info("%s: continuing at step %d of %d", run, int(state["step"]), total)
+    state = {**runs.variables(model), **state}
     optimizer = runs.make_optimizer(config.train)
     microbatches = config.train.microbatches
     run_loop(

@@ -212,7 +212,9 @@ def _steps(
         if stop and not epoch_ends:
             check_lock()
             run_log.publish()  # before the checkpoint that the rest of the log will follow
-            checkpoints.save(step, parallel.one(state), math.inf)  # not validated: ranks last
+            checkpoints.save(
+                step, parallel.one(runs.kept(state)), math.inf
+            )  # not validated: ranks last
             raise Interrupted(signals[0] if signals else signal.SIGTERM, run, step)
 
         if epoch_ends:
@@ -222,7 +224,7 @@ def _steps(
             run_log.say(f"epoch {step // train.steps_per_epoch}: {parts}")
             check_lock()
             run_log.publish()
-            checkpoints.save(step, parallel.one(state), losses["valid_loss"])
+            checkpoints.save(step, parallel.one(runs.kept(state)), losses["valid_loss"])
             since = time.monotonic()
             if hosts.any_host(bool(signals)):  # after the last step, too: no evaluation begins
                 raise Interrupted(signals[0] if signals else signal.SIGTERM, run, step)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from wsdl_jax import methods
+from wsdl_jax import methods, runs
 from wsdl_jax.models.layers import seed_dropout
 from wsdl_jax.runs import State
 from wsdl_jax.runtime.parallel import AXIS, Step
@@ -31,29 +31,29 @@ def make_train_step(
     all hosts, and on nothing else. A batch may say it, `place` [B] int32, as it has to on several
     hosts; otherwise it is the place in the order of the devices.
     """
-    graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    make_network = runs.network(model)
 
-    def gradient(params: Any, stats: Any, batch: methods.Batch, key: jax.Array):
+    def gradient(state: State, stats: Any, batch: methods.Batch, key: jax.Array):
         def objective(params: Any):
             # A copy: inside a gradient, statistics of shared variables cannot be updated.
-            network = nnx.merge(graphdef, params, stats, rest, copy=True)
+            network = make_network({**state, "params": params, "stats": stats}, copy=True)
             seed_dropout(network, jax.vmap(jax.random.fold_in, (None, 0))(key, batch["place"]))
             images = methods.network_input(batch["image"])
             loss, metrics = method.loss(network, {**batch, "image": images})
             return loss, ({"loss": loss, **metrics}, nnx.state(network, nnx.BatchStat))
 
-        gradients, (metrics, moved) = jax.grad(objective, has_aux=True)(params)
+        gradients, (metrics, moved) = jax.grad(objective, has_aux=True)(state["params"])
         return moved, (gradients, metrics)
 
-    def accumulated(params: Any, stats: Any, batch: methods.Batch, key: jax.Array):
+    def accumulated(state: State, stats: Any, batch: methods.Batch, key: jax.Array):
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient, params, stats, first, key)[1]
+        shapes = jax.eval_shape(gradient, state, stats, first, key)[1]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def add(carry: Any, part: Any):
             stats, sums = carry
-            stats, values = gradient(params, stats, part, key)
+            stats, values = gradient(state, stats, part, key)
             return (stats, jax.tree.map(jnp.add, sums, values)), None
 
         (stats, sums), _ = jax.lax.scan(add, (stats, zeros), parts)
@@ -65,10 +65,11 @@ def make_train_step(
         places = jax.lax.axis_index(AXIS) * images + jnp.arange(images)
         batch = {"place": places, **batch}
         backward = gradient if microbatches == 1 else accumulated
-        stats, (gradients, metrics) = backward(state["params"], state["stats"], batch, key)
+        stats, (gradients, metrics) = backward(state, state["stats"], batch, key)
         gradients, metrics = jax.lax.pmean((gradients, metrics), AXIS)
         updates, opt_state = optimizer.update(gradients, state["optimizer"], state["params"])
         state = {
+            **state,
             "step": state["step"] + 1,
             "params": optax.apply_updates(state["params"], updates),
             "stats": stats,
@@ -84,10 +85,10 @@ def make_loss_step(method: methods.Method, model: nnx.Module) -> Step:
 
     The sums, over all devices, are of each loss times the images' weights, and of the weights.
     """
-    graphdef, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    make_network = runs.network(model)
 
     def step(state: State, batch: methods.Batch):
-        network = nnx.merge(graphdef, state["params"], state["stats"], rest)
+        network = make_network(state)
         network.eval()
         images = methods.network_input(batch["image"])
         loss, metrics = method.loss(network, {**batch, "image": images})

@@ -1,8 +1,7 @@
-"""Published weights in and out: layouts, tensors, files, and run directories of them."""
+"""Published weights in and out: layouts, tensors, files, and a backbone's among them."""
 
 from wsdl_jax.weights.files import read, write
-from wsdl_jax.weights.pretrained import start
-from wsdl_jax.weights.published_run import make_run
+from wsdl_jax.weights.located import fill_backbone, with_digest
 from wsdl_jax.weights.tensors import (
     WeightsError,
     detect,
@@ -15,12 +14,12 @@ from wsdl_jax.weights.tensors import (
 __all__ = [
     "WeightsError",
     "detect",
+    "fill_backbone",
     "from_torch",
     "layout_of",
-    "make_run",
     "read",
-    "start",
     "to_torch",
     "torch_names",
+    "with_digest",
     "write",
 ]

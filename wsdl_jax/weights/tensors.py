@@ -28,7 +28,11 @@ class WeightsError(UserError, ValueError):
 
 def layout_of(model: nnx.Module) -> Layout | None:
     """Returns the published layout of a network; None for one without a published counterpart."""
-    found = (kind for kind in methods.layouts().values() if kind.network is type(model))
+    found = (
+        kind
+        for kind in methods.layouts().values()
+        if kind.network is type(model) and isinstance(model.trunk, kind.backbone)
+    )
     return next(found, None)
 
 
@@ -185,8 +189,7 @@ def to_torch(model: nnx.Module, layout: str) -> dict[str, Shaped[np.ndarray, "..
     Raises WeightsError for a network of another layout.
     """
     published = _layout(layout)
-    if type(model) is not published.network:
-        fitting = layout_of(model)
+    if (fitting := layout_of(model)) is not published:
         raise WeightsError(
             f"a network {type(model).__name__} is not of layout {layout}"
             + (f" but of {fitting.name}" if fitting else "")

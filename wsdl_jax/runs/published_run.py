@@ -7,8 +7,11 @@ import ml_collections
 from etils import epath
 from flax import nnx
 
-from wsdl_jax import configuration, methods, runs
+from wsdl_jax import configuration, methods
 from wsdl_jax.models.torch_names import Layout
+from wsdl_jax.runs.checkpoints import Checkpoints
+from wsdl_jax.runs.directory import RunDirectory
+from wsdl_jax.runs.state import initial_state
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.weights.files import read
@@ -46,9 +49,9 @@ def make_run(file: epath.Path, layout: str, run: epath.Path, setup: str | None =
     published = methods.layouts()[layout]
     config = _config(model, published, setup or published.setups[0])
     with storage.whole_folder(run) as folder:
-        runs.RunDirectory(folder).config.write_text(configuration.save(config))
-        checkpoints = runs.Checkpoints(folder, keep_best=config.train.keep_best)
-        checkpoints.save(0, runs.initial_state(model, config.train), math.inf)  # never validated
+        RunDirectory(folder).config.write_text(configuration.save(config))
+        checkpoints = Checkpoints(folder, keep_best=config.train.keep_best)
+        checkpoints.save(0, initial_state(model, config.train), math.inf)  # never validated
         checkpoints.close()
     log.info("%s: %s of %s, to be evaluated as setup %s", run, config.method, file, config.setup)
 

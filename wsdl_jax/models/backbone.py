@@ -1,0 +1,91 @@
+"""What methods need of a network that makes features of images: one protocol for all of them."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+_EARLY = 2  # stages whose features tell what kind of image it is, see `Backbone.statistics`
+
+
+class Features(NamedTuple):
+    """What one stage of a backbone gives to the next.
+
+    Attributes:
+      map: features of locations.
+      tokens: what a transformer carries beside them, its class and register tokens; None for a
+        backbone that has no such tokens.
+    """
+
+    map: Float[Array, "b h w c"]
+    tokens: Float[Array, "b t c"] | None = None
+
+
+class Backbone(nnx.Module):
+    """A network that turns images into feature maps, stage by stage.
+
+    A method reads the map behind one stage or goes on from it, and knows no more of a backbone.
+    Images are float32 in [-1, 1]; a backbone that was trained on other values brings them there by
+    itself.
+
+    Attributes:
+      widths: how many channels the map has behind each of its stages, the first to the last.
+    """
+
+    widths: tuple[int, ...]
+
+    @property
+    def stages(self) -> int:
+        """Returns how many stages there are. They are counted from 1."""
+        return len(self.widths)
+
+    @property
+    def features(self) -> int:
+        """Returns how many channels the map has behind the last stage."""
+        return self.widths[-1]
+
+    def stem(self, images: Float[Array, "b h w 3"]) -> Features:
+        """Returns what goes into the first stage. Raises ValueError for a size that it refuses."""
+        raise NotImplementedError
+
+    def through(self, features: Features, start: int, stop: int) -> Features:
+        """Returns what is behind stage `stop`, from what is behind stage `start`; 0 is the stem."""
+        raise NotImplementedError
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        """Returns the feature map behind the last stage."""
+        return self.through(self.stem(images), 0, self.stages).map
+
+    def statistics(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Returns mean and standard deviation over locations behind stages 1 and 2, float32.
+
+        A backbone of one stage has those of that stage alone. Early features tell more of an
+        image's grain, resolution and compression than of what it shows.
+        """
+        features, found = self.stem(images), []
+        for stage in range(min(_EARLY, self.stages)):
+            features = self.through(features, stage, stage + 1)
+            values = features.map.astype(jnp.float32)
+            found += [values.mean((1, 2)), values.std((1, 2))]
+        return jnp.concatenate(found, axis=-1)
+
+
+class Frozen(nnx.Variable):
+    """A parameter or statistic that training leaves as it is.
+
+    It is neither in the optimizer nor in a checkpoint: it comes from the backbone's file.
+    """
+
+
+def freeze(backbone: nnx.Module) -> None:
+    """Makes every parameter and statistic of a backbone `Frozen`, in place, but not its adapters.
+
+    Its BatchNorm is as in evaluation mode from then on, while the network around it is trained.
+    """
+    for _, module in nnx.iter_modules(backbone):
+        for name, variable in list(vars(module).items()):
+            if isinstance(variable, nnx.LoRAParam):
+                continue
+            if isinstance(variable, nnx.Param | nnx.BatchStat):
+                setattr(module, name, Frozen(variable[...]))
