@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from wsdl_jax.models import clip_resnet, vit, xception
 from wsdl_jax.models.layers import BatchNorm
-from wsdl_jax.models.xception import Block
 
 
 def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
@@ -19,9 +19,12 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
       "xavier": kernels normal with std 0.02·√(2 / (fan_in + fan_out)), biases 0; scale N(1, 0.02).
       "normal": kernels normal with std 0.01, biases 0; scale N(1, 0.01).
       "zero_residual": as "torch", but in blocks with an identity as shortcut, 4 to 11 of Xception,
-        the scale of the last BatchNorm is 0 (Goyal et al., 2017, section 5.1). What is deep begins
-        as shallow, and learns in fewer steps.
-    BatchNorm's shift is 0 in all of them.
+        the scale of the last BatchNorm is 0 (Goyal et al., 2017, section 5.1), and in those of a
+        transformer the last kernel and bias of both branches. What is deep begins as shallow, and
+        learns in fewer steps.
+    BatchNorm's shift is 0 in all of them. What only transformers have is the same in all: scale 1
+    and shift 0 of LayerNorm, tokens and learnt positions N(0, 0.02), `vit.INITIAL_LAYER_SCALE`, and
+    adapters whose product is 0 (Hu et al., 2022).
     """
     # Drawn by NumPy: JAX would compile a program for each shape first, for many seconds.
     rng = np.random.default_rng(seed)
@@ -52,8 +55,29 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
                 kernel[...] = normal(0.0, std, kernel.shape)
                 if bias is not None:
                     bias[...] = jnp.zeros(bias.shape)
+        elif isinstance(module, nnx.LayerNorm) and isinstance(module.scale, nnx.Param):
+            module.scale[...] = jnp.ones(module.scale.shape)
+            module.bias[...] = jnp.zeros(module.bias.shape)
+        elif isinstance(module, vit.ViT):
+            for variable in (module.class_token, module.registers, module.positions):
+                if isinstance(variable, nnx.Param):
+                    variable[...] = normal(0.0, 0.02, variable.shape)
+        elif isinstance(module, vit.Block):
+            for variable in (module.attention_scale, module.mlp_scale):
+                if isinstance(variable, nnx.Param):
+                    variable[...] = jnp.full(variable.shape, vit.INITIAL_LAYER_SCALE)
+        elif isinstance(module, nnx.LoRA):
+            shape = module.lora_a.shape
+            module.lora_a[...] = uniform(1 / math.sqrt(shape[0]), shape)
+            module.lora_b[...] = jnp.zeros(module.lora_b.shape)
     if scheme == "zero_residual":
         for _, module in nnx.iter_modules(model):
-            if isinstance(module, Block) and module.shortcut is None:
-                scale = module.norms[-1].scale
-                scale[...] = jnp.zeros(scale.shape)
+            last: list[nnx.Variable] = []
+            if isinstance(module, xception.Block | clip_resnet.Bottleneck):
+                last = [] if module.shortcut is not None else [module.norms[-1].scale]
+            elif isinstance(module, vit.Block):
+                layers = (module.out, module.down)
+                last = [variable for layer in layers for variable in (layer.kernel, layer.bias)]
+            for variable in last:
+                if isinstance(variable, nnx.Param):
+                    variable[...] = jnp.zeros(variable.shape)

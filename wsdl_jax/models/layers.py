@@ -1,4 +1,4 @@
-"""The layers of the networks: convolution, pooling, batch normalization, dropout; all NHWC.
+"""The layers of the networks: convolution, pooling, normalization, attention, dropout; all NHWC.
 
 XLA's operators are fast on TPUs and GPUs and slow on a CPU, where equal formulations differ by up
 to ten times. The form is chosen when a program is lowered for its platform, so that one traced
@@ -380,6 +380,72 @@ class BatchNorm(nnx.Module):
         for running, value in ((self.mean, mean), (self.var, var * (count / max(count - 1, 1)))):
             running[...] = self.decay * running[...] + (1 - self.decay) * value
         return out
+
+
+def _fuses_attention() -> bool:
+    """Whether programs are traced where cuDNN is: it is asked for its version while they are."""
+    device = jax.devices()[0]
+    capability = str(getattr(device, "compute_capability", "")).split(".")[0]
+    # Its attention runs on Ampere (8) and later. The name of an AMD device is no number.
+    return device.platform == "gpu" and capability.isdecimal() and int(capability) >= 8
+
+
+def _attention_fused(query: Array, key: Array, value: Array) -> Array:
+    # Gradients want an even number of tokens: an odd one gets another, which is masked.
+    batch, tokens = query.shape[:2]
+    lengths = None
+    if tokens % 2:
+        margins = ((0, 0), (0, 1), (0, 0), (0, 0))
+        query, key, value = (jnp.pad(x, margins) for x in (query, key, value))
+        lengths = jnp.full(batch, tokens, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return out[:, :tokens]
+
+
+@jax.custom_vjp
+def _attention_by_platform(query: Array, key: Array, value: Array) -> Array:
+    return jax.lax.platform_dependent(
+        query, key, value, cuda=_attention_fused, default=jax.nn.dot_product_attention
+    )
+
+
+def _attention_forward(*args: Array):
+    # Weights are not kept for the backward pass: of a branch that is not taken, they would be zeros
+    # of their size.
+    return _attention_by_platform(*args), args
+
+
+def _attention_backward(args: tuple[Array, ...], gradient: Array):
+    def of(form: Callable[..., Array]) -> Callable[..., tuple[Array, ...]]:
+        return lambda gradient, *args: jax.vjp(form, *args)[1](gradient)
+
+    return jax.lax.platform_dependent(
+        gradient, *args, cuda=of(_attention_fused), default=of(jax.nn.dot_product_attention)
+    )
+
+
+_attention_by_platform.defvjp(_attention_forward, _attention_backward)
+
+
+def attention(
+    query: Float[Array, "b t n d"], key: Float[Array, "b t n d"], value: Float[Array, "b t n d"]
+) -> Float[Array, "b t n d"]:
+    """Returns the scaled dot-product attention of every head (Vaswani et al., 2017).
+
+    The softmax is float32. In bfloat16 on a GPU with cuDNN it is one fused kernel that stores no
+    weights; `jax.nn.dot_product_attention` takes that kernel only when asked by name.
+    """
+    size = query.shape[-1]
+    if query.dtype == jnp.bfloat16 and size % 8 == 0 and size <= 128 and _fuses_attention():
+        return _attention_by_platform(query, key, value)
+    return jax.nn.dot_product_attention(query, key, value)
 
 
 class Dropout(nnx.Module):
