@@ -508,7 +508,7 @@ def test_refusals_name_field_and_value(path, value):
         ("model.backbone", "vgg16", "patches", None, "'vgg16': choose from xception"),
         ("model.backbone_path", "x.pth", "patches", None, "xception takes no file of its own"),
         ("model.frozen", True, "patches", None, "random features that stay as they are detect n"),
-        ("model.lora_rank", 4, "patches", None, "4: xception has no adapters"),
+        ("model.lora_rank", 4, "patches", None, "4: xception has it not, so it is 0"),
         ("explanation.kind", "cam", "grad_cam", None, "choose from grad_cam, hires_cam, layer"),
         ("score.pooling", "median", "patches", None, "choose from mean, gem, topk, max"),
         ("score.pooling", "gem", "attention", None, "'gem': goes with score.from_map"),

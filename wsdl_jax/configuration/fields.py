@@ -40,7 +40,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("train.clip_norm", "train.per_device_batch", "train.warmup", "data.workers"),
-    *("loss.mask_weight", "score.sigma", "model.lora_rank"),
+    *("loss.mask_weight", "score.sigma", "model.lora_rank", "model.registers"),
 )
 # Where and how fast data is read, and names: a run may be continued with other values.
 CIRCUMSTANCES = (
@@ -93,6 +93,7 @@ def base() -> ml_collections.ConfigDict:
     model.backbone_sha256 = config_dict.placeholder(str)  # of that file; filled in by training
     model.frozen = False  # train what is beside the backbone alone, and its adapters
     model.lora_rank = 0  # of the adapters of a frozen transformer (LoRA); 0: none
+    model.registers = 0  # register tokens of the backbone's file: of DINOv2 0 or 4
     model.width = 1.0  # multiplies every channel count of Xception and of vit_tiny
     # Which stage of the backbone is read, from 1: of Xception one of its 12 blocks.
     model.depth = 2  # Patches: the one after which the backbone is cut

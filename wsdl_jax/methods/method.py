@@ -122,6 +122,7 @@ def network_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "remat": model.remat,
         "dtype": jnp.dtype(model.dtype),
         "lora_rank": model.lora_rank,
+        "registers": model.registers,
     }
 
 

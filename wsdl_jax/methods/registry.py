@@ -115,12 +115,12 @@ def _check_backbone(config: ml_collections.ConfigDict, stage: str) -> None:
         raise ConfigError(
             f"config.{stage} = {config[group][field]}: {name} has stages 1 to {architecture.stages}"
         )
-    if config.model.width != 1 and not architecture.has_width:
-        raise ConfigError(f"config.model.width = {config.model.width}: {name} has one width, 1")
-    if config.model.lora_rank and not architecture.adapts:
-        raise ConfigError(
-            f"config.model.lora_rank = {config.model.lora_rank}: {name} has no adapters"
-        )
+    for option, none in backbones.OPTIONS.items():
+        if option not in architecture.options and config.model[option] != none:
+            raise ConfigError(
+                f"config.model.{option} = {config.model[option]}: {name} has it not, so it is "
+                f"{none}"
+            )
     if config.model.lora_rank and not config.model.frozen:
         raise ConfigError(
             f"config.model.lora_rank = {config.model.lora_rank}: adapters go with model.frozen"

@@ -1,5 +1,7 @@
 """A classifier with a learned attention mask (Dang et al., 2020, regression-based map)."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -17,25 +19,21 @@ class Attention(nnx.Module):
         *,
         backbone: str = backbones.XCEPTION,
         attended: int = 7,
-        width: float = 1.0,
-        remat: bool = False,
         dtype: Dtype = jnp.float32,
         axis_name: str | None = None,
-        lora_rank: int = 0,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        """Takes the backbone's name, and the stage whose output is masked.
+        """Takes a backbone by its name, see `backbones.trunk`, as which it has further options.
 
-        backbone: one of `backbones.names()`.
+        attended: the stage whose output is masked.
         """
         self.trunk, self.top = backbones.classifying(
             backbone,
-            width=width,
-            remat=remat,
             dtype=dtype,
             axis_name=axis_name,
-            lora_rank=lora_rank,
             rngs=rngs,
+            **options,
         )
         self.attended = attended
         self.map = SeparableConv(self.trunk.widths[attended - 1], 1, dtype=dtype, rngs=rngs)

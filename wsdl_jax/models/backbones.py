@@ -1,5 +1,6 @@
 """The backbones that there are, by name, and what follows from a backbone's name."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -7,8 +8,11 @@ from typing import Any
 
 from flax import nnx
 
-from wsdl_jax.models import xception
+from wsdl_jax.models import clip_resnet, vit, xception
 from wsdl_jax.models.backbone import Backbone
+
+# What only some backbones have, and what stands for not having it.
+OPTIONS = MappingProxyType({"width": 1.0, "lora_rank": 0, "registers": 0})
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,9 @@ class Architecture:
       explained: the stage whose output Grad-CAM explains.
       smallest: pixels a side that an image has at least.
       multiple: pixels of which the sides of an image are multiples.
-      trained_size: pixels a side of the images that its published weights were trained on; None for
-        one of any size.
-      has_files: whether weights of it are published, which config.model.backbone_path names.
-      has_width: whether its channel counts can be multiplied.
-      adapts: whether it can have low-rank adapters.
+      options: those of `OPTIONS` that it has.
+      trained_size: pixels a side of the images that its published weights are used with; None for
+        one without published weights.
     """
 
     trunk: Callable[..., Backbone]
@@ -39,14 +41,32 @@ class Architecture:
     explained: int
     smallest: int
     multiple: int = 1
+    options: frozenset[str] = frozenset()
     trained_size: int | None = None
-    has_files: bool = False
-    has_width: bool = False
-    adapts: bool = False
+
+    @property
+    def has_files(self) -> bool:
+        """Returns whether weights of it alone are published, which `model.backbone_path` names."""
+        return self.trained_size is not None
 
     def usual_size(self, size: int) -> int:
         """Returns the side of its images, in pixels, where another backbone takes `size`."""
         return self.trained_size or max(self.smallest, size // self.multiple * self.multiple)
+
+
+def _vit(form: vit.Form, *options: str, trained_size: int | None) -> Architecture:
+    return Architecture(
+        trunk=functools.partial(vit.ViT, form=form),
+        top=functools.partial(vit.Top, form=form),
+        stages=form.blocks,
+        local=max(2, form.blocks // 4),
+        attended=form.blocks // 2,
+        explained=form.blocks - 1,
+        smallest=4 * form.patch,
+        multiple=form.patch,
+        options=frozenset(options),
+        trained_size=trained_size,
+    )
 
 
 XCEPTION = "xception"
@@ -60,8 +80,23 @@ _ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             attended=7,
             explained=11,
             smallest=xception.SMALLEST_IMAGE,
-            has_width=True,
+            options=frozenset({"width"}),
         ),
+        "clip_vit_l14": _vit(vit.CLIP_L14, "lora_rank", trained_size=224),
+        "clip_rn50": Architecture(
+            trunk=clip_resnet.ModifiedResNet,
+            top=clip_resnet.Top,
+            stages=len(clip_resnet.BLOCKS),
+            local=2,
+            attended=3,
+            explained=4,
+            smallest=64,
+            trained_size=224,
+        ),
+        "dinov2_s14": _vit(vit.DINOV2_S14, "lora_rank", "registers", trained_size=224),
+        "dinov2_b14": _vit(vit.DINOV2_B14, "lora_rank", "registers", trained_size=224),
+        "dinov2_l14": _vit(vit.DINOV2_L14, "lora_rank", "registers", trained_size=224),
+        "vit_tiny": _vit(vit.TINY, "width", trained_size=None),
     }
 )
 
@@ -84,18 +119,23 @@ def trunk(name: str, depth: int, **arguments: Any) -> Backbone:
     Args:
       name: of the backbone.
       depth: how many stages, from 1.
-      **arguments: `width`, `remat`, `dtype`, `axis_name` and `rngs`, see `xception.Trunk`, and
-        `lora_rank`, the rank of adapters.
+      **arguments: `remat`, `dtype`, `axis_name` and `rngs`, see `xception.Trunk`; and as options
+        `width`, by which channel counts are multiplied, `lora_rank`, the rank of adapters, and
+        `registers`, the number of a transformer's register tokens.
 
     Raises:
-      ValueError: there is no such backbone, or it has no such stage, width or adapters.
+      ValueError: there is no such backbone, or it has no such stage or option.
     """
-    architecture = get(name)
-    if not architecture.has_width and arguments.pop("width", 1.0) != 1:
-        raise ValueError(f"{name} has one width, 1")
-    if not architecture.adapts and arguments.pop("lora_rank", 0):
-        raise ValueError(f"{name} takes no adapters")
-    return architecture.trunk(depth, **arguments)
+    return get(name).trunk(depth, **_fitting(name, arguments))
+
+
+def _fitting(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out the options that a backbone has not; refuses those that ask for something."""
+    lacking = OPTIONS.keys() - get(name).options
+    for option in sorted(lacking & arguments.keys()):
+        if arguments[option] != OPTIONS[option]:
+            raise ValueError(f"backbone {name} has no {option}, which is {arguments[option]}")
+    return {key: value for key, value in arguments.items() if key not in lacking}
 
 
 def classifying(name: str, **arguments: Any) -> tuple[Backbone, nnx.Module]:
@@ -103,9 +143,7 @@ def classifying(name: str, **arguments: Any) -> tuple[Backbone, nnx.Module]:
 
     The second is called with the `Features` behind the last stage. Arguments are those of `trunk`.
     """
-    architecture = get(name)
-    whole = trunk(name, architecture.stages, **arguments)
-    of_top = {key: arguments[key] for key in ("width", "dtype", "axis_name", "rngs")}
-    if not architecture.has_width:
-        del of_top["width"]
-    return whole, architecture.top(whole.features, **of_top)
+    architecture, fitting = get(name), _fitting(name, arguments)
+    whole = architecture.trunk(architecture.stages, **fitting)
+    of_top = fitting.keys() & {"width", "dtype", "axis_name", "rngs"}
+    return whole, architecture.top(whole.features, **{key: fitting[key] for key in of_top})

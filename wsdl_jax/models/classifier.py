@@ -1,5 +1,7 @@
 """A classifier of whole images on any backbone."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -17,22 +19,18 @@ class ImageClassifier(nnx.Module):
         self,
         *,
         backbone: str = backbones.XCEPTION,
-        width: float = 1.0,
-        remat: bool = False,
         dtype: Dtype = jnp.float32,
         axis_name: str | None = None,
-        lora_rank: int = 0,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        """backbone: one of `backbones.names()`."""
+        """Takes a backbone by its name, see `backbones.trunk`, as which it has further options."""
         self.trunk, self.top = backbones.classifying(
             backbone,
-            width=width,
-            remat=remat,
             dtype=dtype,
             axis_name=axis_name,
-            lora_rank=lora_rank,
             rngs=rngs,
+            **options,
         )
 
     def lower(self, images: Float[Array, "b h w 3"], stage: int) -> Features:

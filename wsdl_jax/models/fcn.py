@@ -1,5 +1,7 @@
 """The fully-supervised form of Grad-CAM's network: a backbone's first stages and an FCN head."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -18,23 +20,19 @@ class FCN(nnx.Module):
         *,
         backbone: str = backbones.XCEPTION,
         depth: int = 11,
-        width: float = 1.0,
-        remat: bool = False,
         dtype: Dtype = jnp.float32,
         axis_name: str | None = None,
-        lora_rank: int = 0,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        """backbone: one of `backbones.names()`."""
+        """Takes a backbone by its name, see `backbones.trunk`, as which it has further options."""
         self.trunk = backbones.trunk(
             backbone,
             depth,
-            width=width,
-            remat=remat,
             dtype=dtype,
             axis_name=axis_name,
-            lora_rank=lora_rank,
             rngs=rngs,
+            **options,
         )
         features = self.trunk.features
         hidden = features // 4

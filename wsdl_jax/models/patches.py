@@ -1,5 +1,7 @@
 """Patches (Chai et al., 2020): the first stages of a backbone, and a class score a location."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -17,23 +19,19 @@ class Patches(nnx.Module):
         *,
         backbone: str = backbones.XCEPTION,
         depth: int = 2,
-        width: float = 1.0,
-        remat: bool = False,
         dtype: Dtype = jnp.float32,
         axis_name: str | None = None,
-        lora_rank: int = 0,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        """backbone: one of `backbones.names()`."""
+        """Takes a backbone by its name, see `backbones.trunk`, as which it has further options."""
         self.trunk = backbones.trunk(
             backbone,
             depth,
-            width=width,
-            remat=remat,
             dtype=dtype,
             axis_name=axis_name,
-            lora_rank=lora_rank,
             rngs=rngs,
+            **options,
         )
         self.classifier = Pointwise(
             self.trunk.features, 2, use_bias=True, dtype=jnp.float32, rngs=rngs

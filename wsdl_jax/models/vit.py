@@ -16,7 +16,6 @@ from wsdl_jax.models.backbone import Backbone, Features
 from wsdl_jax.models.layers import Dtype, attention
 from wsdl_jax.models.xception import scaled
 
-
 INITIAL_LAYER_SCALE = 1e-5  # as DINOv2's training begins
 
 
