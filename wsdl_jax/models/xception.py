@@ -145,7 +145,7 @@ class Top(nnx.Module):
         self,
         features: int,
         *,
-        width: float,
+        width: float = 1.0,
         dtype: Dtype,
         axis_name: str | None,
         rngs: nnx.Rngs,
