@@ -88,7 +88,7 @@ DINOV2_L14 = _DINOV2(width=1024, blocks=24, heads=16)
 TINY = Form(
     width=128,
     blocks=6,
-    heads=4,
+    heads=2,
     patch=8,
     grid=None,
     pixels=pixels.AS_THEY_ARE,
@@ -152,11 +152,14 @@ class PatchEmbedding(nnx.Module):
         """Returns a token for each patch, in `dtype`."""
         batch, height, width, _ = images.shape
         side = self.patch
-        x = images.reshape(batch, height // side, side, width // side, side, 3)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
+        rows, columns = height // side, width // side
+        x = images.reshape(batch, rows, side, columns, side, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(batch * rows * columns, -1).astype(self.dtype)
         kernel = self.kernel[...]
-        x = x.astype(self.dtype) @ kernel.reshape(-1, kernel.shape[-1]).astype(self.dtype)
-        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+        x = x @ kernel.reshape(-1, kernel.shape[-1]).astype(self.dtype)
+        if self.bias is not None:
+            x = x + self.bias[...].astype(self.dtype)
+        return x.reshape(batch, rows, columns, -1)
 
 
 def _linear(inputs: int, outputs: int, rank: int, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
@@ -205,16 +208,19 @@ class Block(nnx.Module):
         return nnx.remat(Block._layers)(self, x) if self.remat else self._layers(x)
 
     def _layers(self, x: Array) -> Array:
-        x = x + self._scaled(self._attended(self.norm1(x)), self.attention_scale)
-        hidden = self.form.activation(self.up(self.norm2(x)))
-        return x + self._scaled(self.down(hidden), self.mlp_scale)
-
-    def _attended(self, x: Array) -> Array:
-        heads = (*x.shape[:2], self.form.heads, -1)
+        # Tokens of all images as one matrix: on a CPU, kernels' gradients are then twice as fast.
+        batch, tokens, channels = x.shape
+        x = x.reshape(-1, channels)
+        heads = (batch, tokens, self.form.heads, -1)
+        normed = self.norm1(x)
         query, key, value = (
-            layer(x).reshape(heads) for layer in (self.query, self.key, self.value)
+            layer(normed).reshape(heads) for layer in (self.query, self.key, self.value)
         )
-        return self.out(attention(query, key, value).reshape(x.shape))
+        attended = self.out(attention(query, key, value).reshape(x.shape))
+        x = x + self._scaled(attended, self.attention_scale)
+        hidden = self.form.activation(self.up(self.norm2(x)))
+        x = x + self._scaled(self.down(hidden), self.mlp_scale)
+        return x.reshape(batch, tokens, channels)
 
     @staticmethod
     def _scaled(x: Array, scale: nnx.Variable | None) -> Array:
