@@ -54,7 +54,8 @@ class Architecture:
         return self.trained_size or max(self.smallest, size // self.multiple * self.multiple)
 
 
-def _vit(form: vit.Form, *options: str, trained_size: int | None) -> Architecture:
+def _vit(name: str, *options: str, trained_size: int | None) -> Architecture:
+    form = vit.FORMS[name]
     return Architecture(
         trunk=functools.partial(vit.ViT, form=form),
         top=functools.partial(vit.Top, form=form),
@@ -82,8 +83,8 @@ _ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             smallest=xception.SMALLEST_IMAGE,
             options=frozenset({"width"}),
         ),
-        "clip_vit_l14": _vit(vit.CLIP_L14, "lora_rank", trained_size=224),
-        "clip_rn50": Architecture(
+        "clip_vit_l14": _vit("clip_vit_l14", "lora_rank", trained_size=224),
+        clip_resnet.NAME: Architecture(
             trunk=clip_resnet.ModifiedResNet,
             top=clip_resnet.Top,
             stages=len(clip_resnet.BLOCKS),
@@ -93,10 +94,10 @@ _ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             smallest=64,
             trained_size=224,
         ),
-        "dinov2_s14": _vit(vit.DINOV2_S14, "lora_rank", "registers", trained_size=224),
-        "dinov2_b14": _vit(vit.DINOV2_B14, "lora_rank", "registers", trained_size=224),
-        "dinov2_l14": _vit(vit.DINOV2_L14, "lora_rank", "registers", trained_size=224),
-        "vit_tiny": _vit(vit.TINY, "width", trained_size=None),
+        "dinov2_s14": _vit("dinov2_s14", "lora_rank", "registers", trained_size=224),
+        "dinov2_b14": _vit("dinov2_b14", "lora_rank", "registers", trained_size=224),
+        "dinov2_l14": _vit("dinov2_l14", "lora_rank", "registers", trained_size=224),
+        "vit_tiny": _vit("vit_tiny", "width", trained_size=None),
     }
 )
 

@@ -10,9 +10,10 @@ from wsdl_jax.models import pixels
 from wsdl_jax.models.backbone import Backbone, Features
 from wsdl_jax.models.layers import BatchNorm, Conv, Dtype, Pointwise
 
+NAME = "clip_rn50"
 BLOCKS = (3, 4, 6, 3)  # of stages 1 to 4
 SMALLEST_IMAGE = 32  # pixels: stage 4 has one location for them
-_STEM = 64
+STEM = 64  # channels before stage 1
 _EXPANSION = 4  # a block gives this many times the channels of its 3×3 convolution
 
 
@@ -104,19 +105,19 @@ class ModifiedResNet(Backbone):
         if not 1 <= depth <= len(BLOCKS):
             raise ValueError(f"CLIP's ResNet-50 has stages 1 to {len(BLOCKS)}, not {depth}")
         kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        half = _STEM // 2
+        half = STEM // 2
         self.convs = nnx.List(
             [
                 Conv(3, half, stride=2, padding=1, **kwargs),
                 Conv(half, half, padding=1, **kwargs),
-                Conv(half, _STEM, padding=1, **kwargs),
+                Conv(half, STEM, padding=1, **kwargs),
             ]
         )
-        self.norms = nnx.List(BatchNorm(c, axis_name=axis_name) for c in (half, half, _STEM))
-        self.widths = tuple(_STEM * 2**stage * _EXPANSION for stage in range(depth))
-        layers, inputs = [], _STEM
+        self.norms = nnx.List(BatchNorm(c, axis_name=axis_name) for c in (half, half, STEM))
+        self.widths = tuple(STEM * 2**stage * _EXPANSION for stage in range(depth))
+        layers, inputs = [], STEM
         for stage, blocks in enumerate(BLOCKS[:depth]):
-            width = _STEM * 2**stage
+            width = STEM * 2**stage
             found = []
             for number in range(blocks):
                 pool = stage > 0 and number == 0

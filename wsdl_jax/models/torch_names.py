@@ -19,22 +19,32 @@ class Place(NamedTuple):
       name: its name in PyTorch.
       variable: the variable here.
       pointwise: whether the variable is a matrix here, and a 1×1 kernel in PyTorch.
+      kept: whether the tensor's axes stay as they are, and a matrix is not transposed.
+      ones: how many axes of length 1 the tensor has before the variable's own.
+      third: of a tensor in which those of queries, keys and values lie one after the other along
+        its first axis: which of them it is, 0 to 2.
     """
 
     name: str
     variable: nnx.Variable
     pointwise: bool = False
+    kept: bool = False
+    ones: int = 0
+    third: int | None = None
 
     def torch_shape(self) -> tuple[int, ...]:
         """Returns the shape that the tensor has in PyTorch."""
-        return self.to_torch(np.empty(self.variable.shape, np.uint8)).shape
+        first, *others = self.to_torch(np.empty(self.variable.shape, np.uint8)).shape
+        return (first if self.third is None else 3 * first, *others)
 
     def to_torch(self, value: np.ndarray) -> np.ndarray:
-        """Returns a value with PyTorch's axes.
+        """Returns a value with PyTorch's axes; of a third, what stands for it in the tensor.
 
         Kernels HWIO become OIHW; matrices [inputs, outputs] are transposed, with two more axes if
         the tensor is a 1×1 kernel in PyTorch.
         """
+        if self.kept:
+            return value[(None,) * self.ones]
         if value.ndim == 4:
             value = value.transpose(3, 2, 0, 1)
         elif value.ndim == 2:
@@ -49,7 +59,11 @@ class Place(NamedTuple):
 
     def from_torch(self, tensor: np.ndarray) -> np.ndarray:
         """Returns a tensor of PyTorch, float32, with the axes of the variable."""
-        if tensor.ndim == 4:
+        if self.third is not None:
+            tensor = np.split(tensor, 3)[self.third]
+        if self.kept:
+            tensor = tensor.reshape(self.variable.shape)
+        elif tensor.ndim == 4:
             tensor = tensor[:, :, 0, 0].T if self.pointwise else tensor.transpose(2, 3, 1, 0)
         elif tensor.ndim == 2:
             tensor = tensor.T

@@ -1,8 +1,9 @@
 """Vision transformers (Dosovitskiy et al., 2021): CLIP's, DINOv2's, and a small one of our own."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -71,30 +72,34 @@ _DINOV2 = functools.partial(
     epsilon=1e-6,
     layer_scale=True,
 )
-CLIP_L14 = Form(
-    width=1024,
-    blocks=24,
-    heads=16,
-    patch=14,
-    grid=16,
-    pixels=pixels.CLIP,
-    activation=quick_gelu,
-    epsilon=1e-5,
-    pre_norm=True,
-)
-DINOV2_S14 = _DINOV2(width=384, blocks=12, heads=6)
-DINOV2_B14 = _DINOV2(width=768, blocks=12, heads=12)
-DINOV2_L14 = _DINOV2(width=1024, blocks=24, heads=16)
-TINY = Form(
-    width=128,
-    blocks=6,
-    heads=2,
-    patch=8,
-    grid=None,
-    pixels=pixels.AS_THEY_ARE,
-    activation=exact_gelu,
-    epsilon=1e-6,
-    class_token=False,
+FORMS: Mapping[str, Form] = MappingProxyType(  # by the names of backbones
+    {
+        "clip_vit_l14": Form(
+            width=1024,
+            blocks=24,
+            heads=16,
+            patch=14,
+            grid=16,
+            pixels=pixels.CLIP,
+            activation=quick_gelu,
+            epsilon=1e-5,
+            pre_norm=True,
+        ),
+        "dinov2_s14": _DINOV2(width=384, blocks=12, heads=6),
+        "dinov2_b14": _DINOV2(width=768, blocks=12, heads=12),
+        "dinov2_l14": _DINOV2(width=1024, blocks=24, heads=16),
+        "vit_tiny": Form(
+            width=128,
+            blocks=6,
+            heads=2,
+            patch=8,
+            grid=None,
+            pixels=pixels.AS_THEY_ARE,
+            activation=exact_gelu,
+            epsilon=1e-6,
+            class_token=False,
+        ),
+    }
 )
 
 

@@ -110,9 +110,7 @@ def network(state_dict: Tensors, name: str) -> tuple[nnx.Module, bool]:
         places = [place for place in places if place.name not in head]
         optional.update(head)
         initialize(model.top.linear, "torch", seed=0)
-    _check(places, tensors, optional)
-    for place in places:
-        place.variable[...] = jnp.asarray(place.from_torch(tensors[place.name]))
+    fill_places(places, tensors, optional)
     model.eval()
     return model, new_head
 
@@ -138,13 +136,24 @@ def _width(places: list[Place], tensors: Tensors) -> float:
     return next(fitting, 1.0)
 
 
-def _check(places: list[Place], tensors: Tensors, optional: set[str]) -> None:
-    known = {place.name for place in places}
-    present = [place for place in places if place.name in tensors]
+def fill_places(places: list[Place], tensors: Tensors, optional: Collection[str]) -> None:
+    """Fills variables with the tensors of their places.
+
+    Raises WeightsError, and fills none, where a tensor is missing, misshapen, not floating-point or
+    not finite, and where there is one that has no place and is not `optional`: all of them by name.
+    """
+    _check(places, tensors, optional)
+    for place in places:
+        place.variable[...] = jnp.asarray(place.from_torch(tensors[place.name]))
+
+
+def _check(places: list[Place], tensors: Tensors, optional: Collection[str]) -> None:
+    wanted = {place.name: place for place in places}  # a tensor of thirds has three places
+    present = [place for name, place in wanted.items() if name in tensors]
     problems = {
-        "missing": [place.name for place in places if place.name not in tensors],
+        "missing": [name for name in wanted if name not in tensors],
         "unexpected": [
-            n for n in tensors if n not in known and n not in optional and not _is_counter(n)
+            n for n in tensors if n not in wanted and n not in optional and not _is_counter(n)
         ],
         "misshapen": [
             f"{place.name} {_shape(tensors[place.name].shape)} for {_shape(place.torch_shape())}"
