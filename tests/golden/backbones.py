@@ -125,7 +125,10 @@ def _file_names(network: Any, prefix: str) -> dict[str, str]:
 
 
 def compute(name: str, every: int = 1, draw: Any = weights.tensor) -> tuple[dict, dict]:
-    """Shapes by name in a file; and features behind each block, and gradients, by name."""
+    """Shapes by name in a file; and features behind each block, by name.
+
+    Of transformers also gradients of the sum of the last map's products with `probe`.
+    """
     import torch
 
     network, blocks, prefix, (mean, std) = _network(name)
@@ -144,18 +147,20 @@ def compute(name: str, every: int = 1, draw: Any = weights.tensor) -> tuple[dict
     normalized = ((x + 1) / 2 - torch.tensor(mean)) / torch.tensor(std)
     kwargs = {"interpolate_pos_encoding": True} if name == "clip-transformers" else {}
     network(normalized.permute(0, 3, 1, 2), **kwargs)
-    if name == "clip-openai-resnet":
-        maps = [f.permute(0, 2, 3, 1) for f in features]
-        last = maps[-1]
-    else:
-        maps = features  # [b, t, c], the class token and registers first
-        grid = [side // PATCH for side in SIZES[name]]
-        last = features[-1][:, -grid[0] * grid[1] :].reshape(1, *grid, -1)
-    (last * torch.from_numpy(probe(tuple(last.shape)))).sum().backward()
+    is_resnet = name == "clip-openai-resnet"
+    if is_resnet:
+        features = [value.permute(0, 2, 3, 1) for value in features]
     found = {
         f"{name}/{stage}": value[..., ::every].detach().numpy()
-        for stage, value in enumerate(maps, start=1)
+        for stage, value in enumerate(features, start=1)
     }
+    shapes = {names[k]: list(v.shape) for k, v in tensors.items()}
+    if is_resnet:
+        return shapes, found
+    # [b, t, c], the class token and registers first.
+    height, width = (side // PATCH for side in SIZES[name])
+    last = features[-1][:, -height * width :].reshape(1, height, width, -1)
+    (last * torch.from_numpy(probe(tuple(last.shape)))).sum().backward()
     found[f"{name}/gradient/images"] = x.grad.numpy()
     small = [
         (parameter, value.grad.numpy())
@@ -164,7 +169,7 @@ def compute(name: str, every: int = 1, draw: Any = weights.tensor) -> tuple[dict
     ]
     for parameter, gradient in small[::FEWER]:
         found[f"{name}/gradient/{names[parameter]}"] = gradient
-    return {names[k]: list(v.shape) for k, v in tensors.items()}, found
+    return shapes, found
 
 
 def main() -> None:

@@ -107,43 +107,57 @@ def stages(trunk: Backbone, images: jax.Array) -> list[jax.Array]:
     return found
 
 
+def test_features_of_the_resnet():
+    trunk = filled("clip-openai-resnet")
+    structure, state = nnx.split(trunk)
+    images = jnp.asarray(golden.images("clip-openai-resnet"))
+    found = jax.jit(lambda state, images: stages(nnx.merge(structure, state), images))(
+        state, images
+    )
+    assert len(found) == len(clip_resnet.BLOCKS)
+    for stage, features in enumerate(found, start=1):
+        expected = FIXTURE[f"clip-openai-resnet/{stage}"]
+        close(features[..., :: golden.EVERY], expected, 1e-4)
+
+
 @pytest.mark.usefixtures("compile_quickly")
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", VITS)
 def test_features_and_gradients(name):
     """Of every block, at sizes for which positions are interpolated."""
     trunk = filled(name)
-    structure, params, rest = nnx.split(trunk, nnx.Param, ...)
+    structure, params = nnx.split(trunk)
     images = jnp.asarray(golden.images(name))
-    last = jax.eval_shape(lambda: nnx.merge(structure, params, rest)(images))
-    probe = golden.probe(last.shape)
+    height, width = (side // golden.PATCH for side in golden.SIZES[name])
+    probe = golden.probe((1, height, width, golden.WIDTH))
 
     @jax.jit
     def run(params, images):
         def total(params, images):
-            found = stages(nnx.merge(structure, params, rest), images)
-            tokens = found[-1].reshape(1, -1, last.shape[-1])[:, -last.shape[1] * last.shape[2] :]
-            return (tokens.reshape(last.shape) * probe).sum(), found
+            found = stages(nnx.merge(structure, params), images)
+            last = found[-1][:, -height * width :].reshape(probe.shape)
+            return (last * probe).sum(), found
 
         return jax.grad(total, (0, 1), has_aux=True)(params, images)
 
     (of_params, of_images), found = run(params, images)
-    every = golden.EVERY if name == "clip-openai-resnet" else 1
-    assert len(found) == trunk.stages
+    assert len(found) == golden.BLOCKS
     for stage, features in enumerate(found, start=1):
-        close(features[..., ::every], FIXTURE[f"{name}/{stage}"], 1e-4)
+        close(features, FIXTURE[f"{name}/{stage}"], 1e-4)
     close(of_images, FIXTURE[f"{name}/gradient/images"], 1e-3)
 
     nnx.update(trunk, of_params)
     names, prefix = tower(name)
-    places: dict[str, list] = {}
-    for place in names.places(trunk, prefix):
-        places.setdefault(place.name, []).append(place)
-    parameters = [key for key in FIXTURE if key.startswith(f"{name}/gradient/")]
-    assert len(parameters) > golden.BLOCKS
-    for key in parameters:
-        if (parameter := key.rpartition("/")[2]) != "images":
-            thirds = [p.to_torch(np.asarray(p.variable[...])) for p in places[parameter]]
-            close(np.concatenate(thirds), FIXTURE[key], 1e-3)
+    gradients: dict[str, list[np.ndarray]] = {}
+    for place in names.places(trunk, prefix):  # several of a tensor that is of thirds
+        value = place.to_torch(np.asarray(place.variable[...]))
+        gradients.setdefault(place.name, []).append(value)
+    stored = [key for key in FIXTURE if key.startswith(f"{name}/gradient/{prefix}")]
+    checked = {
+        key: parameter for key in stored if (parameter := key.rpartition("/")[2]) in gradients
+    }
+    assert len(checked) > golden.BLOCKS
+    for key, parameter in checked.items():
+        close(np.concatenate(gradients[parameter]), FIXTURE[key], 1e-3)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -174,18 +188,22 @@ def test_of_nothing_published():
     ],
 )
 def test_architecture(architecture, name):
-    """By the shapes alone: arrays of the true sizes take no memory here."""
+    """By shapes and names alone."""
     published = vit.FORMS[architecture]
-    registers = 4 if name == "dinov2-registers" else 0
-
-    def build():
-        return vit.ViT(published.blocks, form=published, registers=registers, rngs=nnx.Rngs(0))
-
-    trunk = nnx.eval_shape(build)
-    tensors = file(name)
     names, prefix = tower(name)
-    for place in names.places(trunk, prefix):
-        tensors[place.name] = np.broadcast_to(np.float32(0), place.torch_shape())
+    tensors = file(name)
+    first = prefix + names.layer(1)
+    of_block = [key.removeprefix(first) for key in tensors if key.startswith(first)]
+    for number in range(1, published.blocks + 1):
+        tensors |= {prefix + names.layer(number) + key: np.zeros(0) for key in of_block}
+    batched = (1,) * names.names.batched
+    places = 1 + published.grid**2
+    for key, shape in (
+        (f"{names.names.patches}.weight", (published.width, 3, published.patch, published.patch)),
+        (names.names.positions, (*batched, places, published.width)),
+    ):
+        assert prefix + key in tensors
+        tensors[prefix + key] = np.broadcast_to(np.float32(0), shape)
     assert architecture_of(tensors) == architecture
     last = prefix + names.layer(published.blocks)
     cut = {key: value for key, value in tensors.items() if not key.startswith(last)}
