@@ -165,7 +165,7 @@ def make_ours(work: Work) -> Callable[[], None]:
     model.train()
     optimizer = runs.make_optimizer(config.train)
     take = devices.map(training.make_train_step(method, model, optimizer, config.seed), donate=True)
-    state, batch = devices.replicate(runs.initial_state(model, config.train)), devices.shard(batch)
+    state, batch = devices.distribute(runs.initial_state(model, config.train)), devices.shard(batch)
 
     def step() -> None:
         nonlocal state

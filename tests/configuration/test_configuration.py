@@ -526,6 +526,14 @@ def test_impossible_combinations(path, value, method, arg, named):
     assert "\n" not in str(raised.value)
 
 
+def test_pmap_keeps_whole_arrays_on_every_device():
+    config = invalid("parallel.backend", "pmap", "patches", None)
+    configuration.validate(config)
+    config.parallel.fsdp = True
+    with pytest.raises(ConfigError, match=r"^config\.parallel\.fsdp with .*'pmap': goes with "):
+        configuration.validate(config)
+
+
 @pytest.mark.parametrize(
     ("method", "arg", "fields"),
     [
@@ -683,7 +691,7 @@ def test_differences_name_field_and_values():
 def test_where_and_how_fast_data_is_read_is_no_difference():
     old, new = GET_CONFIG["patches"](), GET_CONFIG["patches"]()
     new.data.dir, new.data.manual_dir, new.data.workers = "/elsewhere", "/download", 3
-    new.data.cache = True
+    new.data.cache, new.parallel.fsdp = True, True
     assert configuration.differences(old, new) == []
     old.data.real = ("portraits/real", "portraits/real-96px")
     assert len(configuration.differences(old, new)) == 1

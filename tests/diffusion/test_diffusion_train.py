@@ -114,7 +114,7 @@ def test_average_of_the_weights_is_the_recursion():
         "ema": {"w": weight},
         "optimizer": optimizer,
     }
-    mapped, state = parallel.map(step), parallel.replicate(state)
+    mapped, state = parallel.map(step), parallel.distribute(state)
     batch = {"image": np.zeros((8, 4, 4, 3), "f"), "place": np.arange(8, dtype=np.int32)}
     w = average = 0.0
     for number in range(12):
@@ -141,7 +141,7 @@ def test_eight_devices_train_as_one(backend, small_config):
     for parallel in (Parallel(backend), Parallel("shard_map", jax.devices()[:1])):
         state = initial_state(config, None)
         state["optimizer"] = optimizer.init(state["params"])
-        state, train_step = parallel.replicate(state), parallel.map(step)
+        state, train_step = parallel.distribute(state), parallel.map(step)
         for _ in range(3):
             (state, metrics), _ = train_step(state, parallel.shard(batch))
         sums, _ = parallel.map(loss_step)(state, parallel.shard(batch))

@@ -96,7 +96,7 @@ def test_eight_devices_make_what_one_makes(part, way, forgers, sources):
     found = []
     for parallel in (Parallel("shard_map"), Parallel("shard_map", jax.devices()[:1])):
         step = parallel.map(make_step(forgers[part], SAMPLING, way))
-        _, made = step(parallel.replicate(forgers[part].weights), parallel.shard(batch))
+        _, made = step(parallel.distribute(forgers[part].weights), parallel.shard(batch))
         found.append(parallel.gather(made).astype(int))
     np.testing.assert_allclose(*found, atol=1)
 

@@ -146,7 +146,7 @@ def test_shapes_are_those_of_what_a_run_passes(backend, count):
 
     found = parallel.shapes(shapes(state), shapes(batch))
     if count == 8:
-        passed = parallel.replicate(state), parallel.shard(batch)
+        passed = parallel.distribute(state), parallel.shard(batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
             lambda x: (x.shape, x.dtype), passed
         )

@@ -246,6 +246,53 @@ def test_evaluation_by_itself_joins_its_hosts(on_two_hosts, tmp_path):
     assert (run / "predictions.csv").read_text() == before
 
 
+# Gradient descent on the sum of a matrix, of which each of eight devices has an eighth.
+IN_PARTS = """
+import sys
+import jax, numpy as np
+from wsdl_jax.runtime import hosts, parallel
+hosts.start(sys.argv[1], 2, int(sys.argv[2]))
+devices = parallel.Parallel("shard_map", fsdp=True)
+start = {"w": np.arange(2048, dtype=np.float32).reshape(16, 128), "b": np.float32(3)}
+shapes = parallel.shapes_of(start)
+
+def step(state, batch):
+    def loss(parts):
+        found = parallel.whole(parts, shapes)
+        return (found["w"].sum() + found["b"]) * batch["x"].mean()
+    gradients = parallel.mean_gradient(jax.grad(loss)(state), shapes)
+    norm = parallel.norm(gradients, shapes)
+    return (jax.tree.map(lambda x, g: x - g, state, gradients), norm), None
+
+state = devices.distribute(start)
+rows = np.arange(16, dtype=np.float32).reshape(2, 8)[jax.process_index()]
+(state, norm), _ = devices.map(step, donate=True)(state, devices.shard({"x": rows}))
+assert [part.data.shape for part in state["w"].addressable_shards] == [(16, 16)] * 4
+found = devices.one(state)
+np.testing.assert_allclose(found["w"], start["w"] - 7.5, rtol=1e-6)
+np.testing.assert_allclose((found["b"], devices.one(norm)), (-4.5, 7.5 * 2049**0.5), rtol=1e-6)
+print("as one device", file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_parts_on_two_hosts_make_one_whole():
+    address = f"localhost:{free_port()}"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    started = [
+        subprocess.Popen(
+            [*PYTHON, "-c", IN_PARTS, address, str(index)],
+            cwd=REPOSITORY,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for code, said in finish(started):
+        assert code == 0 and "as one device" in said, said
+
+
 def test_one_host_is_preempted(fields, on_two_hosts, tmp_path):
     """Both stop at one step; it continues on another number of hosts, to the same end."""
     run = tmp_path / "run"

@@ -1,7 +1,6 @@
 """Eight devices compute what one computes, by either way of mapping a step."""
 
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -11,14 +10,24 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from wsdl_jax import configuration, methods, runs, training
+from wsdl_jax.evaluation.network import on_devices
 from wsdl_jax.models.layers import BatchNorm
 from wsdl_jax.runtime.errors import ConfigError
-from wsdl_jax.runtime.parallel import AXIS, Parallel
+from wsdl_jax.runtime.parallel import (
+    AXIS,
+    Parallel,
+    mean_gradient,
+    norm,
+    shapes_of,
+    whole,
+)
 
-BACKENDS = ("shard_map", "pmap")
+BACKENDS = ("shard_map", "pmap", "fsdp")
 BATCH, SIZE, STEPS = 16, 64, 5
+SMALLEST = 128  # values of an array that is in parts, of networks as small as these
 CASES = {
     "patches": ("patches", "weak", "every"),
     "patches-max": ("patches", "weak", "max"),
@@ -30,9 +39,18 @@ CASES = {
     "attention-full": ("attention", "full", "every"),
     "grad_cam-spliced": ("grad_cam", "weak", "every"),
 }
+# What the backends do alike is tested of one: others take a case of each method.
+OTHERS = {
+    "pmap": ("patches", "attention-full", "grad_cam-spliced"),
+    "fsdp": ("patches",),
+}
 
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+def get_parallel(backend: str) -> Parallel:
+    return Parallel("shard_map" if backend == "fsdp" else backend, fsdp=backend == "fsdp")
 
 
 def get_config(case: str) -> ml_collections.ConfigDict:
@@ -40,6 +58,8 @@ def get_config(case: str) -> ml_collections.ConfigDict:
     config.method, config.supervision, config.loss.location = CASES[case]
     config.data.image_size = SIZE
     config.model.width, config.model.depth = 0.05, 1
+    if case in OTHERS["fsdp"]:
+        config.model.width = 0.125  # so that channels divide over the devices
     config.train.learning_rate = 1e-3
     config.train.splice = 0.5 if case.endswith("spliced") else 0.0
     if case in ("grad_cam-full", "grad_cam-spliced"):
@@ -107,15 +127,17 @@ def on_one_device(case: str) -> tuple[Any, list[Any]]:
     ("case", "backend"),
     [
         pytest.param(case, backend, marks=[] if case == "patches" else pytest.mark.slow)
-        for case, backend in itertools.product(CASES, BACKENDS)
+        for backend in BACKENDS
+        for case in OTHERS.get(backend, CASES)
     ],
 )
-def test_eight_devices_train_as_one(case: str, backend: str):
-    parallel = Parallel(backend)
+def test_eight_devices_train_as_one(case: str, backend: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wsdl_jax.runtime.parallel.SMALLEST", SMALLEST)
+    parallel = get_parallel(backend)
     assert parallel.mesh.size == 8
     step, start, data = pieces(case)
     mapped = parallel.map(step, donate=True)
-    state = parallel.replicate(start)
+    state = parallel.distribute(start)
     history = []
     for batch in data:
         (state, metrics), images = mapped(state, parallel.shard(batch))
@@ -138,12 +160,75 @@ def test_eight_devices_train_as_one(case: str, backend: str):
             np.testing.assert_allclose(
                 got, want, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path)
             )
-    # The steps have moved the parameters by far more than the tolerance, on all devices alike.
+    # The steps have moved the parameters by far more than the tolerance.
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), final["params"], start["params"])
     assert np.mean(jax.tree.leaves(moved)) > 1e-3
+    if backend == "fsdp":
+        assert_in_parts(parallel, state)
+        return
     for leaf in jax.tree.leaves(state["params"]):
         shards = [np.asarray(s.data).tobytes() for s in leaf.addressable_shards]
         assert len(shards) == 8 and len(set(shards)) == 1
+
+
+def assert_in_parts(parallel: Parallel, state: Any) -> None:
+    """A device has an eighth of every large array that divides, of the optimizer's as well."""
+    own = whole = 0
+    for leaf in jax.tree.leaves((state["params"], state["optimizer"])):
+        sizes = {shard.data.size for shard in leaf.addressable_shards}
+        divides = any(side % 8 == 0 for side in leaf.shape)
+        if leaf.ndim > 1 and leaf.size >= SMALLEST and divides:
+            assert sizes == {leaf.size // 8}
+            own, whole = own + leaf.size // 8, whole + leaf.size
+        else:
+            assert sizes == {leaf.size}
+    assert whole > 0 and own == whole / 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "dimension"),
+    [
+        *[((8, 128), 1), ((128, 8), 0), ((3, 3, 64, 64), 3), ((32, 3, 30), 0), ((1, 1000, 9), 1)],
+        *[((8, 127), None), ((1024,), None), ((), None), ((33, 34), None)],  # small, no matrix, odd
+    ],
+)
+def test_parts_are_along_the_largest_side_that_divides(shape, dimension):
+    spec = get_parallel("fsdp").spec(shape)
+    assert spec == PartitionSpec(*() if dimension is None else ([None] * dimension + [AXIS]))
+    assert get_parallel("shard_map").spec(shape) == PartitionSpec()
+    assert Parallel("shard_map", jax.devices()[:1], fsdp=True).spec(shape) == PartitionSpec()
+
+
+def test_a_step_in_parts_clips_by_the_norm_of_the_whole():
+    """Gradients are 1 + row number, summed over all images; a mean over devices is their mean."""
+    parallel = get_parallel("fsdp")
+    like = {"large": np.zeros((16, 128), np.float32), "small": np.zeros(3, np.float32)}
+    shapes = shapes_of(like)
+    train = configuration.base().train
+    train.clip_norm, train.learning_rate = 10.0, 1.0
+    clip = runs.make_optimizer(train)
+
+    def step(state, batch):
+        def loss(parts):
+            large, small = whole(parts, shapes).values()
+            return (large.sum(0)[0] + 2 * small.sum()) * batch["x"].mean()
+
+        gradients = mean_gradient(jax.grad(loss)(state["params"]), shapes)
+        length = norm(gradients, shapes)
+        updates, optimizer = clip.update(gradients, state["optimizer"], norm=length)
+        return ({"params": updates, "optimizer": optimizer}, length), None
+
+    state = parallel.distribute({"params": like, "optimizer": clip.init(like)})
+    batch = parallel.shard({"x": np.arange(16, dtype=np.float32)})
+    (state, length), _ = parallel.map(step, donate=True)(state, batch)
+    gradient = {"large": np.zeros((16, 128)), "small": np.full(3, 2 * 7.5)}
+    gradient["large"][:, 0] = 7.5
+    expected = np.sqrt(sum(np.square(part).sum() for part in gradient.values()))
+    assert parallel.one(length) == pytest.approx(expected) and expected > 10
+    mean = parallel.one(state["optimizer"])[1][0].mu  # Adam's first: a tenth of the gradient
+    for name, value in gradient.items():
+        np.testing.assert_allclose(mean[name], 0.1 * value * 10 / expected, rtol=1e-6)
+    assert {s.data.shape for s in state["params"]["large"].addressable_shards} == {(16, 16)}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -151,11 +236,11 @@ def test_validation_sums_weigh_images_not_devices(backend: str):
     config = get_config("patches")
     model = get_model(config)
     method = methods.from_config(config)
-    parallel = Parallel(backend)
+    parallel = get_parallel(backend)
     step = parallel.map(training.make_loss_step(method, model))
     state = runs.initial_state(model, config.train)
     batch = {**batches(config)[0], "weight": (np.arange(BATCH) < 11).astype(np.float32)}
-    sums, _ = step(parallel.replicate(jax.device_get(state)), parallel.shard(batch))
+    sums, _ = step(parallel.distribute(jax.device_get(state)), parallel.shard(batch))
     sums = parallel.one(sums)
     assert sums["weight"] == 11
     model.eval()
@@ -165,17 +250,36 @@ def test_validation_sums_weigh_images_not_devices(backend: str):
     assert sums["loss"] / 11 == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+def test_a_network_in_parts_localizes_alike(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wsdl_jax.runtime.parallel.SMALLEST", SMALLEST)
+    config = get_config("patches")
+    model = get_model(config)
+    images = batches(config)[0]["image"]
+    found = []
+    for backend in ("shard_map", "fsdp"):
+        parallel = get_parallel(backend)
+        step, state = on_devices(methods.from_config(config), model, parallel)
+        found.append(parallel.gather(step(state, parallel.shard({"image": images}))[1]))
+    np.testing.assert_allclose(found[0].maps, found[1].maps, atol=1e-6)
+    np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-6)
+    assert np.ptp(found[0].scores) > 1e-3
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state["params"]))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_replicate_and_one(backend: str):
-    parallel = Parallel(backend)
+def test_distribute_and_one(backend: str):
+    parallel = get_parallel(backend)
     tree = {
         "scalar": np.int32(3),
         "vector": np.arange(5, dtype=np.float32),
+        "large": np.random.default_rng(0).random((8, 128, 3), np.float32),
         "nested": [np.ones((2, 3, 4), np.float32), jnp.asarray(7.5)],
     }
-    on_devices = parallel.replicate(tree)
+    on_devices = parallel.distribute(tree)
     for leaf in jax.tree.leaves(on_devices):
         assert len(leaf.addressable_shards) == 8
+    if backend == "fsdp":
+        assert on_devices["large"].addressable_data(0).shape == (8, 16, 3)
     back = parallel.one(on_devices)
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
@@ -186,7 +290,7 @@ def test_replicate_and_one(backend: str):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_shard_and_gather_keep_the_order(backend: str):
-    parallel = Parallel(backend)
+    parallel = get_parallel(backend)
 
     def step(offset, batch):
         rows = batch["x"].shape[0]
@@ -196,7 +300,7 @@ def test_shard_and_gather_keep_the_order(backend: str):
 
     x = np.random.default_rng(0).integers(0, 1000, (24, 3, 2)).astype(np.float32)
     batch = {"x": x, "label": np.arange(24, dtype=np.int32)}
-    total, rows = parallel.map(step)(parallel.replicate(np.float32(5)), parallel.shard(batch))
+    total, rows = parallel.map(step)(parallel.distribute(np.float32(5)), parallel.shard(batch))
     assert parallel.one(total) == x.sum()
     rows = parallel.gather(rows)
     np.testing.assert_array_equal(rows["x"], x + 5)
@@ -235,9 +339,15 @@ def stepped(step: Any, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, A
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["patches", "patches-max", "patches-full"])
-def test_microbatches_are_the_parts_one_by_one(case: str):
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [("patches", "fsdp"), ("patches-max", "shard_map"), ("patches-full", "shard_map")],
+)
+def test_microbatches_are_the_parts_one_by_one(
+    case: str, backend: str, monkeypatch: pytest.MonkeyPatch
+):
     """The gradient is the mean of those of the parts; statistics move from part to part."""
+    monkeypatch.setattr("wsdl_jax.runtime.parallel.SMALLEST", SMALLEST)
     config = get_config(case)
     model, method = get_model(config), methods.from_config(config)
     descent = optax.sgd(1.0)  # the change of a parameter is its gradient
@@ -249,9 +359,9 @@ def test_microbatches_are_the_parts_one_by_one(case: str):
     in_parts = training.make_train_step(method, model, descent, config.seed, microbatches=2)
 
     # Eight devices have two images each; the first part has the first of each.
-    parallel = Parallel("shard_map")
-    mapped = parallel.map(in_parts)
-    (final, metrics), _ = mapped(parallel.replicate(state), parallel.shard(batch))
+    parallel = get_parallel(backend)
+    mapped = parallel.map(in_parts, donate=True)
+    (final, metrics), _ = mapped(parallel.distribute(state), parallel.shard(batch))
     final, metrics = parallel.one(final), parallel.one(metrics)
 
     changes, losses, moved = [], [], state
@@ -288,7 +398,7 @@ def test_microbatches_drop_what_the_whole_batch_drops():
     _, later = stepped(whole, {**state, "step": state["step"] + 1}, batch)
     in_parts = training.make_train_step(method, model, optimizer, config.seed, microbatches=2)
     parallel = Parallel("shard_map")
-    (_, got), _ = parallel.map(in_parts)(parallel.replicate(state), parallel.shard(batch))
+    (_, got), _ = parallel.map(in_parts)(parallel.distribute(state), parallel.shard(batch))
     for name, value in parallel.one(got).items():
         assert value == pytest.approx(metrics[name], rel=1e-5)
         assert later[name] != pytest.approx(metrics[name], rel=1e-4)  # another draw would not do

@@ -42,9 +42,11 @@ _NOT_NEGATIVE = (
     *("train.clip_norm", "train.per_device_batch", "train.warmup", "data.workers"),
     *("loss.mask_weight", "score.sigma", "model.lora_rank", "model.registers"),
 )
-# Where and how fast data is read, and names: a run may be continued with other values.
+# Where and how fast data is read, where arrays lie, and names: a run may be continued with other
+# values.
 CIRCUMSTANCES = (
     *("data.dir", "data.manual_dir", "data.workers", "data.cache", "profile"),
+    "parallel.fsdp",
     "model.backbone_path",  # the file is told by its SHA-256
     "variant",  # what it changes is in other fields
 )
@@ -153,6 +155,9 @@ def base() -> ml_collections.ConfigDict:
 
     config.parallel = ml_collections.ConfigDict()
     config.parallel.backend = "shard_map"  # or "pmap"
+    # Parameters and the optimizer's state in parts over the devices, which gather what they compute
+    # with (FSDP): less memory, more traffic, the same numbers to rounding.
+    config.parallel.fsdp = False
     return config
 
 
@@ -269,6 +274,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.train.scaling != "none" and not config.train.per_device_batch:
         raise ConfigError(
             f"config.train.scaling = {config.train.scaling!r}: goes with train.per_device_batch"
+        )
+    if config.parallel.fsdp and config.parallel.backend == "pmap":
+        raise ConfigError(
+            "config.parallel.fsdp with config.parallel.backend = 'pmap': goes with 'shard_map'"
         )
     layouts = methods.layouts()
     if config.init.layout is not None and config.init.layout not in layouts:

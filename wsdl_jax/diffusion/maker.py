@@ -161,7 +161,7 @@ class Maker:
         self.batch = parallel.rounded_up(batch)
         self._parallel, self._seed, self._way = parallel, seed, way
         self._step = parallel.map(make_step(forger, sampling, way))
-        self._weights = parallel.replicate(forger.weights)
+        self._weights = parallel.distribute(forger.weights)
 
     def __call__(
         self,

@@ -32,6 +32,6 @@ def make_localize_step(method: methods.Method, model: nnx.Module, *, embeds: boo
 def on_devices(
     method: methods.Method, model: nnx.Module, parallel: Parallel, *, embeds: bool = False
 ) -> tuple[Step, State]:
-    """Returns `make_localize_step` mapped over all devices, and the network's state on each."""
+    """Returns `make_localize_step` mapped over all devices, and the network's state on them."""
     step = make_localize_step(method, model, embeds=embeds)
-    return parallel.map(step), parallel.replicate(runs.variables(model))
+    return parallel.map(step), parallel.distribute(runs.variables(model))

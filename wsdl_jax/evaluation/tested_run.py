@@ -82,7 +82,7 @@ def load(
     data = {**sides["fake"].provenance, **sides["real"].provenance}
     hosts.agree(config=configuration.essence(config), data=provenance.digests(data))
     runs.check_data(run, data)
-    parallel = Parallel(config.parallel.backend)
+    parallel = Parallel(config.parallel.backend, fsdp=config.parallel.fsdp)
     config.eval.batch = parallel.rounded_up(config.eval.batch)
     _, model, checkpoint, weights = runs.load(run, AXIS)
     hosts.agree(checkpoint=(checkpoint, weights))

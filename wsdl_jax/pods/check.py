@@ -29,7 +29,7 @@ def check(
     """
     devices = make_devices(topology)
     chip = chip_memory(devices[0])
-    parallel = Parallel(config.parallel.backend, devices)
+    parallel = Parallel(config.parallel.backend, devices, fsdp=config.parallel.fsdp)
     microbatches = config.train.microbatches if step == "train" else 1
     if not find_batch:
         parallel.check_batch(batch * len(devices), microbatches)

@@ -183,7 +183,7 @@ class Localizer:
         self.cut, self.mode = cut, mode
         self.weights_digest = runs.weights_digest(model)
         self._size, self._resize = config.data.image_size, config.data.resize
-        self._parallel = Parallel(config.parallel.backend)
+        self._parallel = Parallel(config.parallel.backend, fsdp=config.parallel.fsdp)
         self.batch = self._parallel.rounded_up(batch or config.eval.batch)
         method = methods.from_config(config)
         if trust:

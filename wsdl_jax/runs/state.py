@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
@@ -10,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from wsdl_jax.models.backbone import Frozen
+from wsdl_jax.runtime.parallel import shapes_of, whole
 
 # Of a training: step, params, stats (of BatchNorm), optimizer. On devices there is "frozen" beside
 # them where the network has such variables, and checkpoints have not.
@@ -33,9 +35,24 @@ def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransforma
             return settled(count) * jnp.minimum(1, (count + 1) / train.warmup)
 
     adam = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
-    return (
-        optax.chain(optax.clip_by_global_norm(train.clip_norm), adam) if train.clip_norm else adam
-    )
+    return optax.chain(_clip(train.clip_norm), adam) if train.clip_norm else adam
+
+
+def _clip(longest: float) -> optax.GradientTransformationExtraArgs:
+    """Returns what shortens gradients to a global norm.
+
+    As optax.clip_by_global_norm, but where a device has parts of gradients it cannot know the norm:
+    `update` takes it as the argument `norm`; without, it is that of the gradients.
+    """
+
+    def update(
+        gradients: Any, state: Any, params: Any = None, *, norm: Array | None = None, **_: Any
+    ) -> tuple[Any, Any]:
+        norm = optax.tree.norm(gradients) if norm is None else norm
+        factor = jnp.where(norm < longest, 1.0, longest / norm)
+        return jax.tree.map(lambda x: x * factor.astype(x.dtype), gradients), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def variables(model: nnx.Module) -> State:
@@ -48,15 +65,18 @@ def variables(model: nnx.Module) -> State:
 def network(model: nnx.Module) -> Callable[..., nnx.Module]:
     """Returns a function of a state that makes the network with the state's variables.
 
+    In a step of one device, which may have parts of them, they are gathered from all.
+
     Args:
       model: gives the structure; its variables are not used. The function has an argument `copy`,
         see `flax.nnx.merge`.
     """
+    shapes = shapes_of(variables(model))
     graphdef, _, _, _, rest = nnx.split(model, nnx.Param, nnx.BatchStat, Frozen, ...)
 
     def make(state: State, *, copy: bool = False) -> nnx.Module:
-        frozen = (state["frozen"],) if "frozen" in state else ()
-        return nnx.merge(graphdef, state["params"], state["stats"], *frozen, rest, copy=copy)
+        found = whole({name: state[name] for name in shapes}, shapes)
+        return nnx.merge(graphdef, *found.values(), rest, copy=copy)
 
     return make
 

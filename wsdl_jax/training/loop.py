@@ -142,7 +142,7 @@ def run_loop(
         processes=processes,
     )
     mapped_loss_step = parallel.map(loss_step)
-    state = parallel.replicate(state)
+    state = parallel.distribute(state)
     train_step = parallel.map(train_step, donate=True)
     # Signals are heard until everything is on disk: a save goes on in the background.
     with StopSignals() as signals, _closing(checkpoints.close):

@@ -58,7 +58,8 @@ def check(
         hosts do not have the same.
     """
     configuration.check_circumstances(config)
-    parallel = Parallel(config.parallel.backend)
+    # Forgers, which are small, have no such field.
+    parallel = Parallel(config.parallel.backend, fsdp=config.parallel.get("fsdp", False))
     parallel.check_batch(config.train.batch, microbatches)
     runs.check(run, config, load_config)
     training, valid = (

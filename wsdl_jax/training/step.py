@@ -10,6 +10,7 @@ from flax import nnx
 from wsdl_jax import methods, runs
 from wsdl_jax.models.layers import seed_dropout
 from wsdl_jax.runs import State
+from wsdl_jax.runtime import parallel
 from wsdl_jax.runtime.parallel import AXIS, Step
 
 
@@ -30,8 +31,12 @@ def make_train_step(
     What is dropped of an image depends on the seed, the step and the image's place in the batch of
     all hosts, and on nothing else. A batch may say it, `place` [B] int32, as it has to on several
     hosts; otherwise it is the place in the order of the devices.
+
+    Of parameters and of the optimizer's state a device may have parts, see `runtime.parallel`.
     """
     make_network = runs.network(model)
+    whole = parallel.shapes_of(nnx.state(model, nnx.Param))
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def gradient(state: State, stats: Any, batch: methods.Batch, key: jax.Array):
         def objective(params: Any):
@@ -66,8 +71,11 @@ def make_train_step(
         batch = {"place": places, **batch}
         backward = gradient if microbatches == 1 else accumulated
         stats, (gradients, metrics) = backward(state, state["stats"], batch, key)
-        gradients, metrics = jax.lax.pmean((gradients, metrics), AXIS)
-        updates, opt_state = optimizer.update(gradients, state["optimizer"], state["params"])
+        gradients, metrics = parallel.mean_gradient(gradients, whole), jax.lax.pmean(metrics, AXIS)
+        norm = parallel.norm(gradients, whole)
+        updates, opt_state = optimizer.update(
+            gradients, state["optimizer"], state["params"], norm=norm
+        )
         state = {
             **state,
             "step": state["step"] + 1,
@@ -75,7 +83,7 @@ def make_train_step(
             "stats": stats,
             "optimizer": opt_state,
         }
-        return (state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}), None
+        return (state, {**metrics, "gradient_norm": norm}), None
 
     return step
 
