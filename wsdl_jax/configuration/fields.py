@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.backbone": backbones.names(),
     "data.resize": ("bilinear", "lanczos"),
     "data.mask_resize": ("nearest", "bilinear"),
+    "data.features": ("none", "cached"),
     "data.sampling": ("size", "balanced", "weights"),
     "model.dtype": ("float32", "bfloat16"),
     "init.scheme": ("torch", "xavier", "normal", "zero_residual"),
@@ -46,7 +47,7 @@ _NOT_NEGATIVE = (
 # values.
 CIRCUMSTANCES = (
     *("data.dir", "data.manual_dir", "data.workers", "data.cache", "profile"),
-    "parallel.fsdp",
+    *("parallel.fsdp", "data.features"),
     "model.backbone_path",  # the file is told by its SHA-256
     "variant",  # what it changes is in other fields
 )
@@ -84,6 +85,9 @@ def base() -> ml_collections.ConfigDict:
     data.mask_resize = "nearest"  # Pillow's filter for mask targets
     data.flip = False  # horizontal flips with probability 0.5
     data.workers = 0  # processes that read and decode; 0: threads of this process
+    # "cached": of a frozen backbone features of all images are computed once and kept on the disk,
+    # in bfloat16, in the folder `features` beside the prepared datasets.
+    data.features = "none"
     data.cache = False  # keep decoded training images in memory: image_size² × 3 bytes each
 
     config.augment = augmentation.fields()  # random changes of training images; none by default
@@ -211,6 +215,31 @@ def check_circumstances(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.data.cache with config.data.workers = {config.data.workers}: each worker "
             "would keep a copy of all images; choose one of the two"
+        )
+    if config.data.features == "cached":
+        _check_cached_features(config)
+
+
+def _check_cached_features(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for a config whose network or images are not the same at every step."""
+    augmented = any(isinstance(value, float) and value for value in config.augment.values())
+    for varies, reason in (
+        (not config.model.frozen, "config.model.frozen = False: the backbone is trained"),
+        (config.model.lora_rank > 0, f"config.model.lora_rank = {config.model.lora_rank}"),
+        (config.data.flip, "config.data.flip = True"),
+        (augmented, "config.augment"),
+        (config.train.splice > 0, f"config.train.splice = {config.train.splice}"),
+        (config.train.self_blend > 0, f"config.train.self_blend = {config.train.self_blend}"),
+    ):
+        if varies:
+            raise ConfigError(
+                f"config.data.features = 'cached' with {reason}: features are computed once, and "
+                "are to be the same at every step"
+            )
+    if config.supervision not in methods.get(config.method).decodes:
+        raise ConfigError(
+            f"config.data.features = 'cached': the network of {config.method} in setup "
+            f"{config.setup} reads more of its backbone than the map behind one stage"
         )
 
 

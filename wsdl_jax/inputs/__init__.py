@@ -21,6 +21,7 @@ from wsdl_jax.inputs.examples import (
     prepare_subsets,
     warn_of_changed_sources,
 )
+from wsdl_jax.inputs.features import KeptFeatures
 
 __all__ = [
     "FAKE",
@@ -28,6 +29,7 @@ __all__ = [
     "Augmentation",
     "Batch",
     "Examples",
+    "KeptFeatures",
     "Reading",
     "Spliced",
     "check_sides",

@@ -107,7 +107,8 @@ def squashed(image: Image.Image, size: int, resize: str) -> UInt8[np.ndarray, "{
 class _Decoded:
     """Examples as pixels at the network's size, in a dict, with their labels and targets.
 
-    Where they are to be varied, they come at their own size.
+    Where they are to be varied, they come at their own size. Examples that have features have these
+    in place of pixels.
     """
 
     def __init__(self, examples: Examples, reading: Reading, *, cache: bool):
@@ -132,8 +133,10 @@ class _Decoded:
     def _native(self, index: int) -> dict[str, Any]:
         """Returns an example at its own size, with the mask that it has, if masks are targets."""
         record = self._examples[index]
-        image = decoding.to_rgb(decoded(record, "image"))
-        example = {"image": np.asarray(image), "label": np.int32(record["label"])}
+        image = record.get("features")
+        if image is None:
+            image = np.asarray(decoding.to_rgb(decoded(record, "image")))
+        example = {"image": image, "label": np.int32(record["label"])}
         if self._reading.mask_size is not None and not self._reading.splice:
             known = self._reading.has_masks
             example["region"] = full_mask(record) if known else _of_label(example)
@@ -175,7 +178,9 @@ class _Decoded:
 
     def _at_size(self, example: dict[str, Any]) -> dict[str, Any]:
         reading = self._reading
-        image = squashed(Image.fromarray(example["image"]), reading.image_size, reading.resize)
+        image = example["image"]
+        if image.dtype == np.uint8:  # and not features
+            image = squashed(Image.fromarray(image), reading.image_size, reading.resize)
         out = {"image": image, "label": example["label"]}
         if reading.mask_size is not None and (reading.splice or not reading.has_masks):
             out["spliced"] = splicing.shares(example["region"], reading.mask_size)
@@ -256,7 +261,8 @@ def train_batches(
     Examples are pooled and reshuffled in every pass; a pass drops what does not fill a batch. With
     weights, batches are of as many examples of each subset as these say, over several batches; each
     subset is reshuffled once all of its examples were read.
-    Batches have `image` [b, S, S, 3] uint8, `label` [b] int32 and, if targets are read, `mask`
+    Batches have `image` [b, S, S, 3] uint8 (or the features that examples have), `label` [b] int32
+    and, if targets are read, `mask`
     [b, m, m] int32 (1 = manipulated) or, where images are spliced, `spliced` [b, m, m] float32, the
     share of each location that is fake; b = batch / processes.
 

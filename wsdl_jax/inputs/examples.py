@@ -12,6 +12,7 @@ from PIL import Image
 
 from wsdl_data import build, decoding, provenance
 from wsdl_jax import configuration
+from wsdl_jax.inputs.features import KeptFeatures
 from wsdl_jax.runtime import hosts
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.storage import is_remote
@@ -26,7 +27,8 @@ class Examples:
     """The records of one split of several subsets, one after the other, still encoded.
 
     A record has `image` and, where the subset has masks, `mask` (bytes of an image file),
-    `label` (0 = real, 1 = fake) and `key` (the name of its source).
+    `label` (0 = real, 1 = fake) and `key` (the name of its source); and where features were given
+    `features` [h, w, c] bfloat16, see `with_features`.
 
     Attributes:
       have_masks: whether all subsets have masks.
@@ -36,9 +38,16 @@ class Examples:
       provenance: what each subset was made of, by its name, see wsdl_data.provenance.
     """
 
-    def __init__(self, names: Sequence[str], split: str, data_dir: str | None):
+    def __init__(
+        self,
+        names: Sequence[str],
+        split: str,
+        data_dir: str | None,
+        features: Sequence[KeptFeatures] = (),
+    ):
         """Raises ConfigError for a subset that is unknown, not prepared, or lacks the split."""
-        self._arguments = (tuple(names), split, data_dir)
+        self._arguments = (tuple(names), split, data_dir, tuple(features))
+        self._features = tuple(features)
         self._sources, self._folders, self._builders = [], [], []
         self.have_masks = True
         facts: list[set[str]] = []
@@ -85,6 +94,13 @@ class Examples:
         # equal, but not identical, to one of its own.
         return Examples, self._arguments
 
+    def with_features(self, features: Sequence[KeptFeatures]) -> "Examples":
+        """Returns the same records with features that are kept of their images.
+
+        features: of each subset, in order.
+        """
+        return Examples(*self._arguments[:3], features)
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 
@@ -120,13 +136,17 @@ class Examples:
         """
         which = int(np.searchsorted(self._ends, index, side="right"))
         start = self._ends[which - 1] if which else 0
+        place = int(index) - int(start)
         try:
-            record = self._sources[which][int(index) - int(start)]
+            record = self._sources[which][place]
         except RuntimeError as error:  # of array_record: truncated, or a checksum is wrong
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"{self._folders[which]} is damaged ({reason}); delete this folder and build again"
             ) from error
+        if self._features:
+            features = self._features[which].read(place, record["image"])
+            record = {**record, "features": features}
         return record if len(self._names) == 1 else {**record, _SET: self._names[which].encode()}
 
 

@@ -87,6 +87,8 @@ class Definition:
         config.score.from_map asks for one from the map.
       reads_stage: the field of a config that says which stage of the backbone the method reads, as
         "model.depth"; None for one that says it otherwise, or has another network.
+      decodes: the supervisions under which its network reads of its backbone, `trunk`, nothing but
+        the map behind the last stage of it, so that features can be given in place of images.
       explains: whether its maps are explanations under weak supervision, which config.explanation
         chooses.
       check: raises ConfigError for a config that the method cannot run; called after the checks
@@ -106,6 +108,7 @@ class Definition:
     map_scores: tuple[str, ...] = ()
     logit_scores: tuple[str, ...] = ()
     reads_stage: str | None = None
+    decodes: tuple[str, ...] = ()
     explains: bool = False
     check: Callable[[ml_collections.ConfigDict], None] | None = None
     layouts: tuple[Layout, ...] = ()
@@ -132,11 +135,11 @@ def early_statistics(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array
 
 
 def network_input(
-    images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
-) -> Float[Array, "b h w 3"]:
+    images: UInt8[Array, "b h w 3"] | Float[Array, "b h w c"],
+) -> Float[Array, "b h w c"]:
     """Converts pixels 0 … 255, as pipelines send them to a device, to float32 in [-1, 1].
 
-    Images that are floating-point already stay as they are.
+    Images that are floating-point already stay as they are, and so do features in their place.
     """
     if images.dtype != jnp.uint8:
         return images

@@ -90,6 +90,7 @@ METHOD = Definition(
     learns_partly_known=True,
     map_scores=("weak", "full"),
     reads_stage="model.depth",
+    decodes=("weak", "full"),
     check=_check,
     layouts=(
         Layout(

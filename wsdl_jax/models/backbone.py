@@ -71,6 +71,32 @@ class Backbone(nnx.Module):
         return jnp.concatenate(found, axis=-1)
 
 
+class Given(Backbone):
+    """Stands for a backbone whose features are given in place of images."""
+
+    def __init__(self, widths: tuple[int, ...]):
+        self.widths = widths
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns the features."""
+        return images
+
+    def stem(self, images: Float[Array, "b h w c"]) -> Features:
+        """Returns the features."""
+        return Features(images)
+
+    def through(self, features: Features, start: int, stop: int) -> Features:
+        """Returns the features, which are those behind the last stage. It has no other."""
+        if (start, stop) != (0, self.stages):
+            raise ValueError(f"features are given behind stage {self.stages}, and no others")
+        return features
+
+
+def given(backbone: Backbone) -> Given:
+    """Returns what takes features behind the last stage of a backbone in place of images."""
+    return Given(backbone.widths)
+
+
 class Frozen(nnx.Variable):
     """A parameter or statistic that training leaves as it is.
 

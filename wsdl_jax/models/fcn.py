@@ -41,7 +41,10 @@ class FCN(nnx.Module):
         self.dropout = Dropout(0.1)
         self.classifier = Pointwise(hidden, 2, use_bias=True, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:
-        """images: float32 in [-1, 1]. Of Xception's block 11 maps of 19×19 for 299×299."""
+    def __call__(self, images: Float[Array, "b h w c"]) -> Outputs:
+        """images: float32 in [-1, 1], or what its trunk takes in their place.
+
+        Of Xception's block 11 maps are of 19×19 for 299×299.
+        """
         x = nnx.relu(self.norm(self.conv(self.trunk(images))))
         return Outputs(map_logits=self.classifier(self.dropout(x)))

@@ -37,6 +37,9 @@ class Patches(nnx.Module):
             self.trunk.features, 2, use_bias=True, dtype=jnp.float32, rngs=rngs
         )
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:
-        """images: float32 in [-1, 1]. For 299×299 Xception's block 2 gives maps of 37×37."""
+    def __call__(self, images: Float[Array, "b h w c"]) -> Outputs:
+        """images: float32 in [-1, 1], or what its trunk takes in their place.
+
+        For 299×299 Xception's block 2 gives maps of 37×37.
+        """
         return Outputs(map_logits=self.classifier(self.trunk(images)))

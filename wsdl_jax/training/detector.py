@@ -12,7 +12,7 @@ from flax import nnx
 from wsdl_jax import configuration, inputs, methods, runs, weights
 from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.parallel import AXIS
-from wsdl_jax.training import pretrained
+from wsdl_jax.training import features, pretrained
 from wsdl_jax.training.loop import run_loop
 from wsdl_jax.training.setup import Setup, check, newest_state
 from wsdl_jax.training.step import make_loss_step, make_train_step
@@ -142,6 +142,8 @@ def _train(
             weights.fill_backbone(model, config)
         total = config.train.epochs * config.train.steps_per_epoch
         log.info("%s: continuing at step %d of %d", run, int(state["step"]), total)
+    if config.data.features == "cached":
+        setup = features.once(config, model, setup)
     state = {**runs.variables(model), **state}
     optimizer = runs.make_optimizer(config.train)
     microbatches = config.train.microbatches

@@ -1,0 +1,204 @@
+"""Features that are computed once: what is kept of them, and that training on them is the same."""
+
+import itertools
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from flax import nnx
+
+from wsdl_data import provenance
+from wsdl_jax import configuration, inputs, methods, runs, training
+from wsdl_jax.inputs import features as kept_features
+from wsdl_jax.models.backbone import freeze
+from wsdl_jax.runtime.errors import ConfigError, UserError
+from wsdl_jax.runtime.parallel import AXIS, Parallel
+from wsdl_jax.training import features
+from wsdl_jax.training.setup import Setup
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+GetConfig = Callable[..., ml_collections.ConfigDict]
+
+
+@pytest.fixture
+def data(data_dir: Path, tmp_path: Path) -> Path:
+    """The small Dolos, beside which features may be kept."""
+    return Path(shutil.copytree(data_dir, tmp_path / "data"))
+
+
+@pytest.fixture
+def config(real_config: GetConfig, data: Path, monkeypatch: Any) -> ml_collections.ConfigDict:
+    """Patches in setup C, whose network rounds as features are rounded."""
+    monkeypatch.setattr(kept_features, "IMAGES", 16)  # of a file: 40 training images have three
+    fields = {"data.dir": str(data), "model.depth": 1, "model.dtype": "bfloat16"}
+    return real_config("patches", "setup=c,source=celebahq", fields)
+
+
+@pytest.fixture
+def frozen(config: ml_collections.ConfigDict) -> nnx.Module:
+    """Its network. Xception's random features stand for those of a file."""
+    model = methods.build(config, AXIS)
+    freeze(model.trunk)
+    return model
+
+
+def make_setup(config: ml_collections.ConfigDict) -> Setup:
+    training_split, valid = (
+        inputs.Examples(config.data.fake, split, config.data.dir) for split in ("train", "valid")
+    )
+    return Setup(Parallel("shard_map"), training_split, valid, 8)
+
+
+def files(data: Path) -> dict[Path, bytes]:
+    found = (path for path in (data / "features").rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in found}
+
+
+def train_batches(config: ml_collections.ConfigDict, setup: Setup) -> list[inputs.Batch]:
+    reading = inputs.Reading.of(config.data, methods.map_size(config))
+    batches = inputs.train_batches(setup.training, reading, batch=16, seed=3)
+    return list(itertools.islice(batches, 3))
+
+
+def test_training_on_features_is_training_on_images(config, frozen):
+    method, optimizer = methods.from_config(config), runs.make_optimizer(config.train)
+    on_images = make_setup(config)
+    ended, losses, valid = [], [], []
+    for kept in (False, True):
+        setup = features.once(config, frozen, on_images) if kept else on_images
+        state = {**runs.variables(frozen), **runs.initial_state(frozen, config.train)}
+        assert ("frozen" in state) != kept  # no device holds the backbone then
+        step = training.make_train_step(method, frozen, optimizer, config.seed)
+        mapped, state = setup.parallel.map(step), setup.parallel.distribute(state)
+        for batch in train_batches(config, setup):
+            assert (batch["image"].dtype == np.uint8) != kept
+            (state, metrics), _ = mapped(state, setup.parallel.shard(batch))
+            losses.append(float(setup.parallel.one(metrics)["loss"]))
+        ended.append(setup.parallel.one(runs.kept(state)))
+        loss_step = setup.parallel.map(training.make_loss_step(method, frozen))
+        reading = inputs.Reading.of(config.data, methods.map_size(config))
+        valid.append(training.loop.validate(setup, reading, loss_step, state))
+    assert losses[3:] == pytest.approx(losses[:3], rel=1e-5) and len(set(losses[:3])) == 3
+    assert valid[1] == pytest.approx(valid[0], rel=1e-5)
+    assert jax.tree.structure(ended[0]) == jax.tree.structure(ended[1])  # of a checkpoint
+    for got, want in zip(*map(jax.tree.leaves, ended), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_kept(config, frozen, data, monkeypatch, caplog):
+    """Features are those of the network, in order; of what is there nothing is computed again."""
+    caplog.set_level("INFO")
+    setup = features.once(config, methods_copy(frozen), make_setup(config))
+    frozen.eval()
+    for of_images, examples in (
+        (make_setup(config).training, setup.training),
+        (make_setup(config).valid, setup.valid),
+    ):
+        reading = inputs.Reading.of(config.data)
+        pixels = np.concatenate(
+            [b["image"][b["weight"] > 0] for b in inputs.eval_batches(of_images, reading, batch=8)]
+        )
+        expected = nnx.jit(lambda trunk, x: trunk(x))(frozen.trunk, pixels / 127.5 - 1)
+        found = np.stack([examples[place]["features"] for place in range(len(examples))])
+        assert found.dtype == jnp.bfloat16 and found.shape == expected.shape
+        np.testing.assert_allclose(
+            found.astype(np.float32), np.asarray(expected, np.float32), rtol=2e-2, atol=1e-2
+        )
+    written = files(data)
+    assert len(written) == 2 + 3 + 1  # what they depend on, twice, and files of 40 and 9 images
+    size = 8 + 2 * expected[0].size
+    assert sum(len(content) for content in written.values()) > 49 * size
+    facts = [json.loads(text) for path, text in written.items() if path.suffix == ".json"]
+    assert {fact["split"] for fact in facts} == {"train", "valid"}
+    assert "features of 40 images of dolos/celebahq_repaint_p2 are computed" in caplog.text
+    # A killed process has left a file less, and half of it.
+    lost = sorted(path for path in written if path.name.endswith("3.npy"))[1]
+    lost.with_name(f".{lost.name}.0123abcd.partial").write_bytes(written[lost][:100])
+    lost.unlink()
+    caplog.clear()
+    features.once(config, methods_copy(frozen), make_setup(config))
+    assert files(data) == written
+    assert "features of 16 images" in caplog.text and caplog.text.count("are computed") == 1
+    monkeypatch.setattr(features._Compute, "__call__", None)
+    features.once(config, methods_copy(frozen), make_setup(config))
+    pickled = pickle.loads(pickle.dumps(setup.training))  # as a worker process has them
+    np.testing.assert_array_equal(pickled[17]["features"], setup.training[17]["features"])
+
+
+def methods_copy(model: nnx.Module) -> nnx.Module:
+    return nnx.merge(*nnx.split(model), copy=True)
+
+
+def test_damage_and_other_images_are_told(config, frozen, data):
+    once = features.once(config, methods_copy(frozen), make_setup(config))
+    (path,) = (p for p in files(data) if p.name == "000001-of-000003.npy")
+    whole = path.read_bytes()
+
+    def told(place: int) -> str:
+        examples = once.training.with_features(once.training._features)
+        examples._features[0]._open.clear()
+        with pytest.raises(UserError) as raised:
+            examples[place]
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    path.write_bytes(whole[:-1])
+    assert told(16) == f"{path} is damaged: delete it, and it is computed again"
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert told(31) == f"{path} is damaged: delete it, and it is computed again"
+    path.write_bytes((path.parent / "000000-of-000003.npy").read_bytes())
+    assert told(16) == f"{path} is of other images than there are: delete {path.parent}"
+    (path.parent / "features.json").write_text("{}")
+    with pytest.raises(UserError, match=r"features\.json says other than what"):
+        features.once(config, methods_copy(frozen), make_setup(config))
+
+
+def test_whatever_changes_features_has_a_folder_of_its_own(config, data):
+    made_of = make_setup(config).training.provenance["dolos/celebahq_repaint_p2"]
+
+    def key(stage: int = 1, split: str = "train", made_of: Any = made_of, **fields: Any) -> str:
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+        found = features.facts(changed, stage, "dolos/celebahq_repaint_p2", split, made_of)
+        return inputs.KeptFeatures(str(data), found, 40, (2, 2, 8)).folder.name
+
+    other = {**made_of, "version": "9.9.9"}
+    assert provenance.identity(other) != provenance.identity(made_of)
+    keys = [
+        *(key(), key(2), key(split="valid"), key(made_of=other), key(data__image_size=80)),
+        *(key(data__resize="lanczos"), key(model__dtype="float32"), key(model__width=0.5)),
+        *(key(model__backbone="vit_tiny"), key(model__backbone_sha256="0" * 64)),
+    ]
+    assert len(set(keys)) == len(keys)
+    same = {"model__backbone_path": "/elsewhere", "model__remat": True, "train__batch": 3}
+    assert key(**same) == keys[0] == key(made_of={**made_of, "recorded": {"source": "there"}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model.frozen": False}, r"model\.frozen = False: the backbone is trained"),
+        ({"model.lora_rank": 4}, r"config\.model\.lora_rank = 4: features"),
+        ({"data.flip": True}, r"config\.data\.flip = True: features are computed once"),
+        ({"augment.blur": 0.1}, r"config\.augment: features"),
+        ({"train.splice": 0.5}, r"config\.train\.splice = 0\.5: "),
+        ({"train.self_blend": 0.5}, r"config\.train\.self_blend = 0\.5: "),
+        ({"method": "attention"}, "the network of attention in setup a reads more of its backb"),
+    ],
+)
+def test_features_that_are_not_the_same_at_every_step_are_refused(fields, told):
+    config = configuration.base()
+    config.method, config.model.frozen, config.data.features = "patches", True, "cached"
+    configuration.check_circumstances(config)
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ConfigError, match=told) as raised:
+        configuration.check_circumstances(config)
+    assert "\n" not in str(raised.value)
