@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
+from flax import nnx
 from ml_collections import config_dict
 
 from wsdl_jax import methods
 from wsdl_jax.configuration import augmentation
 from wsdl_jax.models import backbones
+from wsdl_jax.models.backbone import Decodes
 from wsdl_jax.runtime import differences as trees
 from wsdl_jax.runtime.errors import ConfigError
 
@@ -236,7 +238,8 @@ def _check_cached_features(config: ml_collections.ConfigDict) -> None:
                 f"config.data.features = 'cached' with {reason}: features are computed once, and "
                 "are to be the same at every step"
             )
-    if config.supervision not in methods.get(config.method).decodes:
+    network = nnx.eval_shape(lambda: methods.blank(config, None))
+    if not isinstance(network, Decodes):
         raise ConfigError(
             f"config.data.features = 'cached': the network of {config.method} in setup "
             f"{config.setup} reads more of its backbone than the map behind one stage"

@@ -169,7 +169,6 @@ METHOD = Definition(
     map_scores=("full",),
     logit_scores=("weak",),
     reads_stage="explanation.block",
-    decodes=("full",),
     explains=True,
     check=_check,
     layouts=(

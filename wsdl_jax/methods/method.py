@@ -87,8 +87,6 @@ class Definition:
         config.score.from_map asks for one from the map.
       reads_stage: the field of a config that says which stage of the backbone the method reads, as
         "model.depth"; None for one that says it otherwise, or has another network.
-      decodes: the supervisions under which its network reads of its backbone, `trunk`, nothing but
-        the map behind the last stage of it, so that features can be given in place of images.
       explains: whether its maps are explanations under weak supervision, which config.explanation
         chooses.
       check: raises ConfigError for a config that the method cannot run; called after the checks
@@ -108,7 +106,6 @@ class Definition:
     map_scores: tuple[str, ...] = ()
     logit_scores: tuple[str, ...] = ()
     reads_stage: str | None = None
-    decodes: tuple[str, ...] = ()
     explains: bool = False
     check: Callable[[ml_collections.ConfigDict], None] | None = None
     layouts: tuple[Layout, ...] = ()

@@ -90,7 +90,6 @@ METHOD = Definition(
     learns_partly_known=True,
     map_scores=("weak", "full"),
     reads_stage="model.depth",
-    decodes=("weak", "full"),
     check=_check,
     layouts=(
         Layout(

@@ -1,6 +1,6 @@
 """What methods need of a network that makes features of images: one protocol for all of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -92,9 +92,25 @@ class Given(Backbone):
         return features
 
 
-def given(backbone: Backbone) -> Given:
-    """Returns what takes features behind the last stage of a backbone in place of images."""
-    return Given(backbone.widths)
+@runtime_checkable
+class Decodes(Protocol):
+    """A network in two halves: what is read of its backbone, and what is made of that."""
+
+    def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        """Returns what is read of the backbone, or of several. Images are float32 in [-1, 1]."""
+
+    def decode(self, features: Float[Array, "b h w c"]) -> Any:
+        """Returns the network's outputs."""
+
+
+def give_features(network: Decodes) -> None:
+    """Makes a network take what its `features` return in place of images.
+
+    It has no backbone any more: neither `trunk` nor, where it has one, `beside`.
+    """
+    network.trunk = Given(network.trunk.widths)
+    if getattr(network, "beside", None) is not None:
+        network.beside = None
 
 
 class Frozen(nnx.Variable):

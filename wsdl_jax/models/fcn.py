@@ -41,10 +41,15 @@ class FCN(nnx.Module):
         self.dropout = Dropout(0.1)
         self.classifier = Pointwise(hidden, 2, use_bias=True, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> Outputs:
-        """images: float32 in [-1, 1], or what its trunk takes in their place.
+    def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Returns the map behind the last stage. Images are float32 in [-1, 1]."""
+        return self.trunk(images)
 
-        Of Xception's block 11 maps are of 19×19 for 299×299.
-        """
-        x = nnx.relu(self.norm(self.conv(self.trunk(images))))
+    def decode(self, features: Float[Array, "b h w d"]) -> Outputs:
+        """Returns map logits of as many locations as the features have."""
+        x = nnx.relu(self.norm(self.conv(features)))
         return Outputs(map_logits=self.classifier(self.dropout(x)))
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Outputs:
+        """images: float32 in [-1, 1]. Of Xception's block 11 maps of 19×19 for 299×299."""
+        return self.decode(self.features(images))

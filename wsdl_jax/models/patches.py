@@ -37,9 +37,14 @@ class Patches(nnx.Module):
             self.trunk.features, 2, use_bias=True, dtype=jnp.float32, rngs=rngs
         )
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> Outputs:
-        """images: float32 in [-1, 1], or what its trunk takes in their place.
+    def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        """Returns the map behind the last stage. Images are float32 in [-1, 1]."""
+        return self.trunk(images)
 
-        For 299×299 Xception's block 2 gives maps of 37×37.
-        """
-        return Outputs(map_logits=self.classifier(self.trunk(images)))
+    def decode(self, features: Float[Array, "b h w d"]) -> Outputs:
+        """Returns map logits of as many locations as the features have."""
+        return Outputs(map_logits=self.classifier(features))
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Outputs:
+        """images: float32 in [-1, 1]. For 299×299 Xception's block 2 gives maps of 37×37."""
+        return self.decode(self.features(images))

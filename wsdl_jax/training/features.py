@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from wsdl_data import provenance
 from wsdl_jax import inputs, methods, runs
-from wsdl_jax.models.backbone import given
+from wsdl_jax.models.backbone import give_features
 from wsdl_jax.runs import State
 from wsdl_jax.runtime import hosts
 from wsdl_jax.runtime.parallel import AXIS, Parallel, Step
@@ -41,7 +41,7 @@ def make_features_step(model: nnx.Module) -> Step:
     def step(state: State, batch: methods.Batch):
         network = make_network(state)
         network.eval()
-        features = network.trunk(methods.network_input(batch["image"]))
+        features = network.features(methods.network_input(batch["image"]))
         return None, features.astype(jnp.bfloat16)
 
     return step
@@ -81,7 +81,7 @@ def once(config: ml_collections.ConfigDict, model: nnx.Module, setup: Setup) -> 
 
     Args:
       config: a valid one, whose backbone is frozen, with the SHA-256 of its file.
-      model: the network, in training mode; its backbone is replaced in place.
+      model: the network, in training mode, which `Decodes`; its backbone is replaced in place.
       setup: devices and data.
 
     Raises:
@@ -89,7 +89,7 @@ def once(config: ml_collections.ConfigDict, model: nnx.Module, setup: Setup) -> 
     """
     size = config.data.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    shape = nnx.eval_shape(lambda trunk, x: trunk(x), model.trunk, image).shape[1:]
+    shape = nnx.eval_shape(lambda network, x: network.features(x), model, image).shape[1:]
     kept: dict[str, list[inputs.KeptFeatures]] = {}
     for split, examples in (("train", setup.training), ("valid", setup.valid)):
         kept[split] = [
@@ -119,7 +119,7 @@ def once(config: ml_collections.ConfigDict, model: nnx.Module, setup: Setup) -> 
     share = slice(jax.process_index(), None, jax.process_count())
     hosts.each(lambda: missing(share))
     hosts.each(lambda: missing(None))
-    model.trunk = given(model.trunk)
+    give_features(model)
     log.info(
         "features are read from %s: %s KiB an image",
         kept["train"][0].folder.parent,
