@@ -89,6 +89,16 @@ def test_normal_schemes(scheme, scale_std):
         np.testing.assert_array_equal(norm.bias[...], 0)
 
 
+def test_decoder():
+    network = initialized("decoder")
+    for kernel in kernels(network).values():
+        drawn_from(kernel, stats.norm(0, 0.02))
+    drawn_from(np.asarray(network.classifier.bias[...]), uniform(WIDTH**-0.5))
+    for norm in network.norms:
+        drawn_from(np.asarray(norm.scale[...]), stats.norm(0, 0.02))
+        np.testing.assert_array_equal(norm.bias[...], 0)
+
+
 def test_residual_blocks_begin_as_identities():
     """Entry blocks, whose shortcut is a convolution, and all kernels are those of "torch"."""
     trunks = [Trunk(5, width=0.05, rngs=nnx.Rngs(0)) for _ in range(2)]
@@ -105,7 +115,7 @@ def test_residual_blocks_begin_as_identities():
         np.testing.assert_array_equal(block(x), x)
 
 
-@pytest.mark.parametrize("scheme", ["torch", "xavier", "normal"])
+@pytest.mark.parametrize("scheme", ["torch", "xavier", "normal", "decoder"])
 def test_seed(scheme):
     first, again, other = (_variables(initialized(scheme, seed)) for seed in (SEED, SEED, 4))
     for a, b in zip(first, again, strict=True):

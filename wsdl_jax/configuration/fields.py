@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.features": ("none", "cached"),
     "data.sampling": ("size", "balanced", "weights"),
     "model.dtype": ("float32", "bfloat16"),
-    "init.scheme": ("torch", "xavier", "normal", "zero_residual"),
+    "init.scheme": ("torch", "xavier", "normal", "zero_residual", "decoder"),
     "loss.location": ("every", "max", "average", "lse", "topk", "gem"),
     "explanation.kind": methods.EXPLANATIONS,
     "score.pooling": methods.POOLINGS,

@@ -10,6 +10,15 @@ from jaxtyping import Array
 from wsdl_jax.models import clip_resnet, vit, xception
 from wsdl_jax.models.layers import BatchNorm
 
+# Mean and standard deviation of the scales of BatchNorm, by scheme.
+_SCALES = {
+    "torch": (1.0, 0.0),
+    "xavier": (1.0, 0.02),
+    "normal": (1.0, 0.01),
+    "zero_residual": (1.0, 0.0),
+    "decoder": (0.0, 0.02),
+}
+
 
 def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
     """Draws every parameter of `model` anew, in place, but those that are frozen.
@@ -22,6 +31,7 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
         the scale of the last BatchNorm is 0 (Goyal et al., 2017, section 5.1), and in those of a
         transformer the last kernel and bias of both branches. What is deep begins as shallow, and
         learns in fewer steps.
+      "decoder": kernels and BatchNorm scales alike N(0, 0.02), biases as "torch": DeCLIP's.
     BatchNorm's shift is 0 in all of them. What only transformers have is the same in all: scale 1
     and shift 0 of LayerNorm, tokens and learnt positions N(0, 0.02), `vit.INITIAL_LAYER_SCALE`, and
     adapters whose product is 0 (Hu et al., 2022).
@@ -37,17 +47,20 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
 
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm) and isinstance(module.scale, nnx.Param):
-            std = {"torch": 0.0, "zero_residual": 0.0, "xavier": 0.02, "normal": 0.01}[scheme]
+            mean, std = _SCALES[scheme]
             shape = module.scale.shape
-            module.scale[...] = normal(1.0, std, shape)
+            module.scale[...] = normal(mean, std, shape)
             module.bias[...] = jnp.zeros(shape)
         elif isinstance(kernel := getattr(module, "kernel", None), nnx.Param):
             bias = getattr(module, "bias", None)
             receptive = math.prod(kernel.shape[:-2])
             fan_in, fan_out = receptive * kernel.shape[-2], receptive * kernel.shape[-1]
-            if scheme in ("torch", "zero_residual"):
+            if scheme in ("torch", "zero_residual", "decoder"):
                 bound = 1 / math.sqrt(fan_in)
-                kernel[...] = uniform(bound, kernel.shape)
+                is_normal = scheme == "decoder"
+                kernel[...] = (
+                    normal(0.0, 0.02, kernel.shape) if is_normal else uniform(bound, kernel.shape)
+                )
                 if bias is not None:
                     bias[...] = uniform(bound, bias.shape)
             else:
