@@ -497,6 +497,8 @@ def test_refusals_name_field_and_value(path, value):
         ),
         ("data.sampling", "even", "patches", None, "choose from size, balanced, weights"),
         ("data.weights", (1.0, 2.0), "patches", None, "goes with data.sampling=weights"),
+        ("train.weight_decay", 0.1, "patches", None, "0.1: goes with train.optimizer=adamw"),
+        ("train.patience", 3, "patches", None, "3: goes with train.schedule=plateau"),
         ("data.sampling", "weights", "patches", None, r"\(\): 2 numbers, one for each"),
         ("loss.power", 2.0, "patches", "setup=b", "2.0: goes with loss.location=gem"),
         ("loss.location", "gem", "patches", "setup=c", "only for weak supervision"),
@@ -612,6 +614,14 @@ def test_a_batch_per_device(scaling, rate):
 def test_recipes_do_not_change_by_themselves():
     config = GET_CONFIG["patches"]("source=celebahq")
     assert configuration.for_devices(config, 256) == config
+
+
+def test_a_plateau_below_its_lowest_rate():
+    config = invalid("train.learning_rate", 5e-7)
+    configuration.validate(config)
+    config.train.schedule = "plateau"
+    with pytest.raises(ConfigError, match=r"learning_rate = 5e-07: train\.schedule=plateau ends"):
+        configuration.validate(config)
 
 
 def test_scaling_without_a_batch_per_device():

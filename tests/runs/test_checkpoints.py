@@ -92,6 +92,32 @@ def test_restored_to_the_bit(run: epath.Path):
     checkpoints.close()
 
 
+def test_a_rank_goes_before_the_loss(run: epath.Path):
+    checkpoints = reopen(run, keep_best=1)
+    for step, (loss, rank) in enumerate([(0.1, -0.2), (0.2, -0.7), (0.3, -0.5), (0.4, -0.6)], 1):
+        checkpoints.save(step, jax.device_get(make_state(step)), loss, rank=rank)
+    checkpoints.close()
+    assert kept(run) == {2, 3, 4} and checkpoints.best() == 2
+    # What stops between two validations ranks last.
+    checkpoints.save(5, jax.device_get(make_state(5)), math.inf)
+    checkpoints.close()
+    assert kept(run) == {2, 4, 5} and checkpoints.best() == 2
+    # A rank that is not the one that was written is a damage like any other.
+    file = run / "checkpoints/2/metrics/metrics"
+    file.write_text(file.read_text().replace("-0.7", "-0.9"))
+    assert reopen(run).best_sound(make_state(0))[0] == 4
+
+
+def test_the_end_of_a_training(run: epath.Path):
+    checkpoints = reopen(run)
+    assert not checkpoints.are_whole(3)
+    for step, ended in ((1, False), (2, True), (3, False)):
+        checkpoints.save(step, jax.device_get(make_state(step)), 0.5, ended=ended)
+        assert checkpoints.are_whole(7) == ended
+    assert checkpoints.are_whole(3)
+    checkpoints.close()
+
+
 def test_what_is_saved_is_a_snapshot(run: epath.Path):
     # Saving goes on in the background while training changes its arrays.
     state = jax.tree.map(np.array, make_state(1))

@@ -1,5 +1,6 @@
 """Optimizer, loop and run directories: what is computed, and what survives interruption."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from sklearn.metrics import jaccard_score
 
 from wsdl_data import build, provenance
 from wsdl_jax import configuration, inputs, methods, runs, training
@@ -38,10 +42,13 @@ SMALL = {"model.depth": 1}  # of Patches, on top of the shrunk config
 # ----- The optimizer ------------------------------------------------------------------------------
 
 
-def adam(parameters, gradients, rates, *, clip: float = math.inf) -> list[np.ndarray]:
+def adam(
+    parameters, gradients, rates, *, clip: float = math.inf, decay: float = 0.0
+) -> list[np.ndarray]:
     """PyTorch's Adam in float64: the bias corrections as in its documentation, ε outside the root.
 
-    Gradients are first scaled so that their norm over all parameters is at most `clip`.
+    Gradients are first scaled so that their norm over all parameters is at most `clip`. With a
+    decay it is AdamW, which takes off that share of a parameter, times the rate.
     """
     p = [x.astype(np.float64) for x in parameters]
     m, v = [np.zeros_like(x) for x in p], [np.zeros_like(x) for x in p]
@@ -52,14 +59,17 @@ def adam(parameters, gradients, rates, *, clip: float = math.inf) -> list[np.nda
             m[i] = 0.9 * m[i] + 0.1 * g
             v[i] = 0.999 * v[i] + 0.001 * g**2
             m_hat, v_hat = m[i] / (1 - 0.9**t), v[i] / (1 - 0.999**t)
-            p[i] = p[i] - rate * m_hat / (np.sqrt(v_hat) + 1e-8)
+            p[i] = (1 - rate * decay) * p[i] - rate * m_hat / (np.sqrt(v_hat) + 1e-8)
     return p
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-@pytest.mark.parametrize(("clip", "warmup"), [(0.0, 0), (0.5, 0), (0.0, 2)])
-def test_three_steps_of_adam(schedule: str, clip: float, warmup: int):
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
+@pytest.mark.parametrize(
+    ("clip", "warmup", "decay"), [(0.0, 0, None), (0.5, 0, 0.3), (0.0, 2, None), (0.0, 0, 0.0)]
+)
+def test_three_steps_of_adam(schedule: str, clip: float, warmup: int, decay: float | None):
     config = configuration.base().train
+    config.optimizer, config.weight_decay = "adam" if decay is None else "adamw", decay or 0.0
     config.learning_rate, config.clip_norm, config.schedule = 3e-3, clip, schedule
     config.warmup = warmup
     config.epochs, config.steps_per_epoch = 2, 2
@@ -72,7 +82,7 @@ def test_three_steps_of_adam(schedule: str, clip: float, warmup: int):
     ]
     total = 4
     rates = [
-        3e-3 * (1 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * t / total)))
+        3e-3 * (0.5 * (1 + math.cos(math.pi * t / total)) if schedule == "cosine" else 1)
         for t in range(3)
     ]
     rates = [rate * min(1, (t + 1) / (warmup or 1)) for t, rate in enumerate(rates)]
@@ -82,9 +92,70 @@ def test_three_steps_of_adam(schedule: str, clip: float, warmup: int):
     for step in gradients:
         updates, state = optimizer.update([jnp.asarray(g) for g in step], state, values)
         values = [x + u for x, u in zip(values, updates, strict=True)]
-    expected = adam(parameters, gradients, rates, clip=clip or math.inf)
+    expected = adam(parameters, gradients, rates, clip=clip or math.inf, decay=decay or 0.0)
     for got, want, start in zip(values, expected, parameters, strict=True):
         np.testing.assert_allclose(got - start, want - start, rtol=1e-4, atol=3e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_rate_that_has_fallen_divides_what_is_learned(optimizer: str):
+    config = configuration.base().train
+    config.schedule, config.optimizer, config.clip_norm = "plateau", optimizer, 1.0
+    config.weight_decay = 0.1 if optimizer == "adamw" else 0.0
+    rules = runs.make_optimizer(config)
+    values, gradients = jnp.asarray([1.0, -2.0]), jnp.asarray([0.3, 0.1])
+    state = rules.init(values)
+    whole, _ = rules.update(gradients, state, values)
+    for falls in (1, 2):
+        now = runs.plateau_of(state)._replace(falls=np.int32(falls))
+        updates, after = rules.update(gradients, runs.with_plateau(state, now), values)
+        np.testing.assert_allclose(updates, whole / 10**falls, rtol=1e-5)
+        assert runs.plateau_of(after).falls == falls
+
+
+def optimizer_state(schedule: str) -> Any:
+    config = configuration.base().train
+    config.schedule = schedule
+    return runs.make_optimizer(config).init(jnp.zeros(1))
+
+
+def falls_after(values: list[float], patience: int) -> list[int]:
+    """How often the rate has fallen after each of some validations, by looking back at them."""
+    falls, since = [], []
+    for value in values:
+        since.append(value)
+        lowest = [i for i, v in enumerate(since) if v <= min(since[:i], default=math.inf) - 1e-5]
+        fell = len(since) - 1 - lowest[-1] >= patience
+        since = [] if fell else since
+        falls.append((falls[-1] if falls else 0) + fell)
+    return falls
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, 6).map(lambda n: n / 4), min_size=1, max_size=40), st.integers(1, 5))
+def test_when_the_rate_falls(values: list[float], patience: int):
+    plateau = runs.Plateau(np.float32(np.inf), np.int32(0), np.int32(0))
+    found = []
+    for value in values:
+        plateau = runs.after_validation(plateau, value, patience)
+        found.append(int(plateau.falls))
+    assert found == falls_after(values, patience)
+
+
+def test_the_rate_falls_to_its_lowest_and_then_training_ends():
+    config = configuration.base().train
+    config.schedule, config.learning_rate = "plateau", 1e-3
+    state = optimizer_state("plateau")
+    plateau, rates = runs.plateau_of(state), []
+    while not runs.has_ended(runs.with_plateau(state, plateau), config):
+        rates.append(runs.learning_rate(plateau, config))
+        while plateau.falls < len(rates):
+            # Lower by less than a thousandth of a point is not better; nor is what is no number.
+            lower = min(float(plateau.best), 1.0) - 0.5e-5
+            plateau = runs.after_validation(plateau, lower if len(rates) % 2 else math.nan, 3)
+    np.testing.assert_allclose(rates, [1e-3, 1e-4, 1e-5, 1e-6], rtol=1e-6)
+    assert not runs.has_ended(optimizer_state("constant"), config)
+    assert runs.plateau_of(optimizer_state("cosine")) is None
 
 
 # ----- The step -----------------------------------------------------------------------------------
@@ -167,6 +238,35 @@ def test_a_place_that_is_told_is_taken(monkeypatch: pytest.MonkeyPatch):
     np.testing.assert_array_equal(keys(batch), expected)
     batch["place"] = jnp.asarray([3, 1], jnp.int32)
     np.testing.assert_array_equal(keys(batch), [expected[n] for n in (3, 1, 3, 1)])
+
+
+def test_iou_of_a_validation():
+    """Of two devices, with padding, and with maps and masks that are empty."""
+
+    class Empty(nnx.Module):
+        pass
+
+    method = methods.Method(
+        network=lambda axis_name, rngs: Empty(),
+        loss=lambda model, batch: (jnp.float32(0.25), {}),
+        localize=lambda model, images: methods.from_maps(images[..., 0]),
+    )
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 1, (2, 4, 5, 5, 3)).astype(np.float32)
+    masks = rng.integers(0, 2, (2, 4, 5, 5), np.int32)
+    images[0, 1], masks[0, 1], masks[1, 0] = 0, 0, 0
+    weight = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.float32)
+    ious = [
+        jaccard_score(mask.ravel(), image[..., 0].ravel() > 0.5, zero_division=1.0)
+        for mask, image in zip(masks.reshape(8, 5, 5), images.reshape(8, 5, 5, 3), strict=True)
+    ]
+    step = training.make_loss_step(method, Empty(), compares_maps=True)
+    state = {"params": nnx.State({}), "stats": nnx.State({})}
+    batch = {"image": images, "mask": masks, "weight": weight}
+    sums, _ = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name=AXIS))(state, batch)
+    assert sums.keys() == {"loss", "iou", "weight"}
+    np.testing.assert_allclose(sums["iou"], np.dot(ious, weight.ravel()), rtol=1e-5)
+    np.testing.assert_allclose(sums["loss"], 0.25 * 6, rtol=1e-6)
 
 
 # ----- The loop -----------------------------------------------------------------------------------
@@ -289,6 +389,87 @@ def test_a_bad_gradient_stops_as_a_bad_loss(trained: epath.Path, name: str, bad:
     with pytest.raises(UserError, match=rf"the {name.replace('_', ' ')} is {bad} at step 13;"):
         loop._check_finite([good, good, {**good, name: bad}], 11, checkpoints)
     checkpoints.close()
+
+
+# ----- A training that ends before its last step --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plateaued(
+    real_config: GetConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ml_collections.ConfigDict, epath.Path]:
+    """A training with masks, whose first plateau is its last, after 3 of 9 epochs.
+
+    Its validations get worse after the first one, whatever they are.
+    """
+    overrides = {
+        **SMALL,
+        "train.schedule": "plateau",
+        "train.patience": 2,
+        "train.learning_rate": 5e-6,
+        "train.epochs": 9,
+        "train.keep_best": 3,
+    }
+    config = real_config("patches", "setup=c,source=celebahq", overrides)
+    run = epath.Path(tmp_path_factory.mktemp("plateaued") / "run")
+    with worse_each_time():
+        training.train(config, run)
+    return config, run
+
+
+@contextlib.contextmanager
+def worse_each_time() -> Iterator[None]:
+    validate = loop.validate
+
+    def worse(setup, reading, loss_step, state):
+        losses = validate(setup, reading, loss_step, state)
+        epoch = int(setup.parallel.one(state["step"])) // 2
+        return {**losses, "valid_iou": losses["valid_iou"] if epoch == 1 else -float(epoch)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "validate", worse)
+        yield
+
+
+def plateau_at(config: ml_collections.ConfigDict, run: epath.Path, step: int) -> runs.Plateau:
+    like = runs.initial_state(methods.build(config, AXIS), config.train)
+    return runs.plateau_of(Checkpoints(run, keep_best=3).restore(step, like)["optimizer"])
+
+
+def test_a_plateau_ends_a_training(plateaued):
+    config, run = plateaued
+    assert training_steps(run) == [1, 2, 3, 4, 5, 6]
+    assert plateau_at(config, run, 4)[1:] == (1, 0) and plateau_at(config, run, 6)[1:] == (0, 1)
+    checkpoints = Checkpoints(run, keep_best=3)
+    assert (checkpoints.latest(), checkpoints.best()) == (6, 2) and checkpoints.are_whole(18)
+    # The same command has nothing to do.
+    before = snapshot(run / "checkpoints"), (run / "metrics.jsonl").read_text()
+    training.train(config, run)
+    assert (snapshot(run / "checkpoints"), (run / "metrics.jsonl").read_text()) == before
+
+
+def test_checkpoints_rank_by_what_is_watched(plateaued):
+    _, run = plateaued
+    ranks = {
+        int(path.parent.parent.name): json.loads(path.read_text())["rank"]
+        for path in run.glob("checkpoints/*/metrics/metrics")
+    }
+    logs = {entry["step"]: -entry["valid_iou"] for entry in logged(run) if "valid_iou" in entry}
+    assert ranks == logs and len(ranks) == 3
+
+
+def test_a_run_that_was_stopped_waits_on(plateaued, tmp_path: Path):
+    """From the checkpoint of an epoch it ends where it has ended without a stop."""
+    config, run = plateaued
+    again = epath.Path(shutil.copytree(run, tmp_path / "run"))
+    (again / "checkpoints/6").rmtree()
+    assert not Checkpoints(again, keep_best=3).are_whole(18)
+    with worse_each_time():
+        training.train(config, again)
+    assert training_steps(again) == [1, 2, 3, 4, 5, 6]
+    assert Checkpoints(again, keep_best=3).are_whole(18)
+    for a, b in zip(restored(config, again, 6), restored(config, run, 6), strict=True):
+        assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
 
 
 # ----- Run directories ----------------------------------------------------------------------------

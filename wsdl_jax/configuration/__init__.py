@@ -13,6 +13,7 @@ from wsdl_jax.configuration.config_files import (
 from wsdl_jax.configuration.fields import (
     CHOICES,
     CIRCUMSTANCES,
+    LOWEST_RATE,
     base,
     check_backbone_file,
     check_circumstances,
@@ -31,6 +32,7 @@ __all__ = [
     "CHOICES",
     "CIRCUMSTANCES",
     "FORMAT",
+    "LOWEST_RATE",
     "VARIED",
     "ConfigError",
     "base",

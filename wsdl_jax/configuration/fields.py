@@ -32,19 +32,22 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss.location": ("every", "max", "average", "lse", "topk", "gem"),
     "explanation.kind": methods.EXPLANATIONS,
     "score.pooling": methods.POOLINGS,
-    "train.schedule": ("constant", "cosine"),
+    "train.optimizer": ("adam", "adamw"),
+    "train.schedule": ("constant", "cosine", "plateau"),
     "train.scaling": ("none", "linear"),
     "parallel.backend": ("shard_map", "pmap"),
 }
 _POSITIVE = (
     *("train.batch", "train.epochs", "train.steps_per_epoch", "train.log_every"),
-    *("train.microbatches", "train.keep_best", "eval.batch", "model.width"),
+    *("train.microbatches", "train.keep_best", "train.patience", "eval.batch", "model.width"),
     *("train.learning_rate", "loss.fake_weight", "loss.sharpness"),
 )
 _NOT_NEGATIVE = (
     *("train.clip_norm", "train.per_device_batch", "train.warmup", "data.workers"),
     *("loss.mask_weight", "score.sigma", "model.lora_rank", "model.registers"),
+    "train.weight_decay",
 )
+LOWEST_RATE = 1e-6  # the learning rate below which train.schedule=plateau does not fall
 # Where and how fast data is read, where arrays lie, and names: a run may be continued with other
 # values.
 CIRCUMSTANCES = (
@@ -148,8 +151,13 @@ def base() -> ml_collections.ConfigDict:
     train.microbatches = 1  # parts of a device's batch, one after the other; gradients averaged
     train.epochs = 50
     train.steps_per_epoch = 500  # then validation and a checkpoint
+    train.optimizer = "adam"  # or "adamw", whose weight decay is not a part of the gradient
+    train.weight_decay = 0.0  # adamw: share of a parameter that is taken off, times the rate
     train.learning_rate = 1e-3
-    train.schedule = "constant"  # or "cosine", to zero at the last step
+    # "constant"; "cosine", to zero at the last step; or "plateau": divided by ten where validation,
+    # in setup c its IoU and otherwise its loss, is not better for `patience` epochs, down to 1e-6.
+    train.schedule = "constant"
+    train.patience = 5  # plateau: epochs
     train.clip_norm = 0.0  # global norm of the gradient; 0: not clipped
     train.log_every = 10  # steps
     train.keep_best = 5  # checkpoints, by validation loss, beside the latest
@@ -311,6 +319,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             "config.parallel.fsdp with config.parallel.backend = 'pmap': goes with 'shard_map'"
         )
+    if config.train.schedule == "plateau" and config.train.learning_rate < LOWEST_RATE:
+        raise ConfigError(
+            f"config.train.learning_rate = {config.train.learning_rate}: train.schedule=plateau "
+            f"ends at {LOWEST_RATE}"
+        )
     layouts = methods.layouts()
     if config.init.layout is not None and config.init.layout not in layouts:
         raise ConfigError(
@@ -386,6 +399,12 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
     unpooled = "goes with score.from_map" if may_pool else f"{who} pools no map"
     read_where = (
         ("data.weights", config.data.sampling == "weights", "goes with data.sampling=weights"),
+        (
+            "train.weight_decay",
+            config.train.optimizer == "adamw",
+            "goes with train.optimizer=adamw",
+        ),
+        ("train.patience", config.train.schedule == "plateau", "goes with train.schedule=plateau"),
         ("loss.fake_weight", config.train.splice > 0, "goes with train.splice"),
         ("loss.sharpness", config.loss.location == "lse", "goes with loss.location=lse"),
         ("loss.topk", config.loss.location == "topk", "goes with loss.location=topk"),

@@ -12,7 +12,7 @@ CHOICES = {
     "part": PARTS,
     "data.resize": configuration.CHOICES["data.resize"],
     "process.schedule": tuple(SCHEDULES),
-    "train.schedule": configuration.CHOICES["train.schedule"],
+    "train.schedule": ("constant", "cosine"),
     "parallel.backend": configuration.CHOICES["parallel.backend"],
 }
 _POSITIVE = (

@@ -16,6 +16,14 @@ from wsdl_jax.runs.directory import (
     subsets_stem,
     written,
 )
+from wsdl_jax.runs.plateau import (
+    Plateau,
+    after_validation,
+    has_ended,
+    learning_rate,
+    plateau_of,
+    with_plateau,
+)
 from wsdl_jax.runs.published_run import make_run
 from wsdl_jax.runs.run_log import (
     RunLog,
@@ -36,26 +44,32 @@ from wsdl_jax.runs.trained import (
 
 __all__ = [
     "Checkpoints",
+    "Plateau",
     "ResultsFolder",
     "RunDirectory",
     "RunLog",
     "State",
     "Trained",
+    "after_validation",
     "check",
     "check_data",
     "check_not_pruned",
     "data_of",
+    "has_ended",
     "initial_state",
     "keep_data",
     "kept",
+    "learning_rate",
     "load",
     "load_config",
     "load_stored_config",
     "make_optimizer",
     "make_run",
     "network",
+    "plateau_of",
     "subsets_stem",
     "variables",
     "weights_digest",
+    "with_plateau",
     "written",
 ]

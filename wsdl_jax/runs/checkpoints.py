@@ -8,7 +8,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -24,6 +24,8 @@ from wsdl_jax.runtime.storage import is_remote
 
 log = logging.getLogger("wsdl_jax")
 METRIC = "valid_loss"
+_RANK = "rank"  # what checkpoints are ranked by, the lowest first, where that is not the loss
+_ENDED = "ended"  # that its training ended with this checkpoint, before its last step
 Found = tuple[int, Any]  # step and state
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before what cannot be read is read again
 T = TypeVar("T")
@@ -38,7 +40,8 @@ class _UnreadError(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of one run directory: the latest two, and the best by validation loss.
+    """The checkpoints of one run directory: the latest two, and the best by validation loss, or by
+    what a training ranks them by instead.
 
     Two, since the latest may turn out to be damaged. Reading changes nothing on disk and needs no
     permission to write; `newest` and `save` are for the process that trains.
@@ -56,19 +59,35 @@ class Checkpoints:
 
     # ----- Writing --------------------------------------------------------------------------------
 
-    def save(self, step: int, state: Any, valid_loss: float) -> None:
-        """Writes in the background; `close` waits. A loss that is not finite ranks last.
+    def save(
+        self,
+        step: int,
+        state: Any,
+        valid_loss: float,
+        *,
+        rank: float | None = None,
+        ended: bool = False,
+    ) -> None:
+        """Writes in the background; `close` waits. What is not finite ranks last.
 
         Older checkpoints are deleted once the new one is complete.
+
+        Args:
+          step: number of steps done.
+          state: on the host.
+          valid_loss: by which checkpoints are ranked, the lowest first, unless they have a rank.
+          rank: by which they are ranked instead, the lowest first, all of a run or none.
+          ended: whether training has ended here, before its last step.
 
         Raises UserError if this or the last call cannot save: it says where, why, and which
         checkpoint is the newest that is intact.
         """
         self._like = jax.tree.map(_on_host, state)
-        metric = valid_loss if math.isfinite(valid_loss) else math.inf
+        values = {METRIC: valid_loss} | ({} if rank is None else {_RANK: rank})
+        metrics = {name: x if math.isfinite(x) else math.inf for name, x in values.items()}
+        checksum = {"crc32": _checksum(state), **metrics} | ({_ENDED: True} if ended else {})
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            checksum=ocp.args.JsonSave({"crc32": _checksum(state), METRIC: metric}),
+            state=ocp.args.StandardSave(state), checksum=ocp.args.JsonSave(checksum)
         )
         with self._errors_in_one_line():
             manager = self._writer()
@@ -76,7 +95,7 @@ class Checkpoints:
             if manager.all_steps() and not self.directory.exists():
                 # orbax would make a new one, and say nothing of what is lost.
                 raise FileNotFoundError("the directory is gone")
-            manager.save(step, args=items, metrics={METRIC: metric}, force=True)
+            manager.save(step, args=items, metrics=metrics, force=True)
 
     def close(self) -> None:
         """Waits until everything is on disk. Raises UserError as `save` does."""
@@ -128,7 +147,7 @@ class Checkpoints:
             # there at all, a deletion was cut short; orbax finishes it after the next save.
             if step not in damaged and (self._path(step) / "metrics").exists():
                 try:
-                    self._loss(step)
+                    self._rank(step)
                 except _DamagedError as error:
                     _warn(error)
                     damaged.append(step)
@@ -137,7 +156,7 @@ class Checkpoints:
     def _writer(self) -> ocp.CheckpointManager:
         if self._manager is None:
             best = preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics[METRIC],
+                get_metric_fn=_rank_of,
                 reverse=True,
                 n=self._keep_best,
                 keep_checkpoints_without_metrics=False,
@@ -146,7 +165,7 @@ class Checkpoints:
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [preservation_policy.LatestN(2), best]
                 ),
-                best_fn=lambda metrics: metrics[METRIC],
+                best_fn=_rank_of,
                 best_mode="min",
                 enable_background_delete=False,
                 cleanup_tmp_directories=True,
@@ -218,8 +237,18 @@ class Checkpoints:
         steps = self._steps()
         return steps[-1] if steps else None
 
+    def are_whole(self, total_steps: int) -> bool:
+        """Returns whether the newest checkpoint is the end of a training.
+
+        total_steps: of a training that does not end before its last step.
+
+        Raises UserError naming the checkpoint if that cannot be read.
+        """
+        latest = self.latest()
+        return latest is not None and (latest == total_steps or bool(self._said(latest, _ENDED)))
+
     def best(self) -> int | None:
-        """Returns the step of the checkpoint of the lowest validation loss, None without any."""
+        """Returns the step of the checkpoint that ranks first, None without any."""
         ranked = self._ranked()
         return ranked[0] if ranked else None
 
@@ -250,13 +279,18 @@ class Checkpoints:
 
         Raises UserError naming the checkpoint if the file of the checksum cannot be read.
         """
+        crc = self._said(step, "crc32")
+        return None if crc is None else int(crc)
+
+    def _said(self, step: int, name: str) -> Any:
+        """Returns what is kept beside a step's state under a name; None without it."""
         path = self._path(step)
 
-        def read() -> int | None:
+        def read() -> Any:
             with _errors_of(path):
                 if "checksum" not in _listed(path):
                     return None
-                return int(ocp.JsonCheckpointHandler().restore(path / "checksum")["crc32"])
+                return ocp.JsonCheckpointHandler().restore(path / "checksum").get(name)
 
         return _patiently(read)
 
@@ -271,7 +305,7 @@ class Checkpoints:
             checksum = ocp.JsonCheckpointHandler().restore(path / "checksum")
             same = checksum["crc32"] == _checksum(state)
             # Without the loss: checkpoints of before it was kept here.
-            same &= METRIC not in checksum or checksum[METRIC] == self._read_loss(step)
+            same &= METRIC not in checksum or _rank_of(checksum) == self._read_rank(step)
         if not same:
             raise _DamagedError(f"checkpoint {path} is damaged: its checksum is wrong")
         for expected, found in zip(jax.tree.leaves(like), jax.tree.leaves(state), strict=True):
@@ -297,24 +331,24 @@ class Checkpoints:
 
         return _patiently(read)
 
-    def _loss(self, step: int) -> float:
-        return _patiently(lambda: self._read_loss(step))
+    def _rank(self, step: int) -> float:
+        return _patiently(lambda: self._read_rank(step))
 
-    def _read_loss(self, step: int) -> float:
+    def _read_rank(self, step: int) -> float:
         path = self._path(step)
         with _errors_of(path):
-            metrics = ocp.JsonCheckpointHandler(filename="metrics").restore(path / "metrics")
-            return float(metrics[METRIC])
+            handler = ocp.JsonCheckpointHandler(filename="metrics")
+            return _rank_of(handler.restore(path / "metrics"))
 
     def _ranked(self) -> list[int]:
-        """Steps by validation loss, the best first; of equal ones the newest first."""
-        losses = {}
+        """Steps by rank, the best first; of equal ones the newest first."""
+        ranks = {}
         for step in self._steps():
             try:
-                losses[step] = self._loss(step)
+                ranks[step] = self._rank(step)
             except _DamagedError as error:
                 _warn(error)
-        return sorted(losses, key=lambda step: (losses[step], -step))
+        return sorted(ranks, key=lambda step: (ranks[step], -step))
 
     def _first_sound(self, steps: Iterable[int], like: Any) -> tuple[Found | None, list[int]]:
         """The first of some steps that is sound, with its state; and the damaged ones before it."""
@@ -329,6 +363,10 @@ class Checkpoints:
             first = next(iter(damaged.values()))
             raise UserError(f"no checkpoint in {self.directory} is sound: {first}")
         return None, []
+
+
+def _rank_of(metrics: Mapping[str, Any]) -> float:
+    return float(metrics.get(_RANK, metrics[METRIC]))
 
 
 def _on_host(x: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from wsdl_jax.models.backbone import Frozen
+from wsdl_jax.runs.plateau import divide_on_plateau
 from wsdl_jax.runtime.parallel import shapes_of, whole
 
 # Of a training: step, params, stats (of BatchNorm), optimizer. On devices there is "frozen" beside
@@ -19,9 +20,11 @@ State = dict[str, Any]
 
 
 def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Returns Adam with PyTorch's defaults; with clipping and a schedule where the config has them.
+    """Returns Adam or AdamW (Loshchilov and Hutter, 2019), with clipping and a schedule where the
+    config has them.
 
-    In a warm-up of n steps the learning rate of step t (from 1) is t/n of what it would be.
+    Both have PyTorch's defaults, but for the decay, which is the config's. In a warm-up of n steps
+    the learning rate of step t (from 1) is t/n of what it would be.
 
     train: that part of a config.
     """
@@ -34,8 +37,15 @@ def make_optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransforma
         def rate(count: Array) -> Array:
             return settled(count) * jnp.minimum(1, (count + 1) / train.warmup)
 
-    adam = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
-    return optax.chain(_clip(train.clip_norm), adam) if train.clip_norm else adam
+    kwargs: dict[str, Any] = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+    if train.get("optimizer") == "adamw":  # which a forger's config does not say
+        adam = optax.adamw(rate, weight_decay=train.weight_decay, **kwargs)
+    else:
+        adam = optax.adam(rate, **kwargs)
+    before = [_clip(train.clip_norm)] if train.clip_norm else []
+    after = [divide_on_plateau()] if train.schedule == "plateau" else []
+    # Adam by itself is no chain of one: the state has the structure that checkpoints have.
+    return optax.chain(*before, adam, *after) if before or after else adam
 
 
 def _clip(longest: float) -> optax.GradientTransformationExtraArgs:

@@ -24,7 +24,7 @@ class Trained(NamedTuple):
     Attributes:
       config: the run's.
       model: the network, in evaluation mode.
-      step: the step of the checkpoint with the lowest validation loss, which the weights are from.
+      step: of the checkpoint that ranks first, see `Checkpoints`, which the weights are from.
       checksum: that checkpoint's, which tells it from one of the same step of another training;
         None for a checkpoint that was kept without one.
     """

@@ -81,7 +81,7 @@ class Run(NamedTuple):
         if best is None:
             log.warning("%s has no checkpoints: its results are taken as they are", self.folder)
             return True
-        if checkpoints.latest() != train.epochs * train.steps_per_epoch:
+        if not checkpoints.are_whole(train.epochs * train.steps_per_epoch):
             return False
         if (best, checkpoints.checksum(best)) == evaluated:
             return True

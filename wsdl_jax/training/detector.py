@@ -140,8 +140,10 @@ def _train(
     else:
         if config.model.frozen:
             weights.fill_backbone(model, config)
-        total = config.train.epochs * config.train.steps_per_epoch
-        log.info("%s: continuing at step %d of %d", run, int(state["step"]), total)
+        total, ended = config.train.epochs * config.train.steps_per_epoch, "continuing"
+        if runs.has_ended(state["optimizer"], config.train):
+            ended = "has ended"
+        log.info("%s: %s at step %d of %d", run, ended, int(state["step"]), total)
     if config.data.features == "cached":
         setup = features.once(config, model, setup)
     state = {**runs.variables(model), **state}
@@ -154,7 +156,11 @@ def _train(
         reading,
         state=state,
         train_step=make_train_step(method, model, optimizer, config.seed, microbatches),
-        loss_step=make_loss_step(method, model),
+        loss_step=make_loss_step(
+            method,
+            model,
+            compares_maps=config.train.schedule == "plateau" and targets == "mask",
+        ),
         checkpoints=checkpoints,
         check_lock=check_lock,
     )

@@ -109,6 +109,8 @@ def run_loop(
 ) -> None:
     """Takes steps to the end of the config's last epoch, with logs, validation and checkpoints.
 
+    With the schedule "plateau" it may be over before that, see `runs.has_ended`.
+
     Args:
       config: `profile`, `seed` and `train` are read.
       run: the run directory.
@@ -118,7 +120,8 @@ def run_loop(
       train_step: of one device: (state, its images) → ((state, metrics), None). Metrics have "loss"
         and "gradient_norm".
       loss_step: of one device: (state, its images) → (sums over all devices, None), of losses and
-        of "weight", the number of images. Checkpoints are ranked by "loss".
+        of "weight", the number of images. Checkpoints are ranked by "loss", and a plateau is one
+        of "loss"; where there is an "iou", by that and of that.
       checkpoints: of the run; closed at the end.
       check_lock: called before something is saved; raises where the run is another process's now.
 
@@ -127,7 +130,7 @@ def run_loop(
       UserError: a loss or gradient that is not finite, or what cannot be written.
     """
     start, total = int(state["step"]), config.train.epochs * config.train.steps_per_epoch
-    if start >= total:
+    if start >= total or runs.has_ended(state["optimizer"], config.train):
         checkpoints.close()
         return
     parallel = setup.parallel
@@ -222,12 +225,44 @@ def _steps(
             run_log.scalars(step, losses)
             parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
             run_log.say(f"epoch {step // train.steps_per_epoch}: {parts}")
+            rank = -losses["valid_iou"] if "valid_iou" in losses else None
+            watched = losses["valid_loss"] if rank is None else rank
+            state = _after_validation(state, watched, train, parallel, run_log)
+            on_host = parallel.one(runs.kept(state))
+            ended = runs.has_ended(on_host["optimizer"], train)
             check_lock()
             run_log.publish()
-            checkpoints.save(step, parallel.one(runs.kept(state)), losses["valid_loss"])
+            checkpoints.save(step, on_host, losses["valid_loss"], rank=rank, ended=ended)
+            del on_host
             since = time.monotonic()
             if hosts.any_host(bool(signals)):  # after the last step, too: no evaluation begins
                 raise Interrupted(signals[0] if signals else signal.SIGTERM, run, step)
+            if ended:
+                return
+
+
+def _after_validation(
+    state: State,
+    watched: float,
+    train: ml_collections.ConfigDict,
+    parallel: Parallel,
+    run_log: RunLog,
+) -> State:
+    """Returns a state, on the devices, whose learning rate has fallen if validation asks for it.
+
+    watched: of this validation, the lower the better.
+    """
+    plateau = runs.plateau_of(state["optimizer"])
+    if plateau is None:
+        return state
+    before = parallel.one(plateau)
+    after = runs.after_validation(before, watched, train.patience)
+    if after.falls > before.falls:
+        rate = runs.learning_rate(after, train)
+        outcome = "training ends" if runs.has_ended(after, train) else f"learning rate {rate:g}"
+        run_log.say(f"not better for {train.patience} epochs: {outcome}")
+    optimizer = runs.with_plateau(state["optimizer"], parallel.replicate(after))
+    return {**state, "optimizer": optimizer}
 
 
 def _check_finite(values: list[dict[str, Any]], first_step: int, checkpoints: Checkpoints) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from wsdl_jax import methods, runs
 from wsdl_jax.models.layers import seed_dropout
@@ -88,10 +89,18 @@ def make_train_step(
     return step
 
 
-def make_loss_step(method: methods.Method, model: nnx.Module) -> Step:
+def make_loss_step(
+    method: methods.Method, model: nnx.Module, *, compares_maps: bool = False
+) -> Step:
     """Returns the validation step of one device: (state, its images) → (sums, None).
 
     The sums, over all devices, are of each loss times the images' weights, and of the weights.
+
+    Args:
+      method: the method that is trained.
+      model: gives the structure; its values are not used.
+      compares_maps: whether there is a sum "iou", too, of the maps' intersections over union with
+        the masks that batches have, at the maps' size and cut at 0.5.
     """
     make_network = runs.network(model)
 
@@ -100,8 +109,19 @@ def make_loss_step(method: methods.Method, model: nnx.Module) -> Step:
         network.eval()
         images = methods.network_input(batch["image"])
         loss, metrics = method.loss(network, {**batch, "image": images})
+        if compares_maps:
+            ious = _ious(method.localize(network, images).maps, batch["mask"])
+            mean = (ious * batch["weight"]).sum() / jnp.maximum(batch["weight"].sum(), 1)
+            metrics = {**metrics, "iou": mean}
         weight = batch["weight"].sum()
         sums = {name: value * weight for name, value in {"loss": loss, **metrics}.items()}
         return jax.lax.psum({**sums, "weight": weight}, AXIS), None
 
     return step
+
+
+def _ious(maps: Float[Array, "b h w"], masks: Int[Array, "b h w"]) -> Float[Array, " b"]:
+    """Returns each map's intersection over union with its mask; 1 where the union is empty."""
+    found, true = maps > 0.5, masks > 0
+    union = (found | true).sum((1, 2))
+    return jnp.where(union > 0, (found & true).sum((1, 2)) / jnp.maximum(union, 1), 1.0)
