@@ -140,10 +140,15 @@ def _train(
     else:
         if config.model.frozen:
             weights.fill_backbone(model, config)
-        total, ended = config.train.epochs * config.train.steps_per_epoch, "continuing"
-        if runs.has_ended(state["optimizer"], config.train):
-            ended = "has ended"
-        log.info("%s: %s at step %d of %d", run, ended, int(state["step"]), total)
+        total = config.train.epochs * config.train.steps_per_epoch
+        ended = runs.has_ended(state["optimizer"], config.train)
+        log.info(
+            "%s: %s at step %d of %d",
+            run,
+            "has ended" if ended else "continuing",
+            int(state["step"]),
+            total,
+        )
     if config.data.features == "cached":
         setup = features.once(config, model, setup)
     state = {**runs.variables(model), **state}
