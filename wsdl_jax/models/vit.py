@@ -1,6 +1,7 @@
 """Vision transformers (Dosovitskiy et al., 2021): CLIP's, DINOv2's, and a small one of our own."""
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 
 from wsdl_jax.models import pixels
 from wsdl_jax.models.backbone import Backbone, Features
-from wsdl_jax.models.layers import Dtype, attention
+from wsdl_jax.models.layers import BatchNorm, Conv, Dtype, Pointwise, attention
 from wsdl_jax.models.xception import scaled
 
 INITIAL_LAYER_SCALE = 1e-5  # as DINOv2's training begins
@@ -45,6 +46,8 @@ class Form:
       activation: between the two linear layers of a block.
       epsilon: of all layer normalizations.
       class_token: whether a class token goes before the patches.
+      convolutions: channels of the convolutions of stride 2 that make embeddings of patches (Xiao
+        et al., 2021); empty where one linear layer does.
       pre_norm: whether embeddings are normalized before the first block; patches then have no bias.
       layer_scale: whether what a branch of a block adds is scaled by channel (Touvron et al.,
         2021).
@@ -59,6 +62,7 @@ class Form:
     activation: Callable[[Array], Array]
     epsilon: float
     class_token: bool = True
+    convolutions: tuple[int, ...] = ()
     pre_norm: bool = False
     layer_scale: bool = False
 
@@ -98,6 +102,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(  # by the names of backbones
             activation=exact_gelu,
             epsilon=1e-6,
             class_token=False,
+            convolutions=(32, 64, 128),
         ),
     }
 )
@@ -165,6 +170,38 @@ class PatchEmbedding(nnx.Module):
         if self.bias is not None:
             x = x + self.bias[...].astype(self.dtype)
         return x.reshape(batch, rows, columns, -1)
+
+
+class ConvolutionalStem(nnx.Module):
+    """Convolutions 3×3 of stride 2 with BatchNorm and ReLU, then a linear layer.
+
+    After Xiao et al. (2021). What tells a generated image is in differences of neighbouring pixels,
+    which a linear layer of whole patches learns late.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        features: int,
+        *,
+        dtype: Dtype,
+        axis_name: str | None,
+        rngs: nnx.Rngs,
+    ):
+        """widths: channels behind each convolution. features: those of a token."""
+        self.convs = nnx.List(
+            Conv(a, b, stride=2, padding=1, dtype=dtype, rngs=rngs)
+            for a, b in itertools.pairwise((3, *widths))
+        )
+        self.norms = nnx.List(BatchNorm(b, axis_name=axis_name) for b in widths)
+        self.linear = Pointwise(widths[-1], features, use_bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        """Returns a token for each patch, in the computation's type."""
+        x = images
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = nnx.relu(norm(conv(x)))
+        return self.linear(x)
 
 
 def _linear(inputs: int, outputs: int, rank: int, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
@@ -267,7 +304,7 @@ class ViT(Backbone):
           lora_rank: of the adapters (Hu et al., 2022) of queries and values; 0: there are none.
           remat: whether each block is computed again in the backward pass, to save memory.
           dtype: of the computation; parameters are float32.
-          axis_name: of the axis that devices are on. Nothing here looks at other images.
+          axis_name: of the axis that devices are on, over which BatchNorm averages, if any.
           rngs: of the adapters' initial values.
 
         Raises:
@@ -278,7 +315,18 @@ class ViT(Backbone):
         channels = form.heads * scaled(form.width // form.heads, width)
         self.form, self.width, self.dtype = form, width, dtype
         self.widths = (channels,) * depth
-        self.patches = PatchEmbedding(form.patch, channels, use_bias=not form.pre_norm, dtype=dtype)
+        if form.convolutions:
+            self.patches = ConvolutionalStem(
+                tuple(scaled(c, width) for c in form.convolutions),
+                channels,
+                dtype=dtype,
+                axis_name=axis_name,
+                rngs=rngs,
+            )
+        else:
+            self.patches = PatchEmbedding(
+                form.patch, channels, use_bias=not form.pre_norm, dtype=dtype
+            )
         self.class_token = nnx.Param(jnp.zeros(channels)) if form.class_token else None
         self.registers = nnx.Param(jnp.zeros((registers, channels))) if registers else None
         # The first is the class token's.
