@@ -16,7 +16,7 @@ from wsdl_jax import configuration, methods
 from wsdl_jax.runtime.errors import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
-METHODS = ("patches", "grad_cam", "attention")
+METHODS = ("patches", "grad_cam", "attention", "declip", "dino")
 SETUPS = ("a", "b", "c")
 GET_CONFIG = {name: runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"] for name in METHODS}
 

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from wsdl_jax.models import decoder
 from wsdl_jax.models.initialization import initialize
@@ -129,27 +127,6 @@ def test_as_in_pytorch(torch, kind: str):
     for norm, layer in zip(mine, norms, strict=True):
         np.testing.assert_allclose(norm.mean[...], layer.running_mean.numpy(), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(norm.var[...], layer.running_var.numpy(), rtol=1e-4)
-
-
-@settings(max_examples=20)
-@given(st.integers(1, 40), st.integers(1, 17))
-def test_bicubic_is_pytorchs(torch, size: int, factor: int):
-    values = np.random.default_rng(size).normal(size=size).astype(np.float32)
-    image = torch.tensor(values)[None, None, :, None].expand(1, 1, size, 1)
-    wanted = torch.nn.functional.interpolate(image, (size * factor, 1), mode="bicubic")
-    got = decoder._bicubic(size, factor) @ values
-    np.testing.assert_allclose(got, wanted[0, 0, :, 0].numpy(), atol=2e-5)
-
-
-def test_bicubic_by_hand():
-    # Keys' kernel at distances 0.25, 0.75, 1.25 and 1.75, with a = -0.75; the border is repeated.
-    near = [1.25 * d**3 - 2.25 * d**2 + 1 for d in (0.25, 0.75)]
-    far = [-0.75 * (d**3 - 5 * d**2 + 8 * d - 4) for d in (1.25, 1.75)]
-    weights = decoder._bicubic(5, 2)
-    np.testing.assert_allclose(weights[4, :4], [far[1], near[1], near[0], far[0]][::1], atol=1e-6)
-    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
-    np.testing.assert_allclose(weights[0, :2], [sum((near[0], near[1], far[1])), far[0]], atol=1e-6)
-    np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-6)
 
 
 @pytest.mark.usefixtures("compile_quickly")

@@ -3,6 +3,7 @@
 from wsdl_jax.configuration.augmentation import set_augment
 from wsdl_jax.configuration.config_files import (
     VARIED,
+    freeze_backbone,
     is_small,
     set_backbone,
     set_data,
@@ -42,6 +43,7 @@ __all__ = [
     "differences",
     "essence",
     "for_devices",
+    "freeze_backbone",
     "is_small",
     "load",
     "profiled_steps",

@@ -20,7 +20,7 @@ VARIED = (
     Variant("splice", (), is_share=True),
     augmentation.VARIANT,
     Variant("recipe", ("usual", "long", "small"), "usual"),
-    Variant("backbone", backbones.names(), backbones.XCEPTION),
+    Variant("backbone", backbones.names()),
 )
 
 
@@ -86,33 +86,41 @@ def vary(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
         )
 
 
-def set_backbone(config: ml_collections.ConfigDict, name: str) -> None:
+def set_backbone(config: ml_collections.ConfigDict, name: str | None) -> None:
     """Sets the backbone, and what a recipe for Xception has that another one cannot have.
 
     The method reads the stage that is usual for it, of images of a size that the backbone takes, at
-    its only width and without the weights of Xception.
+    its full width and without the weights of Xception.
 
     To be called when all else has been set.
 
     Args:
       config: to be set.
-      name: one of `backbones.names()`; "xception" changes nothing.
+      name: one of `backbones.names()`; None and "xception" change nothing.
     """
-    if name == backbones.XCEPTION:
+    if name in (None, backbones.XCEPTION):
         return
     architecture = backbones.get(name)
     config.model.backbone = name
     config.model.width = 1.0
     config.init.layout = None
     config.data.image_size = architecture.usual_size(config.data.image_size)
-    stages = {
-        "model.depth": architecture.local,
-        "model.attended": architecture.attended,
-        "explanation.block": architecture.explained,
-    }
-    if (path := methods.get(config.method).reads_stage) is not None:
-        group, key = path.split(".")
-        config[group][key] = stages[path]
+    definition = methods.get(config.method)
+    if definition.reads_stage is not None:
+        group, key = definition.reads_stage.split(".")
+        config[group][key] = definition.usual_stage(architecture)
+
+
+def freeze_backbone(config: ml_collections.ConfigDict, *, lora_rank: int = 0) -> None:
+    """Freezes the backbone, if weights of it are published; others are trained with the rest.
+
+    Args:
+      config: to be set.
+      lora_rank: of the adapters that are trained instead; a backbone that takes none is not frozen.
+    """
+    architecture = backbones.get(config.model.backbone)
+    if architecture.has_files and (not lora_rank or "lora_rank" in architecture.options):
+        config.model.frozen, config.model.lora_rank = True, lora_rank
 
 
 def variant(arg: str | None) -> dict[str, Any]:

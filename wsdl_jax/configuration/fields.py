@@ -16,6 +16,7 @@ from wsdl_jax import methods
 from wsdl_jax.configuration import augmentation
 from wsdl_jax.models import backbones
 from wsdl_jax.models.backbone import Decodes
+from wsdl_jax.models.decoder import DECODERS
 from wsdl_jax.runtime import differences as trees
 from wsdl_jax.runtime.errors import ConfigError
 
@@ -23,6 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "setup": methods.SETUPS,
     "supervision": ("weak", "full"),
     "model.backbone": backbones.names(),
+    "model.decoder": DECODERS,
     "data.resize": ("bilinear", "lanczos"),
     "data.mask_resize": ("nearest", "bilinear"),
     "data.features": ("none", "cached"),
@@ -53,11 +55,11 @@ LOWEST_RATE = 1e-6  # the learning rate below which train.schedule=plateau does 
 CIRCUMSTANCES = (
     *("data.dir", "data.manual_dir", "data.workers", "data.cache", "profile"),
     *("parallel.fsdp", "data.features"),
-    "model.backbone_path",  # the file is told by its SHA-256
+    *("model.backbone_path", "model.beside_path"),  # a file is told by its SHA-256
     "variant",  # what it changes is in other fields
 )
 # What is filled in when a training begins; before that, it differs from nothing.
-_FILLED_IN = ("model.backbone_sha256",)
+_FILLED_IN = ("model.backbone_sha256", "model.beside_sha256")
 
 
 def base() -> ml_collections.ConfigDict:
@@ -107,8 +109,14 @@ def base() -> ml_collections.ConfigDict:
     model.registers = 0  # register tokens of the backbone's file: of DINOv2 0 or 4
     model.width = 1.0  # multiplies every channel count of Xception and of vit_tiny
     # Which stage of the backbone is read, from 1: of Xception one of its 12 blocks.
-    model.depth = 2  # Patches: the one after which the backbone is cut
+    model.depth = 2  # Patches, DeCLIP, DINO: the one after which the backbone is cut
     model.attended = 7  # Attention: the one whose output is masked
+    model.decoder = "conv-4"  # DeCLIP's, or linear, conv-12, conv-20: see wsdl_jax.models.decoder
+    # DeCLIP: a second backbone, whose features are decoded beside the first's, with its own file.
+    model.beside = config_dict.placeholder(str)
+    model.beside_depth = 1  # the stage of it that is read
+    model.beside_path = config_dict.placeholder(str)
+    model.beside_sha256 = config_dict.placeholder(str)
     model.dtype = "float32"  # of the computation; parameters and statistics stay float32
     model.remat = False  # keep each block's input alone for the backward pass: less memory, slower
 
@@ -259,11 +267,13 @@ def check_backbone_file(config: ml_collections.ConfigDict) -> None:
 
     Like circumstances, it concerns a training that begins: shapes are known without the file.
     """
-    if config.model.frozen and config.model.backbone_path is None:
-        raise ConfigError(
-            "config.model.frozen = True: config.model.backbone_path has to name the weights of "
-            f"{config.model.backbone}, since random features that stay as they are detect nothing"
-        )
+    for role in ("backbone", "beside"):
+        name = config.model[role]
+        if config.model.frozen and name is not None and config.model[f"{role}_path"] is None:
+            raise ConfigError(
+                f"config.model.frozen = True: config.model.{role}_path has to name the weights of "
+                f"{name}, since random features that stay as they are detect nothing"
+            )
 
 
 def check_values(
@@ -413,6 +423,12 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
         *(
             (path, stage in (path, None), f"{config.method} reads the stage that {stage} says")
             for path in ("model.depth", "model.attended", "explanation.block")
+        ),
+        ("model.decoder", definition.decodes, f"{config.method} has no such decoder"),
+        ("model.beside", definition.decodes, f"{config.method} has one backbone"),
+        *(
+            (f"model.beside_{name}", config.model.beside is not None, "goes with model.beside")
+            for name in ("depth", "path", "sha256")
         ),
         ("score.from_map", may_pool, f"{who} has no image logit that is its score"),
         ("score.pooling", pools, unpooled),

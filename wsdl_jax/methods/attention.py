@@ -78,6 +78,7 @@ METHOD = Definition(
     map_scores=("full",),
     logit_scores=("weak",),
     reads_stage="model.attended",
+    usual_stage=lambda backbone: backbone.attended,
     layouts=(
         Layout(
             name="ffd-attention",

@@ -169,6 +169,7 @@ METHOD = Definition(
     map_scores=("full",),
     logit_scores=("weak",),
     reads_stage="explanation.block",
+    usual_stage=lambda backbone: backbone.explained,
     explains=True,
     check=_check,
     layouts=(

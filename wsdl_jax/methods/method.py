@@ -1,5 +1,6 @@
 """What a method is: how it is used in training and prediction, and what is registered of it."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,8 +11,10 @@ import ml_collections
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from wsdl_jax.methods import objectives
 from wsdl_jax.methods.explanation import FAKE
 from wsdl_jax.methods.pooling import Pooling
+from wsdl_jax.models.backbones import Architecture
 from wsdl_jax.models.torch_names import Layout
 from wsdl_jax.runtime.variants import Variant
 
@@ -87,6 +90,9 @@ class Definition:
         config.score.from_map asks for one from the map.
       reads_stage: the field of a config that says which stage of the backbone the method reads, as
         "model.depth"; None for one that says it otherwise, or has another network.
+      usual_stage: which stage of a backbone that is, unless a config says otherwise.
+      decodes: whether its network has a decoder, which config.model.decoder chooses, and may have a
+        second backbone, config.model.beside.
       explains: whether its maps are explanations under weak supervision, which config.explanation
         chooses.
       check: raises ConfigError for a config that the method cannot run; called after the checks
@@ -106,6 +112,8 @@ class Definition:
     map_scores: tuple[str, ...] = ()
     logit_scores: tuple[str, ...] = ()
     reads_stage: str | None = None
+    usual_stage: Callable[[Architecture], int] = lambda backbone: backbone.stages
+    decodes: bool = False
     explains: bool = False
     check: Callable[[ml_collections.ConfigDict], None] | None = None
     layouts: tuple[Layout, ...] = ()
@@ -177,5 +185,35 @@ def map_loss(
     def loss(model: Any, batch: Batch) -> tuple[Array, Metrics]:
         outputs = model(batch["image"])
         return objective(outputs.map_logits, batch[target], batch.get("weight")), {}
+
+    return loss
+
+
+def map_objective(
+    config: ml_collections.ConfigDict, by_label: Callable[..., Array]
+) -> Callable[[Any, Batch], tuple[Array, Metrics]]:
+    """Returns the loss of a network by its map logits, from whatever a config's batches tell.
+
+    Masks and spliced regions tell what every location is.
+
+    Args:
+      config: a valid one.
+      by_label: the objective where labels alone are known: (map logits, labels, weight) → scalar.
+    """
+    if config.supervision == "full":
+        return map_loss(objectives.patches_full, "mask")
+    if config.train.splice:
+        balanced = functools.partial(objectives.map_spliced, fake_weight=config.loss.fake_weight)
+        return map_loss(balanced, "spliced")
+    return _partly_known(by_label) if config.train.self_blend else map_loss(by_label, "label")
+
+
+def _partly_known(by_label: Callable[..., Array]) -> Callable[[Any, Batch], tuple[Array, Metrics]]:
+    """Returns the loss of batches in which the region of partial fakes alone is not known."""
+
+    def loss(model: Any, batch: Batch) -> tuple[Array, Metrics]:
+        map_logits = model(batch["image"]).map_logits
+        targets = batch["label"], batch["spliced"], batch.get("weight")
+        return objectives.patches_partly_known(map_logits, *targets, unknown=by_label), {}
 
     return loss

@@ -75,6 +75,18 @@ def patches_weak_average(
     return image_cross_entropy(log_mean + AVERAGE_OFFSET, labels, weight)
 
 
+def mean_logit_weak(
+    map_logits: Float[Array, "b h w 2"],
+    labels: Int[Array, " b"],
+    weight: Float[Array, " b"] | None = None,
+) -> Scalar:
+    """Returns the cross-entropy of the mean of the locations' logit differences.
+
+    It is the binary cross-entropy of the mean logit, where a location has a single one.
+    """
+    return _difference_cross_entropy(_differences(map_logits).mean(1), labels, weight)
+
+
 def patches_weak_lse(
     map_logits: Float[Array, "b h w 2"],
     labels: Int[Array, " b"],

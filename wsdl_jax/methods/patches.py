@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import ml_collections
 from flax import nnx
@@ -10,13 +9,11 @@ from jaxtyping import Array
 
 from wsdl_jax.methods import objectives
 from wsdl_jax.methods.method import (
-    Batch,
     Definition,
     Method,
-    Metrics,
     early_statistics,
     from_map_logits,
-    map_loss,
+    map_objective,
     network_arguments,
 )
 from wsdl_jax.methods.pooling import Pooling
@@ -36,32 +33,13 @@ _BY_LOCATION: Mapping[str, Callable[[ml_collections.ConfigDict], Callable[..., A
 
 
 def _bind(config: ml_collections.ConfigDict) -> Method:
-    if config.supervision == "full":
-        loss = map_loss(objectives.patches_full, "mask")
-    elif config.train.splice:
-        balanced = functools.partial(objectives.map_spliced, fake_weight=config.loss.fake_weight)
-        loss = map_loss(balanced, "spliced")
-    else:
-        by_label = _BY_LOCATION[config.loss.location](config.loss)
-        loss = _partly_known(by_label) if config.train.self_blend else map_loss(by_label, "label")
     kwargs = {"depth": config.model.depth, **network_arguments(config)}
     return Method(
         network=lambda axis_name, rngs: Patches(axis_name=axis_name, rngs=rngs, **kwargs),
-        loss=loss,
+        loss=map_objective(config, _BY_LOCATION[config.loss.location](config.loss)),
         localize=functools.partial(from_map_logits, pool=Pooling.of(config.score)),
         embed=early_statistics,
     )
-
-
-def _partly_known(by_label: Callable[..., Array]) -> Callable[[Any, Batch], tuple[Array, Metrics]]:
-    """Returns the loss of batches in which the region of partial fakes alone is not known."""
-
-    def loss(model: Any, batch: Batch) -> tuple[Array, Metrics]:
-        map_logits = model(batch["image"]).map_logits
-        targets = batch["label"], batch["spliced"], batch.get("weight")
-        return objectives.patches_partly_known(map_logits, *targets, unknown=by_label), {}
-
-    return loss
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -90,6 +68,7 @@ METHOD = Definition(
     learns_partly_known=True,
     map_scores=("weak", "full"),
     reads_stage="model.depth",
+    usual_stage=lambda backbone: backbone.local,
     check=_check,
     layouts=(
         Layout(

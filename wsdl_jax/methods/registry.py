@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from wsdl_jax.methods import attention, grad_cam, patches
+from wsdl_jax.methods import attention, declip, dino, grad_cam, patches
 from wsdl_jax.methods.method import Definition, Method
 from wsdl_jax.models import backbones
 from wsdl_jax.models.backbone import freeze
@@ -26,6 +26,8 @@ _METHODS: Mapping[str, Definition] = MappingProxyType(
         "patches": patches.METHOD,
         "grad_cam": grad_cam.METHOD,
         "attention": attention.METHOD,
+        "declip": declip.METHOD,
+        "dino": dino.METHOD,
     }
 )
 
@@ -89,17 +91,28 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"{', '.join(learning)}"
         )
     if definition.reads_stage is not None:
-        _check_backbone(config, definition.reads_stage)
+        _check_stage(config, "backbone", definition.reads_stage)
+        _check_options(config)
+    if config.model.beside is not None:
+        if config.model.beside not in backbones.names():
+            raise ConfigError(
+                f"config.model.beside = {config.model.beside!r}: choose from "
+                f"{', '.join(backbones.names())}"
+            )
+        _check_stage(config, "beside", "model.beside_depth")
     if definition.check is not None:
         definition.check(config)
 
 
-def _check_backbone(config: ml_collections.ConfigDict, stage: str) -> None:
-    """Raises ConfigError for a backbone that is not as a config has it.
+def _check_stage(config: ml_collections.ConfigDict, role: str, stage: str) -> None:
+    """Raises ConfigError for a backbone whose stage cannot be read, or that cannot be frozen.
 
-    stage: the field that says which stage is read.
+    Args:
+      config: of which `data.image_size` and `model` are read.
+      role: the field of `model` that names the backbone, "backbone" or "beside".
+      stage: the field that says which of its stages is read.
     """
-    name, size = config.model.backbone, config.data.image_size
+    name, size = config.model[role], config.data.image_size
     architecture = backbones.get(name)
     group, field = stage.split(".")
     if size < architecture.smallest:
@@ -115,8 +128,23 @@ def _check_backbone(config: ml_collections.ConfigDict, stage: str) -> None:
         raise ConfigError(
             f"config.{stage} = {config[group][field]}: {name} has stages 1 to {architecture.stages}"
         )
+    if config.model[f"{role}_path"] is not None and not architecture.has_files:
+        raise ConfigError(
+            f"config.model.{role}_path = {config.model[f'{role}_path']}: {name} takes no file of "
+            "its own; config.init.path starts it from a network's"
+        )
+    if config.model.frozen and not architecture.has_files:
+        raise ConfigError(
+            f"config.model.frozen = True: {name} takes no file of its own, and random features "
+            "that stay as they are detect nothing"
+        )
+
+
+def _check_options(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for an option that the backbone has not, or adapters of one that moves."""
+    name = config.model.backbone
     for option, none in backbones.OPTIONS.items():
-        if option not in architecture.options and config.model[option] != none:
+        if option not in backbones.get(name).options and config.model[option] != none:
             raise ConfigError(
                 f"config.model.{option} = {config.model[option]}: {name} has it not, so it is "
                 f"{none}"
@@ -124,16 +152,6 @@ def _check_backbone(config: ml_collections.ConfigDict, stage: str) -> None:
     if config.model.lora_rank and not config.model.frozen:
         raise ConfigError(
             f"config.model.lora_rank = {config.model.lora_rank}: adapters go with model.frozen"
-        )
-    if config.model.backbone_path is not None and not architecture.has_files:
-        raise ConfigError(
-            f"config.model.backbone_path = {config.model.backbone_path}: {name} takes no file of "
-            "its own; config.init.path starts it from a network's"
-        )
-    if config.model.frozen and not architecture.has_files:
-        raise ConfigError(
-            f"config.model.frozen = True: {name} takes no file of its own, and random features "
-            "that stay as they are detect nothing"
         )
 
 
@@ -163,13 +181,15 @@ def from_config(config: ml_collections.ConfigDict) -> Method:
 def blank(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Module:
     """Returns the network of a config with kernels of zeros, to be filled, in training mode.
 
-    Its backbone is frozen where config.model.frozen says so.
+    Its backbone, or both, are frozen where config.model.frozen says so.
 
     axis_name: the axis of devices over which BatchNorm is synchronized; None for one device.
     """
     model = from_config(config).network(axis_name, nnx.Rngs(params=config.seed))
     if config.model.frozen:
         freeze(model.trunk)
+        if config.model.beside is not None:
+            freeze(model.beside)
     return model
 
 

@@ -49,6 +49,11 @@ class Architecture:
         """Returns whether weights of it alone are published, which `model.backbone_path` names."""
         return self.trained_size is not None
 
+    @property
+    def decoded(self) -> int:
+        """Returns the stage that DeCLIP decodes, seven eighths of the way: of ViT-L's 24, 21."""
+        return 7 * self.stages // 8
+
     def usual_size(self, size: int) -> int:
         """Returns the side of its images, in pixels, where another backbone takes `size`."""
         return self.trained_size or max(self.smallest, size // self.multiple * self.multiple)

@@ -12,16 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from wsdl_jax.models.layers import BatchNorm, Dtype, Pointwise
+from wsdl_jax.models.vit import bicubic
 from wsdl_jax.models.xception import scaled
 
 ENLARGED = 16  # times as many locations a side as the features have
 _WIDTHS = (512, 256, 128, 64)  # of the four stages of a convolutional decoder
-_BICUBIC = -0.75  # the free coefficient of cubic convolution, in PyTorch
 
 
 class Conv5x5(nnx.Module):
@@ -140,8 +139,8 @@ class LinearDecoder(nnx.Module):
         height, width = features.shape[1:3]
         logits = jnp.einsum(
             "ih,jw,bhwc->bijc",
-            _bicubic(height, ENLARGED),
-            _bicubic(width, ENLARGED),
+            bicubic(height, ENLARGED * height, antialias=False),
+            bicubic(width, ENLARGED * width, antialias=False),
             self.linear(features),
             precision=jax.lax.Precision.HIGHEST,
         )
@@ -176,22 +175,3 @@ def make_decoder(kind: str, inputs: int, **arguments: Any) -> nnx.Module:
 
 def _class_scores(logits: Float[Array, "b h w 1"]) -> Float[Array, "b h w 2"]:
     return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
-
-
-@functools.cache
-def _bicubic(size: int, factor: int) -> Float[np.ndarray, "{factor}*{size} {size}"]:
-    """Returns the weights by which values are enlarged by cubic convolution (Keys, 1981).
-
-    As in PyTorch, the free coefficient is −0.75, where Keys and `jax.image.resize` have −0.5, and
-    beyond the border are the values at the border, where `jax.image.resize` has none.
-    """
-    places = (np.arange(factor * size) + 0.5) / factor - 0.5
-    weights = np.zeros((factor * size, size))
-    for step in (-1, 0, 1, 2):
-        source = np.floor(places).astype(int) + step
-        distance, a = np.abs(places - source), _BICUBIC
-        near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
-        far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
-        inside = np.clip(source, 0, size - 1)
-        np.add.at(weights, (np.arange(factor * size), inside), np.where(distance <= 1, near, far))
-    return weights.astype(np.float32)

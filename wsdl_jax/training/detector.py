@@ -28,14 +28,11 @@ def start_network(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
     Raises UserError for weights that do not fit.
     """
     init = config.init
-    if config.model.backbone_path:
-        weights.fill_backbone(model, config)
-        log.info(
-            "%s is from %s%s",
-            config.model.backbone,
-            config.model.backbone_path,
-            ", and stays so" if config.model.frozen else "",
-        )
+    weights.fill_backbone(model, config)
+    for role in ("backbone", "beside"):
+        if path := config.model[f"{role}_path"]:
+            stays = ", and stays so" if config.model.frozen else ""
+            log.info("%s is from %s%s", config.model[role], path, stays)
     if init.path:
         new = pretrained.start(model, epath.Path(init.path), init.layout)
         log.info(
@@ -56,7 +53,7 @@ def start_network(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
 
 def check_weights(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for pretrained weights of a config that do not fit its network."""
-    if config.model.backbone_path:
+    if config.model.backbone_path or config.model.beside_path:
         weights.fill_backbone(methods.blank(config, None), config)
     if config.init.path:
         path = epath.Path(config.init.path)

@@ -13,25 +13,27 @@ from wsdl_jax.weights.files import read
 from wsdl_jax.weights.tensors import WeightsError
 
 # Variable: a folder in which a file is looked up by its name, where it is not at a config's path.
+# Where a network has a backbone, and what the names of its fields in config.model begin with.
+_PLACES = {"trunk": "backbone", "beside": "beside"}
 FOLDER = "WSDL_JAX_BACKBONES"
 _CHUNK = 2**24  # bytes
 
 
 def with_digest(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns a config with the SHA-256 of its backbone's file.
+    """Returns a config with the SHA-256 of its backbone's file, or of both.
 
     Raises WeightsError for a file that cannot be read, or is another than the config says.
     """
-    if config.model.backbone_path is None:
-        return config
-    path = _locate(config.model.backbone_path)
     config = config.copy_and_resolve_references()
-    config.model.backbone_sha256 = _digest(path, config.model.backbone_sha256)
+    for field in _PLACES.values():
+        if config.model[f"{field}_path"] is not None:
+            path, known = _locate(config, field), config.model[f"{field}_sha256"]
+            config.model[f"{field}_sha256"] = _digest(path, known)
     return config
 
 
 def fill_backbone(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
-    """Fills the backbone of a network from the file that its config names, in place.
+    """Fills the backbone of a network from the file that its config names, or both, in place.
 
     A file that is not where it was when the config was made is looked up, by its name, in the
     folder that the variable `WSDL_JAX_BACKBONES` of the environment names.
@@ -44,25 +46,30 @@ def fill_backbone(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
       WeightsError: the file is not there, cannot be read, is another than the config says, or of
         another backbone.
     """
-    path = _locate(config.model.backbone_path)
-    _digest(path, config.model.backbone_sha256)
-    try:
-        fill(model.trunk, read(path))
-    except WeightsError as error:
-        raise WeightsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    for place, field in _PLACES.items():
+        if config.model[f"{field}_path"] is None:
+            continue
+        path = _locate(config, field)
+        _digest(path, config.model[f"{field}_sha256"])
+        try:
+            fill(getattr(model, place), read(path))
+        except WeightsError as error:
+            told = str(error) if str(path) in str(error) else f"{path}: {error}"
+            raise WeightsError(told) from error
 
 
-def _locate(name: str) -> epath.Path:
+def _locate(config: ml_collections.ConfigDict, field: str) -> epath.Path:
+    name = config.model[f"{field}_path"]
     path, folder = epath.Path(name), os.environ.get(FOLDER)
     if path.exists():
         return path
+    missing = f"config.model.{field}_path = {name}: is not there"
     if folder is None:
         raise WeightsError(
-            f"config.model.backbone_path = {name}: is not there; put it back, or name the folder "
-            f"that has it with the variable {FOLDER}"
+            f"{missing}; put it back, or name the folder that has it with the variable {FOLDER}"
         )
     if not (moved := epath.Path(folder) / path.name).exists():
-        raise WeightsError(f"config.model.backbone_path = {name}: is not there, nor is {moved}")
+        raise WeightsError(f"{missing}, nor is {moved}")
     return moved
 
 

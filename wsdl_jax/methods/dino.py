@@ -1,0 +1,50 @@
+"""A light head on a transformer that low-rank adapters (Hu et al., 2022) fit to the task.
+
+The recipe is for DINOv2 (Oquab et al., 2024), of which nothing but the adapters is trained.
+"""
+
+import functools
+
+import ml_collections
+
+from wsdl_jax.methods import objectives
+from wsdl_jax.methods.method import (
+    Definition,
+    Method,
+    early_statistics,
+    from_map_logits,
+    map_objective,
+    network_arguments,
+)
+from wsdl_jax.methods.pooling import Pooling
+from wsdl_jax.models.dino import Dino
+from wsdl_jax.runtime.errors import ConfigError
+
+
+def _bind(config: ml_collections.ConfigDict) -> Method:
+    kwargs = {"depth": config.model.depth, **network_arguments(config)}
+    return Method(
+        network=lambda axis_name, rngs: Dino(axis_name=axis_name, rngs=rngs, **kwargs),
+        loss=map_objective(config, objectives.mean_logit_weak),
+        localize=functools.partial(from_map_logits, pool=Pooling.of(config.score)),
+        embed=early_statistics,
+    )
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    if config.model.frozen and not config.model.lora_rank:
+        raise ConfigError(
+            "config.model.lora_rank = 0: of a frozen backbone dino trains adapters, whose rank is "
+            "1 at least"
+        )
+
+
+METHOD = Definition(
+    bind=_bind,
+    learns_spliced=True,
+    learns_partly_known=True,
+    map_scores=("weak", "full"),
+    reads_stage="model.depth",
+    usual_stage=lambda backbone: backbone.stages,
+    check=_check,
+)
