@@ -46,7 +46,7 @@ def _laptop(config, source, is_long):
     config.model.width = 0.25
     config.model.decoder = "linear"
     config.train.batch = 16
-    config.train.epochs = 60 if is_long else 20
+    config.train.epochs = 80 if is_long else 20
     config.train.steps_per_epoch = 100
     if source.is_small and config.setup == "a":
         config.train.splice = 0.7

@@ -44,7 +44,7 @@ def _laptop(config, source, is_long):
     config.data.flip = True
     config.model.width = 0.25
     config.train.batch = 16
-    config.train.epochs = 60 if is_long else 20
+    config.train.epochs = 80 if is_long else 20
     config.train.steps_per_epoch = 100
     if source.is_small and config.setup == "a":
         config.train.splice = 0.7

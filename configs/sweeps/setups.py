@@ -12,6 +12,8 @@ The portraits form takes about 22 minutes on two CPU cores with nothing else to 
 
 from wsdl_jax import methods, sweep
 
+METHODS = ("patches", "grad_cam", "attention")  # the paper's
+
 
 def get_sweep(arg: str | None = None):
     """Yields the runs of a variant. Raises ConfigError for one that does not exist."""
@@ -19,7 +21,7 @@ def get_sweep(arg: str | None = None):
     source = variant["source"]
     weights = {"timm-xception": variant["imagenet"], "ffd-attention": variant["ffd"]}
     for seed in range(variant["seeds"]):
-        for method in methods.names():
+        for method in METHODS:
             for setup in methods.get(method).setups:
                 overrides = {"seed": seed}
                 if file := weights.get(methods.get(method).starts_from):

@@ -168,7 +168,7 @@ def test_variants_of_a_method_name_the_run(place: Path):
         (
             "",
             {"train.splice": 0.5},
-            "config.train.splice = 0.5: only for patches, grad_cam, attention",
+            "config.train.splice = 0.5: only for patches, grad_cam, attention, declip, dino",
         ),
         (
             "",
