@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from wsdl_jax.models.interpolation import bicubic
 from wsdl_jax.models.layers import BatchNorm, Dtype, Pointwise
-from wsdl_jax.models.vit import bicubic
 from wsdl_jax.models.xception import scaled
 
 ENLARGED = 16  # times as many locations a side as the features have

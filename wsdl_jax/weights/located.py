@@ -12,9 +12,9 @@ from wsdl_jax.weights.backbone_file import fill
 from wsdl_jax.weights.files import read
 from wsdl_jax.weights.tensors import WeightsError
 
-# Variable: a folder in which a file is looked up by its name, where it is not at a config's path.
 # Where a network has a backbone, and what the names of its fields in config.model begin with.
 _PLACES = {"trunk": "backbone", "beside": "beside"}
+# Variable: a folder in which a file is looked up by its name, where it is not at a config's path.
 FOLDER = "WSDL_JAX_BACKBONES"
 _CHUNK = 2**24  # bytes
 
