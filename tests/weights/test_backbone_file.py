@@ -107,6 +107,7 @@ def stages(trunk: Backbone, images: jax.Array) -> list[jax.Array]:
     return found
 
 
+@pytest.mark.usefixtures("compile_quickly")
 def test_features_of_the_resnet():
     trunk = filled("clip-openai-resnet")
     structure, state = nnx.split(trunk)
