@@ -511,6 +511,19 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torch_script_archives(torch, tmp_path):
+    """As which OpenAI publishes CLIP, in half precision."""
+    layer = torch.nn.Linear(2, 3).half()
+    torch.jit.script(layer).save(str(tmp_path / "archive.pt"))
+    found = weights.read(epath.Path(tmp_path / "archive.pt"))
+    assert {name: array.dtype for name, array in found.items()} == dict.fromkeys(
+        ("weight", "bias"), np.float32
+    )
+    for name, tensor in layer.state_dict().items():
+        np.testing.assert_array_equal(found[name], tensor.float().numpy())
+
+
 def test_code_in_a_file_is_not_run(torch, tmp_path):
     torch.save({"net": Trap(tmp_path / "sprung")}, tmp_path / "trap.tar")
     unreadable(tmp_path / "trap.tar", r"holds more than tensors \(posix\.mkdir\): refused")

@@ -4,6 +4,7 @@ import io
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,8 @@ def read(file: epath.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Returns the tensors of a `.safetensors` file, or of a PyTorch file with a state_dict in it.
 
     A PyTorch file may keep its state_dict under "net" (as FFD's do), "state_dict" or "model". It is
-    read with `weights_only=True`; one that would have to run code is refused.
+    read with `weights_only=True`; one that would have to run Python is refused. A TorchScript
+    archive, as which OpenAI publishes CLIP, has no Python in it.
 
     Raises WeightsError for a file that is missing, truncated, or holds something else, and where
     PyTorch is needed and not installed.
@@ -55,16 +57,18 @@ def read(file: epath.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     torch = _torch(file)
     try:
         with warnings.catch_warnings(action="ignore"):  # of old pickles, which do not concern users
-            content = torch.load(
-                io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True
-            )
+            data = io.BytesIO(file.read_bytes())
+            if _is_torch_script(data):
+                content = torch.jit.load(data, map_location="cpu").state_dict()
+            else:
+                content = torch.load(data, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
         what = f"holds more than tensors ({culprit[1]})" if culprit else "is no PyTorch file"
         raise WeightsError(
             f"{file} {what}: refused, since loading it could run code; save a state_dict instead"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = _line(error).split(". ")[0]
         raise WeightsError(f"{file} is no PyTorch file, or a damaged one: {reason}") from error
     for key in ("net", "state_dict", "model"):
@@ -80,6 +84,15 @@ def read(file: epath.Path) -> dict[str, Shaped[np.ndarray, "..."]]:
         str(name): (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         for name, tensor in content.items()
     }
+
+
+def _is_torch_script(data: io.BytesIO) -> bool:
+    names: list[str] = []
+    if zipfile.is_zipfile(data):
+        with zipfile.ZipFile(data) as archive:
+            names = archive.namelist()
+    data.seek(0)
+    return any(name.endswith("/constants.pkl") for name in names)
 
 
 def write(tensors: Tensors, file: epath.Path) -> None:
