@@ -16,6 +16,7 @@ from wsdl_jax.methods.method import (
 )
 from wsdl_jax.methods.pooling import Pooling
 from wsdl_jax.models.declip import DeCLIP
+from wsdl_jax.models.declip_names import LAYOUT
 
 
 def _bind(config: ml_collections.ConfigDict) -> Method:
@@ -38,4 +39,5 @@ METHOD = Definition(
     reads_stage="model.depth",
     usual_stage=lambda backbone: backbone.decoded,
     decodes=True,
+    layouts=(LAYOUT,),
 )

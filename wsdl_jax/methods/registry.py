@@ -14,7 +14,7 @@ from flax import nnx
 from wsdl_jax.methods import attention, declip, dino, grad_cam, patches
 from wsdl_jax.methods.method import Definition, Method
 from wsdl_jax.models import backbones
-from wsdl_jax.models.backbone import freeze
+from wsdl_jax.models.backbone import freeze_backbones
 from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.torch_names import Layout
 from wsdl_jax.runtime import plugins
@@ -187,9 +187,7 @@ def blank(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Modul
     """
     model = from_config(config).network(axis_name, nnx.Rngs(params=config.seed))
     if config.model.frozen:
-        freeze(model.trunk)
-        if config.model.beside is not None:
-            freeze(model.beside)
+        freeze_backbones(model)
     return model
 
 

@@ -120,6 +120,13 @@ class Frozen(nnx.Variable):
     """
 
 
+def freeze_backbones(network: nnx.Module) -> None:
+    """Freezes the backbone of a network, and the one beside it where there is one, see `freeze`."""
+    freeze(network.trunk)
+    if (beside := getattr(network, "beside", None)) is not None:
+        freeze(beside)
+
+
 def freeze(backbone: nnx.Module) -> None:
     """Makes every parameter and statistic of a backbone `Frozen`, in place, but not its adapters.
 

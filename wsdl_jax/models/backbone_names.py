@@ -169,7 +169,7 @@ _TEXT = (
 )
 _OPENAI_ROOTS = ("", "module.", "model.")  # a detector's checkpoint has its backbone at `model`
 _OPENAI_HEAD = "fc."  # and the decoder beside it
-_OPENAI = ViTNames(
+OPENAI_VIT = ViTNames(
     patches="conv1",
     class_token="class_embedding",
     positions="positional_embedding",
@@ -234,7 +234,7 @@ def _towers() -> Iterator[Tower]:
     yield Tower(
         family=CLIP_VIT,
         sign="class_embedding",
-        names=_OPENAI,
+        names=OPENAI_VIT,
         unused=("proj", "ln_post."),
         **openai,
     )

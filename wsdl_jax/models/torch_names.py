@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -141,6 +141,11 @@ class Layout:
       is_cut: whether the network ends after a block of Xception that the tensors tell.
       unused: lists what a published file has and the network here has not.
       backbone: the class of the backbone that a network of this layout has.
+      arguments: what the network is built from, as the tensors tell, beside `width` and `depth`; it
+        raises ValueError for tensors of no network.
+      suits: whether a network of that class and backbone is one of this layout.
+      others: what the names of tensors begin with that may be of other networks; "": none are.
+      is_frozen: whether all backbones of a network stay as they are when it is trained.
       head: the name of a last layer that may be of other classes, in files of networks that were
         pretrained for another task; None where there is no such layer.
     """
@@ -155,3 +160,7 @@ class Layout:
     unused: Callable[[nnx.Module], Iterator[Place]] = _none
     head: str | None = None
     backbone: type[Backbone] = Trunk
+    arguments: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda tensors: {}
+    suits: Callable[[nnx.Module], bool] = lambda model: True
+    others: str = ""
+    is_frozen: bool = False

@@ -2,12 +2,15 @@
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 from etils import epath
 from flax import nnx
 
-from wsdl_jax import configuration, methods
+from wsdl_jax import configuration, methods, weights
+from wsdl_jax.models import backbones
 from wsdl_jax.models.torch_names import Layout
 from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runs.directory import RunDirectory
@@ -15,12 +18,20 @@ from wsdl_jax.runs.state import initial_state
 from wsdl_jax.runtime import storage
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.weights.files import read
-from wsdl_jax.weights.tensors import WeightsError, network
+from wsdl_jax.weights.tensors import WeightsError, arguments, network
 
 log = logging.getLogger("wsdl_jax")
 
 
-def make_run(file: epath.Path, layout: str, run: epath.Path, setup: str | None = None) -> None:
+def make_run(
+    file: epath.Path,
+    layout: str,
+    run: epath.Path,
+    setup: str | None = None,
+    *,
+    backbone: epath.Path | None = None,
+    beside: epath.Path | None = None,
+) -> None:
     """Makes a run directory of a weight file, as if the network had been trained here.
 
     Its config tests on the paper's data and resizes images as the recipe of `setup` does; the
@@ -31,14 +42,17 @@ def make_run(file: epath.Path, layout: str, run: epath.Path, setup: str | None =
       layout: the name of one of `methods.layouts()`.
       run: a folder that is empty or not there yet.
       setup: a, b or c, what the network was trained on; by default the usual one of the layout, c
-        for `dolos-grad-cam-full` and a for the others.
+        for `dolos-grad-cam-full` and `declip`, and a for the others.
+      backbone: the file of a frozen backbone that is not in the weight file.
+      beside: the file of the second one.
 
     Raises:
       UserError: a file that does not fit, or a folder that is not empty. Nothing is written then.
     """
     storage.check_folder(run)
     try:
-        model, new_head = network(read(file), layout)
+        tensors = read(file)
+        model, new_head = network(tensors, layout)
     except WeightsError as error:
         raise WeightsError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
     if new_head:
@@ -48,6 +62,13 @@ def make_run(file: epath.Path, layout: str, run: epath.Path, setup: str | None =
         )
     published = methods.layouts()[layout]
     config = _config(model, published, setup or published.setups[0])
+    if published.is_frozen:
+        _set_frozen(config, arguments(tensors, published), file, backbone, beside)
+        config = weights.with_digest(config)
+        weights.fill_backbone(methods.blank(config, None), config)  # or it could not be loaded
+    elif backbone is not None or beside is not None:
+        raise UserError(f"layout {layout}: a weight file has all of its network")
+    configuration.validate(config)
     with storage.whole_folder(run) as folder:
         RunDirectory(folder).config.write_text(configuration.save(config))
         checkpoints = Checkpoints(folder, keep_best=config.train.keep_best)
@@ -69,5 +90,41 @@ def _config(model: nnx.Module, layout: Layout, setup: str) -> ml_collections.Con
     config.model.width = model.trunk.width
     if layout.is_cut:
         config.model.depth = len(model.trunk.blocks)
-    configuration.validate(config)
     return config
+
+
+def _set_frozen(
+    config: ml_collections.ConfigDict,
+    of_network: Mapping[str, Any],
+    file: epath.Path,
+    backbone: epath.Path | None,
+    beside: epath.Path | None,
+) -> None:
+    """Sets the backbones of a network with frozen ones, and where their files are.
+
+    Args:
+      config: to be set.
+      of_network: fields of `config.model`.
+      file: of the network; of its backbone, too, where there is one alone.
+      backbone: the file of the first of two.
+      beside: the file of the second.
+
+    Raises:
+      UserError: files of backbones are missing, or there are some that are not needed.
+    """
+    for name, value in of_network.items():
+        config.model[name] = value
+    config.model.frozen = True
+    size = config.data.image_size
+    config.data.image_size = backbones.get(config.model.backbone).usual_size(size)
+    if config.model.beside is None:
+        if backbone is not None or beside is not None:
+            raise UserError(f"{file} has its backbone itself: --backbone and --beside are for two")
+        config.model.backbone_path = str(file)
+        return
+    if backbone is None or beside is None:
+        raise UserError(
+            f"{file} has the decoder alone, of {config.model.backbone} with {config.model.beside} "
+            "beside it: name their files with --backbone and --beside"
+        )
+    config.model.backbone_path, config.model.beside_path = str(backbone), str(beside)

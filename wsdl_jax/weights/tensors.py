@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Shaped
 
 from wsdl_jax import methods
+from wsdl_jax.models.backbone import freeze_backbones
 from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.torch_names import Layout, Place
 from wsdl_jax.models.xception import scaled
@@ -31,7 +32,9 @@ def layout_of(model: nnx.Module) -> Layout | None:
     found = (
         kind
         for kind in methods.layouts().values()
-        if kind.network is type(model) and isinstance(model.trunk, kind.backbone)
+        if kind.network is type(model)
+        and isinstance(model.trunk, kind.backbone)
+        and kind.suits(model)
     )
     return next(found, None)
 
@@ -81,6 +84,11 @@ def from_torch(state_dict: Tensors, layout: str) -> nnx.Module:
         floating-point or not finite: all of them by name.
     """
     model, new_head = network(state_dict, layout)
+    if getattr(model, "beside", None) is not None:
+        raise WeightsError(
+            f"{layout}: of a network with two backbones these are the decoder's tensors alone; "
+            "python -m wsdl_jax.convert takes the backbones' files with --backbone and --beside"
+        )
     if new_head:
         log.warning("%s: fc is not for two classes: it starts anew and has to be trained", layout)
     return model
@@ -96,12 +104,14 @@ def network(state_dict: Tensors, name: str) -> tuple[nnx.Module, bool]:
     if found not in (name, None):
         raise WeightsError(f"these tensors are in layout {found}, not {name}")
 
-    kwargs: dict[str, Any] = {"depth": _depth(tensors)} if layout.is_cut else {}
+    kwargs = arguments(tensors, layout)
     shapes = nnx.eval_shape(lambda: layout.network(**kwargs, rngs=nnx.Rngs(0)))
     kwargs["width"] = _width(list(layout.places(shapes)), tensors)
     model = layout.network(**kwargs, rngs=nnx.Rngs(0))
     places = list(layout.places(model))
     optional = {place.name for place in layout.unused(model)}
+    if layout.others:
+        optional |= {name for name in tensors if name.startswith(layout.others)}
     new_head = layout.head is not None and np.shape(tensors.get(f"{layout.head}.weight"))[:1] != (
         2,
     )
@@ -111,8 +121,22 @@ def network(state_dict: Tensors, name: str) -> tuple[nnx.Module, bool]:
         optional.update(head)
         initialize(model.top.linear, "torch", seed=0)
     fill_places(places, tensors, optional)
+    if layout.is_frozen:
+        freeze_backbones(model)
     model.eval()
     return model, new_head
+
+
+def arguments(tensors: Tensors, layout: Layout) -> dict[str, Any]:
+    """Returns what a network is built from, as its tensors tell, beside its width.
+
+    Raises WeightsError for tensors of no network of the layout.
+    """
+    try:
+        found = layout.arguments(tensors)
+        return {**found, "depth": _depth(tensors)} if layout.is_cut else found
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
 
 
 def _depth(tensors: Tensors) -> int:
@@ -203,9 +227,13 @@ def to_torch(model: nnx.Module, layout: str) -> dict[str, Shaped[np.ndarray, "..
             f"a network {type(model).__name__} is not of layout {layout}"
             + (f" but of {fitting.name}" if fitting else "")
         )
+    parts: dict[str, list[np.ndarray]] = {}
+    for place in published.places(model):  # those of queries, keys and values are of one tensor
+        value = np.array(place.to_torch(np.asarray(place.variable[...])), order="C")
+        parts.setdefault(place.name, []).append(value)
     tensors = {
-        place.name: np.array(place.to_torch(np.asarray(place.variable[...])), order="C")
-        for place in published.places(model)
+        name: np.concatenate(values) if len(values) > 1 else values[0]
+        for name, values in parts.items()
     }
     tensors |= {p.name: np.zeros(p.torch_shape(), np.float32) for p in published.unused(model)}
     for name in [name for name in tensors if name.endswith(".running_mean")]:
