@@ -18,6 +18,7 @@ from wsdl_jax.methods import objectives
 from wsdl_jax.methods.explanation import explain
 from wsdl_jax.models.backbone import Features
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 GOLDEN = pathlib.Path(golden.__file__).parent
 OUTPUTS = np.load(GOLDEN / "outputs.npz")
 GRADIENT_NORMS = json.loads((GOLDEN / "grad_norms.json").read_text())

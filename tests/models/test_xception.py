@@ -20,6 +20,8 @@ from wsdl_jax.models.outputs import Outputs
 from wsdl_jax.models.patches import Patches
 from wsdl_jax.models.xception import Trunk, scaled
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 WIDTH = 0.125
 NETWORKS = {
     "patches": Patches,
