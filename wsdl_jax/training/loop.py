@@ -261,7 +261,7 @@ def _after_validation(
         rate = runs.learning_rate(after, train)
         outcome = "training ends" if runs.has_ended(after, train) else f"learning rate {rate:g}"
         run_log.say(f"not better for {train.patience} epochs: {outcome}")
-    optimizer = runs.with_plateau(state["optimizer"], parallel.replicate(after))
+    optimizer = runs.with_plateau(state["optimizer"], parallel.distribute(after))
     return {**state, "optimizer": optimizer}
 
 
