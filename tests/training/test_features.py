@@ -13,12 +13,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from etils import epath
 from flax import nnx
+from safetensors.numpy import save_file
 
 from wsdl_data import provenance
 from wsdl_jax import configuration, inputs, methods, runs, training
 from wsdl_jax.inputs import features as kept_features
+from wsdl_jax.models import backbones
 from wsdl_jax.models.backbone import freeze
+from wsdl_jax.models.backbone_names import TOWERS
+from wsdl_jax.models.initialization import initialize
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.parallel import AXIS, Parallel
 from wsdl_jax.training import features
@@ -202,3 +207,39 @@ def test_features_that_are_not_the_same_at_every_step_are_refused(fields, told):
     with pytest.raises(ConfigError, match=told) as raised:
         configuration.check_circumstances(config)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_run_by_features_is_the_run_by_images(real_config: GetConfig, data: Path, tmp_path: Path):
+    """Of DeCLIP on a file of DINOv2's first block, with random weights."""
+    trunk = backbones.trunk("dinov2_s14", 1, rngs=nnx.Rngs(5))
+    initialize(trunk, "torch", seed=5)
+    tower = next(one for one in TOWERS if one.layout == "dinov2-transformers")
+    places = {place.name: place for place in tower.places(trunk, "")}
+    file = tmp_path / "dinov2.safetensors"
+    save_file({k: v.to_torch(np.asarray(v.variable[...])) for k, v in places.items()}, file)
+    fields = {
+        **{"data.dir": str(data), "data.image_size": 70, "model.backbone_path": str(file)},
+        **{"model.width": 1.0, "model.depth": 1, "model.decoder": "linear"},
+        **{"train.learning_rate": 1e-2, "model.dtype": "bfloat16"},
+    }
+    ended, logged = [], []
+    for kept in ("none", "cached"):
+        own = {**fields, "data.features": kept}
+        config = real_config("declip", "setup=c,source=celebahq,backbone=dinov2_s14", own)
+        run = epath.Path(tmp_path / kept)
+        training.train(config, run)
+        entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        speeds = ("images_per_second", "data_wait")
+        logged.append([{k: v for k, v in entry.items() if k not in speeds} for entry in entries])
+        ended.append(runs.load(run).model)
+    assert len(logged[0]) == 6  # four steps and two validations
+    for of_images, of_features in zip(*logged, strict=True):
+        assert of_features == pytest.approx(of_images, rel=1e-3)
+    of_decoders = (nnx.state(model.decoder, nnx.Param) for model in ended)
+    for want, got in zip(*map(jax.tree.leaves, of_decoders), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+    # A run that has ended needs none of them any more.
+    shutil.rmtree(data / "features")
+    training.train(config, run)
+    assert not (data / "features").exists()

@@ -161,9 +161,12 @@ def from_maps(maps: Float[Array, "b h w"], pool: Pooling = _MEAN) -> Localizatio
 
 
 def from_map_logits(
-    model: Any, images: Float[Array, "b h w 3"], *, pool: Pooling = _MEAN
+    model: Any, images: Float[Array, "b h w c"], *, pool: Pooling = _MEAN
 ) -> Localization:
-    """Returns the softmax of a network's map logits as maps, and scores pooled from them."""
+    """Returns the softmax of a network's map logits as maps, and scores pooled from them.
+
+    images: or features in their place, for a network that takes these.
+    """
     return from_maps(jax.nn.softmax(model(images).map_logits)[..., FAKE], pool)
 
 

@@ -64,7 +64,7 @@ class DeCLIP(nnx.Module):
             channels = self.trunk.features + self.beside.features
         self.decoder = make_decoder(decoder, channels, width=width, **kwargs)
 
-    def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+    def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """Returns what is decoded. Images are float32 in [-1, 1]."""
         features = self.trunk(images)
         if self.beside is None:
@@ -78,6 +78,6 @@ class DeCLIP(nnx.Module):
         """Returns map logits of 16 times as many locations a side as the features have."""
         return Outputs(map_logits=self.decoder(features))
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:
+    def __call__(self, images: Float[Array, "b h w c"]) -> Outputs:
         """images: float32 in [-1, 1]. CLIP's ViT-L/14 gives maps of 256×256 for 224×224."""
         return self.decode(self.features(images))

@@ -77,7 +77,7 @@ class Dino(nnx.Module):
         self.trunk = backbones.trunk(backbone, depth, width=width, **kwargs, **options)
         self.head = ConvHead(self.trunk.features, width=width, **kwargs)
 
-    def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+    def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """Returns what the head sees. Images are float32 in [-1, 1]."""
         return self.trunk(images)
 
@@ -85,6 +85,6 @@ class Dino(nnx.Module):
         """Returns map logits of four times as many locations a side as the features have."""
         return Outputs(map_logits=self.head(features))
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Outputs:
+    def __call__(self, images: Float[Array, "b h w c"]) -> Outputs:
         """images: float32 in [-1, 1]. Of DINOv2 maps of 64×64 for images of 224×224."""
         return self.decode(self.features(images))

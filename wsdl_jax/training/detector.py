@@ -131,13 +131,14 @@ def _train(
     checkpoints = runs.Checkpoints(run, keep_best=config.train.keep_best)
     state = newest_state(run, checkpoints, blank)
     del blank  # the loop needs the memory that its optimizer's state takes
+    total = config.train.epochs * config.train.steps_per_epoch
+    ended = False
     if state is None:
         start_network(model, config)
         state = runs.initial_state(model, config.train)
     else:
         if config.model.frozen:
             weights.fill_backbone(model, config)
-        total = config.train.epochs * config.train.steps_per_epoch
         ended = runs.has_ended(state["optimizer"], config.train)
         log.info(
             "%s: %s at step %d of %d",
@@ -146,7 +147,7 @@ def _train(
             int(state["step"]),
             total,
         )
-    if config.data.features == "cached":
+    if config.data.features == "cached" and not ended and int(state["step"]) < total:
         setup = features.once(config, model, setup)
     state = {**runs.variables(model), **state}
     optimizer = runs.make_optimizer(config.train)
