@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wsdl_jax.models import decoder
+from wsdl_jax.models import declip_names, decoder
 from wsdl_jax.models.initialization import initialize
 
 INPUTS, WIDTH = 12, 1 / 32  # then stages have 16, 8, 8 and 8 channels
@@ -90,6 +90,12 @@ def test_as_in_pytorch(torch, kind: str):
     twin = Twin(torch, network, kind)
     rng = np.random.default_rng(0)
     features = jnp.asarray(rng.normal(size=(2, 3, 4, INPUTS)), jnp.float32)
+    # Checkpoints name a decoder's tensors by the places of its layers.
+    places = declip_names.decoder_places(network)
+    shapes = {place.name: place.torch_shape() for place in places}
+    theirs = twin.layers.state_dict()
+    counters = {name for name in theirs if name.endswith("num_batches_tracked")}
+    assert shapes == {f"fc.{n}": tuple(t.shape) for n, t in theirs.items() if n not in counters}
     masks = rng.integers(0, 2, (2, 48, 64))
 
     theirs = twin(np.array(features))

@@ -119,7 +119,14 @@ def test_which_network_it_is():
         assert (found["beside"], found["beside_depth"]) == beside
 
 
-def test_what_is_refused(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def small_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first stage of the second backbone, not the third, and fewer channels of both."""
+    for name, value in (("_BOTH", 32 + 256), ("_BESIDE_DEPTH", 1), ("_DEPTH", 2)):
+        monkeypatch.setattr(declip_names, name, value)
+
+
+def test_what_is_refused(small_resnet):
     tensors = weights.to_torch(network(), "declip")
     del tensors["model.visual.conv1.weight"], tensors["fc.0.bias"]
     tensors["fc.3.weight"] = np.zeros((1, 2, 5, 5), np.float32)
@@ -129,8 +136,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch):
         assert told in str(raised.value)
     with pytest.raises(weights.WeightsError, match="a decoder conv-2 is none of linear, conv-4"):
         weights.from_torch({f"fc.{n}.weight": np.zeros((1, 1, 5, 5)) for n in range(3)}, "declip")
-    monkeypatch.setattr(declip_names, "_BOTH", 32 + 1024)
-    both = {"fc.0.weight": np.zeros((1, 1056), np.float32), "fc.0.bias": np.zeros(1, np.float32)}
+    both = {"fc.0.weight": np.zeros((1, 288), np.float32), "fc.0.bias": np.zeros(1, np.float32)}
     with pytest.raises(weights.WeightsError, match="takes the backbones' files with --backbone"):
         weights.from_torch(both, "declip")
     other = DeCLIP(backbone="vit_tiny", depth=1, width=0.1, decoder="linear", rngs=nnx.Rngs(0))
@@ -162,10 +168,8 @@ def test_a_run_of_a_checkpoint(tmp_path):
         np.testing.assert_array_equal(weights.read(back)[name], value)
 
 
-def test_a_run_of_a_decoder_of_two_backbones(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(declip_names, "_BOTH", 32 + 1024)
-    monkeypatch.setattr(declip_names, "_DEPTH", 2)
-    model = network(beside="clip_rn50", beside_depth=3)
+def test_a_run_of_a_decoder_of_two_backbones(tmp_path, small_resnet):
+    model = network(beside="clip_rn50")
     fc, first, second = (epath.Path(tmp_path / f"{n}.safetensors") for n in ("fc", "vit", "rn50"))
     weights.write(weights.to_torch(model, "declip"), fc)
     alone = DeCLIP(backbone=CLIP, depth=2, decoder="linear", rngs=nnx.Rngs(0))

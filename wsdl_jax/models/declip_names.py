@@ -60,26 +60,30 @@ def _suits(model: nnx.Module) -> bool:
 
 
 def _places(model: DeCLIP) -> Iterator[Place]:
-    yield from _decoder(model)
+    yield from decoder_places(model.decoder, enlarged=model.beside is not None)
     if model.beside is None:
         yield from OPENAI_VIT.places(model.trunk, _TRUNK)
 
 
-def _decoder(model: DeCLIP) -> Iterator[Place]:
-    if isinstance(model.decoder, LinearDecoder):
-        yield Place("fc.0.weight", model.decoder.linear.kernel)
-        yield Place("fc.0.bias", model.decoder.linear.bias)
+def decoder_places(decoder: nnx.Module, *, enlarged: bool = False) -> Iterator[Place]:
+    """Lists the variables of a decoder.
+
+    Args:
+      decoder: one of `decoder.make_decoder`.
+      enlarged: whether a layer that brings maps to 256×256 is before the last convolution.
+    """
+    if isinstance(decoder, LinearDecoder):
+        yield Place("fc.0.weight", decoder.linear.kernel)
+        yield Place("fc.0.bias", decoder.linear.bias)
         return
     dialect, number = Dialect("fc."), 0
-    for stage in model.decoder.stages:
+    for stage in decoder.stages:
         for conv, norm in zip(stage.convs, stage.norms, strict=True):
             yield from dialect.kernel(str(number), conv)
             yield from dialect.norm(str(number + 1), norm)
             number += 3  # with the activation
         number += 1  # with the enlargement
-    if model.beside is not None:
-        number += 1  # brings maps to 256×256, which they have
-    yield from dialect.kernel(str(number), model.decoder.last)
+    yield from dialect.kernel(str(number + enlarged), decoder.last)
 
 
 LAYOUT = Layout(
