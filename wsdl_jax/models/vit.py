@@ -47,8 +47,8 @@ class Form:
       activation: between the two linear layers of a block.
       epsilon: of all layer normalizations.
       class_token: whether a class token goes before the patches.
-      convolutions: channels of the pairs of convolutions that make embeddings of patches (Xiao et
-        al., 2021); empty where one linear layer does.
+      convolutions: channels of the convolutions of stride 2 that make embeddings of patches (Xiao
+        et al., 2021); empty where one linear layer does.
       pre_norm: whether embeddings are normalized before the first block; patches then have no bias.
       layer_scale: whether what a branch of a block adds is scaled by channel (Touvron et al.,
         2021).
@@ -147,7 +147,7 @@ class PatchEmbedding(nnx.Module):
 
 
 class ConvolutionalStem(nnx.Module):
-    """Pairs of convolutions 3×3 with BatchNorm and ReLU, then a linear layer.
+    """Convolutions 3×3 of stride 2 with BatchNorm and ReLU, then a linear layer.
 
     After Xiao et al. (2021). What tells a generated image is in differences of neighbouring pixels,
     which a linear layer of whole patches learns late.
@@ -162,14 +162,12 @@ class ConvolutionalStem(nnx.Module):
         axis_name: str | None,
         rngs: nnx.Rngs,
     ):
-        """widths: channels of each pair, of strides 2 and 1. features: those of a token."""
-        pairs = itertools.pairwise((3, *widths))
+        """widths: channels behind each convolution. features: those of a token."""
         self.convs = nnx.List(
-            Conv(inputs, b, stride=stride, padding=1, dtype=dtype, rngs=rngs)
-            for a, b in pairs
-            for inputs, stride in ((a, 2), (b, 1))
+            Conv(a, b, stride=2, padding=1, dtype=dtype, rngs=rngs)
+            for a, b in itertools.pairwise((3, *widths))
         )
-        self.norms = nnx.List(BatchNorm(b, axis_name=axis_name) for b in widths for _ in range(2))
+        self.norms = nnx.List(BatchNorm(b, axis_name=axis_name) for b in widths)
         self.linear = Pointwise(widths[-1], features, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
