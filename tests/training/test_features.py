@@ -148,8 +148,8 @@ def test_damage_and_other_images_are_told(config, frozen, data):
     whole = path.read_bytes()
 
     def told(place: int) -> str:
-        examples = once.training.with_features(once.training._features)
-        examples._features[0]._open.clear()
+        examples = once.training.with_features(once.training.features)
+        examples.features[0]._open.clear()
         with pytest.raises(UserError) as raised:
             examples[place]
         assert "\n" not in str(raised.value)

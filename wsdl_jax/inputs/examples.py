@@ -36,6 +36,7 @@ class Examples:
       facts: names of what else is known of images, such as "generator", of some subsets at least;
         among them "set", the name of its subset, where there are several.
       provenance: what each subset was made of, by its name, see wsdl_data.provenance.
+      features: those that are kept of the images of each subset; empty without.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Examples:
     ):
         """Raises ConfigError for a subset that is unknown, not prepared, or lacks the split."""
         self._arguments = (tuple(names), split, data_dir, tuple(features))
-        self._features = tuple(features)
+        self.features = tuple(features)
         self._sources, self._folders, self._builders = [], [], []
         self.have_masks = True
         facts: list[set[str]] = []
@@ -144,8 +145,8 @@ class Examples:
             raise UserError(
                 f"{self._folders[which]} is damaged ({reason}); delete this folder and build again"
             ) from error
-        if self._features:
-            features = self._features[which].read(place, record["image"])
+        if self.features:
+            features = self.features[which].read(place, record["image"])
             record = {**record, "features": features}
         return record if len(self._names) == 1 else {**record, _SET: self._names[which].encode()}
 
