@@ -50,8 +50,6 @@ def _laptop(config, source, is_long):
     config.train.steps_per_epoch = 100
     if source.is_small and config.setup == "a":
         config.train.splice = 0.7
-    config.train.warmup = 100
-    config.train.clip_norm = 1.0
     config.train.schedule = "cosine"  # a short run has to settle
     config.eval.batch = 50
 

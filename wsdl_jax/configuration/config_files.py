@@ -90,7 +90,9 @@ def set_backbone(config: ml_collections.ConfigDict, name: str | None) -> None:
     """Sets the backbone, and what a recipe for Xception has that another one cannot have.
 
     The method reads the stage that is usual for it, of images of a size that the backbone takes, at
-    its full width and without the weights of Xception.
+    its full width and without the weights of Xception. A transformer that is trained from nothing
+    has smaller steps, which grow at first, gradients that are bounded, and blocks that begin as
+    identities.
 
     To be called when all else has been set.
 
@@ -105,6 +107,12 @@ def set_backbone(config: ml_collections.ConfigDict, name: str | None) -> None:
     config.model.width = 1.0
     config.init.layout = None
     config.data.image_size = architecture.usual_size(config.data.image_size)
+    if not architecture.has_files:
+        config.init.scheme = "zero_residual"
+        config.train.learning_rate = 2e-3
+        config.train.warmup = 100
+        config.train.clip_norm = 1.0
+        config.train.schedule = "cosine"
     definition = methods.get(config.method)
     if definition.reads_stage is not None:
         group, key = definition.reads_stage.split(".")
