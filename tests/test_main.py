@@ -12,11 +12,12 @@ from PIL import Image
 
 from wsdl_jax.runtime import locks
 
-# Every setup once, each with another method.
+# Every setup with another method; DeCLIP is on a small transformer that is trained from nothing.
 VARIANTS = {
     "attention": "source=celebahq",
     "patches": "setup=b,source=celebahq",
     "grad_cam": "setup=c,source=celebahq",
+    "declip": "setup=c,source=celebahq,recipe=small",
 }
 REPOSITORY = Path(__file__).parent.parent
 PYTHON = (sys.executable, "-W", "error", "-W", "ignore:the load_module")  # of ml_collections
