@@ -15,7 +15,7 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from wsdl_jax import configuration, inputs, runs, weights
+from wsdl_jax import configuration, inputs, runs
 from wsdl_jax.evaluation import evaluate
 from wsdl_jax.runtime import command, hosts, shipped_files
 from wsdl_jax.training import check_weights, train
@@ -33,13 +33,12 @@ def main(_: list[str]) -> None:
     jax.config.parse_flags_with_absl()
     configuration.validate(_CONFIG.value)
     configuration.check_circumstances(_CONFIG.value)
-    configuration.check_backbone_file(_CONFIG.value)
     hosts.start_by_flags()
     config = configuration.for_devices(_CONFIG.value, jax.device_count())
     run = epath.Path(_WORKDIR.value or default_workdir(config))
     # What cannot work fails before the minutes that a dataset can take.
-    config = weights.with_digest(config)
-    runs.check(run, config)
+    config = runs.with_files(run, config)
+    configuration.check_backbone_file(config)
     if not runs.RunDirectory(run).config.exists():
         check_weights(config)
     hosts.first_then_each(lambda: inputs.prepare(config, _ALSO_ON.value))

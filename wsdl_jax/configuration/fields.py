@@ -58,8 +58,12 @@ CIRCUMSTANCES = (
     *("model.backbone_path", "model.beside_path"),  # a file is told by its SHA-256
     "variant",  # what it changes is in other fields
 )
-# What is filled in when a training begins; before that, it differs from nothing.
-_FILLED_IN = ("model.backbone_sha256", "model.beside_sha256")
+# What is filled in when a training begins, and the file that it is of; before that, it differs from
+# nothing.
+_FILLED_IN = {
+    "model.backbone_sha256": "model.backbone_path",
+    "model.beside_sha256": "model.beside_path",
+}
 
 
 def base() -> ml_collections.ConfigDict:
@@ -451,11 +455,15 @@ def essence(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
     """Returns lines "field: old → new" for every field that changes what a run computes.
 
-    What is filled in when a training begins is compared where both say it.
+    What is filled in when a training begins is compared where both say it, and where the old one
+    can have none, as it names no file.
     """
     sides = dict(essence(old)), dict(essence(new))
-    for path in _FILLED_IN:
-        if None in (values := [side.get(path) for side in sides]) and values != [None, None]:
+    for path, of_file in _FILLED_IN.items():
+        before, now = (side.get(path) for side in sides)
+        if (before is None) == (now is None):
+            continue
+        if before is not None or field(old, of_file) is not None:
             for side in sides:
                 side.pop(path)
     return trees.differences(*sides)

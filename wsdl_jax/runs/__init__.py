@@ -3,6 +3,7 @@
 from wsdl_jax.runs.checkpoints import (
     Checkpoints,
 )
+from wsdl_jax.runs.continued import with_files
 from wsdl_jax.runs.directory import (
     ResultsFolder,
     RunDirectory,
@@ -70,6 +71,7 @@ __all__ = [
     "subsets_stem",
     "variables",
     "weights_digest",
+    "with_files",
     "with_plateau",
     "written",
 ]

@@ -3,6 +3,7 @@
 What a sweep file has is described in wsdl_jax/sweep.py, which users call.
 """
 
+import logging
 import re
 import runpy
 from collections.abc import Callable, Iterable, Sequence
@@ -12,12 +13,14 @@ import ml_collections
 from absl import flags
 from etils import epath
 
-from wsdl_jax import configuration
+from wsdl_jax import configuration, weights
 from wsdl_jax.runtime import shipped_files, variants
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.variants import Variant
 from wsdl_jax.sweeps.run import Run
 
+log = logging.getLogger("wsdl_jax")
+_OF_FILES = ("backbone_path", "backbone_sha256", "beside_path", "beside_sha256")  # config.model's
 _NAME = re.compile(r"\w[\w.+=-]*/\w[\w.+=-]*")
 
 
@@ -67,6 +70,7 @@ def read(sweep: str, workdir: epath.Path, overrides: Sequence[str] = ()) -> list
     if not items:
         raise ConfigError(f"{sweep} has no runs")
     planned: list[Run] = []
+    digests: dict[Any, ml_collections.ConfigDict] = {}  # by `_OF_FILES`, read once
     folders: dict[Any, epath.Path] = {}  # of the runs that are the same but for their names
     for name, config_file, fields, also_on in items:
         if not _NAME.fullmatch(name):
@@ -81,12 +85,37 @@ def read(sweep: str, workdir: epath.Path, overrides: Sequence[str] = ()) -> list
         also_on = tuple(dict.fromkeys(others))
         if also_on:
             arguments.append(f"--also_on={','.join(also_on)}")
-        essence = (*configuration.essence(config), also_on)
+        of_files = tuple(config.model[field] for field in _OF_FILES)
+        if of_files not in digests:
+            digests[of_files] = _with_digest(name, config).model
+        for field in _OF_FILES:
+            config.model[field] = digests[of_files][field]
+        essence = (*configuration.essence(config), _files_by_path(config), also_on)
         folder = folders.setdefault(essence, workdir / name / f"seed-{config.seed}")
         if any((run.name, run.config.seed) == (name, config.seed) for run in planned):
             raise ConfigError(f"{file}: {name} is there twice with seed {config.seed}")
         planned.append(Run(name, config, tuple(arguments), also_on, folder))
     return planned
+
+
+def _with_digest(name: str, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a config with the SHA-256 of its backbones' files, of those that are there."""
+    try:
+        return weights.with_digest(config)
+    except weights.MissingFileError as error:  # it may be there where the run is started
+        log.warning("%s: %s. Until then it is told by its path", name, error)
+        return config
+    except weights.WeightsError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _files_by_path(config: ml_collections.ConfigDict) -> tuple[str | None, ...]:
+    """Returns the paths of the backbones' files whose SHA-256 is not known; None for another."""
+    model = config.model
+    return tuple(
+        model[f"{role}_path"] if model[f"{role}_sha256"] is None else None
+        for role in ("backbone", "beside")
+    )
 
 
 def _get_sweep(file: str) -> Callable[[str | None], Iterable[tuple]]:

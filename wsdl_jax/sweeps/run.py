@@ -94,8 +94,16 @@ class Run(NamedTuple):
 
     def _check(self) -> None:
         """Raises UserError where the directory is a run of another config."""
-        config = self.config.copy_and_resolve_references()
+        kept, config = runs.load_config(self.folder), self.config.copy_and_resolve_references()
         if config.train.per_device_batch:  # these follow from the number of devices
-            train = runs.load_config(self.folder).train
+            train = kept.train
             config.train.batch, config.train.learning_rate = train.batch, train.learning_rate
+        for role in ("backbone", "beside"):
+            path, known = config.model[f"{role}_path"], config.model[f"{role}_sha256"]
+            before = kept.model[f"{role}_path"]
+            if path is not None and known is None and path != before:
+                raise UserError(
+                    f"{self.folder} is a run of config.model.{role}_path = {before}; whether "
+                    f"{path} is the same file cannot be told, as it is not there"
+                )
         runs.check(self.folder, config)

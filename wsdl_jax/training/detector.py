@@ -75,8 +75,8 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
         devices; full supervision without masks; a loss or gradient that is not finite.
       Interrupted: the process was asked to stop.
     """
+    config, data = runs.with_files(run, config), config.data
     configuration.check_backbone_file(config)
-    config, data = weights.with_digest(config), config.data
     setup = check(
         config, run, real=data.real, fake=data.fake, microbatches=config.train.microbatches
     )

@@ -1,7 +1,7 @@
 """Published weights in and out: layouts, tensors, files, and a backbone's among them."""
 
 from wsdl_jax.weights.files import read, write
-from wsdl_jax.weights.located import fill_backbone, with_digest
+from wsdl_jax.weights.located import MissingFileError, fill_backbone, with_digest
 from wsdl_jax.weights.tensors import (
     WeightsError,
     detect,
@@ -12,6 +12,7 @@ from wsdl_jax.weights.tensors import (
 )
 
 __all__ = [
+    "MissingFileError",
     "WeightsError",
     "detect",
     "fill_backbone",

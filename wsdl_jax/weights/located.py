@@ -19,16 +19,36 @@ FOLDER = "WSDL_JAX_BACKBONES"
 _CHUNK = 2**24  # bytes
 
 
-def with_digest(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+class MissingFileError(WeightsError):
+    """The file of a backbone that is not where it is looked for."""
+
+
+def with_digest(
+    config: ml_collections.ConfigDict, kept: ml_collections.ConfigDict | None = None
+) -> ml_collections.ConfigDict:
     """Returns a config with the SHA-256 of its backbone's file, or of both.
 
-    Raises WeightsError for a file that cannot be read, or is another than the config says.
+    Args:
+      config: with the paths of the files.
+      kept: of a run that has no need of them. A file that is not there is then the run's, if it is
+        named by the same path.
+
+    Raises:
+      MissingFileError: a file is not there.
+      WeightsError: a file that cannot be read, or is another than the config says.
     """
     config = config.copy_and_resolve_references()
     for field in _PLACES.values():
-        if config.model[f"{field}_path"] is not None:
-            path, known = _locate(config, field), config.model[f"{field}_sha256"]
-            config.model[f"{field}_sha256"] = _digest(path, known)
+        path, known = config.model[f"{field}_path"], config.model[f"{field}_sha256"]
+        if path is None:
+            continue
+        try:
+            config.model[f"{field}_sha256"] = _digest(_locate(config, field), known)
+        except MissingFileError:
+            if kept is None or kept.model[f"{field}_path"] != path:
+                raise
+            if known is None:
+                config.model[f"{field}_sha256"] = kept.model[f"{field}_sha256"]
     return config
 
 
@@ -65,11 +85,11 @@ def _locate(config: ml_collections.ConfigDict, field: str) -> epath.Path:
         return path
     missing = f"config.model.{field}_path = {name}: is not there"
     if folder is None:
-        raise WeightsError(
+        raise MissingFileError(
             f"{missing}; put it back, or name the folder that has it with the variable {FOLDER}"
         )
     if not (moved := epath.Path(folder) / path.name).exists():
-        raise WeightsError(f"{missing}, nor is {moved}")
+        raise MissingFileError(f"{missing}, nor is {moved}")
     return moved
 
 
