@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 from golden import backbones as golden
 
-from wsdl_jax.models import backbone_names, clip_resnet, vit
+from wsdl_jax import convert
+from wsdl_jax.models import backbone_names, backbones, clip_resnet, vit
 from wsdl_jax.models.backbone import Backbone
-from wsdl_jax.weights import WeightsError
+from wsdl_jax.weights import WeightsError, backbone_file
 from wsdl_jax.weights.backbone_file import (
     architecture_of,
     fill,
@@ -109,15 +110,13 @@ def stages(trunk: Backbone, images: jax.Array) -> list[jax.Array]:
 
 @pytest.mark.usefixtures("compile_quickly")
 def test_features_of_the_resnet():
-    trunk = filled("clip-openai-resnet")
-    structure, state = nnx.split(trunk)
+    model = convert.from_torch(file("clip-openai-resnet"), "clip-openai")
+    structure, state = nnx.split(model)
     images = jnp.asarray(golden.images("clip-openai-resnet"))
-    found = jax.jit(lambda state, images: stages(nnx.merge(structure, state), images))(
-        state, images
-    )
-    assert len(found) == len(clip_resnet.BLOCKS)
-    for stage, features in enumerate(found, start=1):
-        expected = FIXTURE[f"clip-openai-resnet/{stage}"]
+    found = jax.jit(lambda state, images: nnx.merge(structure, state)(images))(state, images)
+    assert set(found) == {f"layer{stage}" for stage in range(1, len(clip_resnet.BLOCKS) + 1)}
+    for name, features in found.items():
+        expected = FIXTURE[f"clip-openai-resnet/{name.removeprefix('layer')}"]
         close(features[..., :: golden.EVERY], expected, 1e-4)
 
 
@@ -159,6 +158,54 @@ def test_features_and_gradients(name):
     assert len(checked) > golden.BLOCKS
     for key, parameter in checked.items():
         close(np.concatenate(gradients[parameter]), FIXTURE[key], 1e-3)
+
+
+def make_small_ones_known(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As if the network of a file, which is small, were published."""
+    published, small = "dinov2_s14" if name.startswith("dinov2") else "clip_vit_l14", form(name)
+    of_small = dataclasses.replace(
+        backbones.get(published),
+        trunk=functools.partial(vit.ViT, form=small),
+        stages=golden.BLOCKS,
+    )
+    monkeypatch.setattr(backbone_file, "FORMS", {published: small})
+    monkeypatch.setattr(
+        backbones, "_ARCHITECTURES", {**backbones._ARCHITECTURES, published: of_small}
+    )
+
+
+@pytest.mark.usefixtures("compile_quickly")
+@pytest.mark.parametrize("name", VITS)
+def test_a_bare_backbone_gives_maps_by_name(monkeypatch, name):
+    make_small_ones_known(monkeypatch, name)
+    wrapped = {f"module.{key}": value for key, value in file(name).items()}
+    model = convert.from_torch(wrapped, LAYOUTS[name])
+    found = nnx.jit(lambda model, images: model(images))(model, golden.images(name))
+    height, width = (side // golden.PATCH for side in golden.SIZES[name])
+    assert list(found) == ["layer0", "layer1", "layer2"]
+    for stage, features in enumerate(found.values(), start=1):
+        patches = FIXTURE[f"{name}/{stage}"][:, -height * width :]
+        close(features, patches.reshape(1, height, width, golden.WIDTH), 1e-4)
+
+
+def test_bare_backbones_that_are_none():
+    tensors = file("dinov2")
+    for layout, line in (
+        ("dinov2-hub", "these tensors are in layout dinov2-transformers, not dinov2-hub"),
+        (
+            "dinov2-transformers",
+            "these tensors are of a DINOv2 ViT (3 blocks, width 32, patches of 14×14 pixels, "
+            "positions for 4×4 patches), which is none of clip_rn50, clip_vit_l14, dinov2_s14, "
+            "dinov2_b14, dinov2_l14",
+        ),
+    ):
+        with pytest.raises(WeightsError) as error:
+            convert.from_torch(tensors, layout)
+        assert str(error.value) == line
+    with pytest.raises(WeightsError, match="in none of the backbones' layouts, not clip-openai"):
+        convert.from_torch({"weight": np.zeros(2, np.float32)}, "clip-openai")
+    with pytest.raises(WeightsError, match=r"layout 'clip': choose from dolos-.*, dinov2-hub$"):
+        convert.from_torch(tensors, "clip")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

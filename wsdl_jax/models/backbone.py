@@ -45,6 +45,11 @@ class Backbone(nnx.Module):
         """Returns how many channels the map has behind the last stage."""
         return self.widths[-1]
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Returns what published code calls the outputs of the stages, the first to the last."""
+        return tuple(f"layer{stage}" for stage in range(1, self.stages + 1))
+
     def stem(self, images: Float[Array, "b h w 3"]) -> Features:
         """Returns what goes into the first stage. Raises ValueError for a size that it refuses."""
         raise NotImplementedError
@@ -69,6 +74,26 @@ class Backbone(nnx.Module):
             values = features.map.astype(jnp.float32)
             found += [values.mean((1, 2)), values.std((1, 2))]
         return jnp.concatenate(found, axis=-1)
+
+
+class BareBackbone(nnx.Module):
+    """A backbone without a method: a network that gives the map behind each of its stages."""
+
+    def __init__(self, trunk: Backbone):
+        self.trunk = trunk
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b h2 w2 c"]]:
+        """Returns the maps by the names of their stages, see `Backbone.stage_names`.
+
+        Images are float32 in [-1, 1]. A transformer's maps are of its patches alone, before its
+        last normalization: "layer20" is behind its 21st block. Raises ValueError for images of a
+        size that the backbone refuses.
+        """
+        features, found = self.trunk.stem(images), {}
+        for stage, name in enumerate(self.trunk.stage_names):
+            features = self.trunk.through(features, stage, stage + 1)
+            found[name] = features.map
+        return found
 
 
 class Given(Backbone):

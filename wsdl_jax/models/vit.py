@@ -312,6 +312,11 @@ class ViT(Backbone):
             for _ in range(depth)
         )
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Returns "layer0" for the first block, as DeCLIP has it, and so on."""
+        return tuple(f"layer{block}" for block in range(self.stages))
+
     def stem(self, images: Float[Array, "b h w 3"]) -> Features:
         """Returns the embeddings that go into the first block.
 

@@ -2,10 +2,10 @@
 
 from wsdl_jax.weights.files import read, write
 from wsdl_jax.weights.located import MissingFileError, fill_backbone, with_digest
+from wsdl_jax.weights.networks import from_torch
 from wsdl_jax.weights.tensors import (
     WeightsError,
     detect,
-    from_torch,
     layout_of,
     to_torch,
     torch_names,

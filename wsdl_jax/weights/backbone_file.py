@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from flax import nnx
 
-from wsdl_jax.models import clip_resnet
+from wsdl_jax.models import backbones, clip_resnet
 from wsdl_jax.models.backbone import Backbone
 from wsdl_jax.models.backbone_names import (
     CLIP_RESNET,
@@ -146,6 +147,34 @@ def architecture_of(tensors: Tensors) -> str | None:
         ),
         None,
     )
+
+
+def bare_backbone(tensors: Tensors, layout: str) -> Backbone:
+    """Returns the backbone that a file's tensors are of, filled with them.
+
+    Args:
+      tensors: arrays by their names in a file, in any floating precision.
+      layout: the name of the layout that they are in.
+
+    Raises:
+      WeightsError: they are in another layout, or of no backbone that is known by a name; or as in
+        `fill`.
+    """
+    found = _tower(tensors)
+    if found is None or found[0].layout != layout:
+        told = f"layout {found[0].layout}" if found else "none of the backbones' layouts"
+        raise WeightsError(f"these tensors are in {told}, not {layout}")
+    name = architecture_of(tensors)
+    if name is None:
+        known = (clip_resnet.NAME, *(name for name, form in FORMS.items() if form.grid is not None))
+        raise WeightsError(
+            f"these tensors are of {_description(*found, tensors)}, "
+            f"which is none of {', '.join(known)}"
+        )
+    options = {"registers": count} if (count := registers_of(tensors)) else {}
+    trunk = backbones.trunk(name, backbones.get(name).stages, rngs=nnx.Rngs(0), **options)
+    fill(trunk, tensors)
+    return trunk
 
 
 def fill(trunk: Backbone, tensors: Tensors) -> None:

@@ -1,7 +1,6 @@
 """Networks from the tensors of published PyTorch layouts, and back, exactly."""
 
 import itertools
-import logging
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -18,7 +17,6 @@ from wsdl_jax.models.torch_names import Layout, Place
 from wsdl_jax.models.xception import scaled
 from wsdl_jax.runtime.errors import UserError
 
-log = logging.getLogger("wsdl_jax")
 Tensors = Mapping[str, Shaped[np.ndarray, "..."]]
 LISTED = 12  # names in an error message, of each kind
 
@@ -66,40 +64,21 @@ def detect(tensors: Tensors) -> str | None:
     return next((n for n, layout in methods.layouts().items() if layout.sign in tensors), None)
 
 
-def from_torch(state_dict: Tensors, layout: str) -> nnx.Module:
-    """Returns the network of a published PyTorch layout with its weights, in evaluation mode.
-
-    The block after which Patches is cut, and the width, are read from the arrays. A `timm-xception`
-    whose `fc` is not for two classes (ImageNet has 1,000) gets a new one with PyTorch's random
-    initialization; a warning says so.
-
-    Args:
-      state_dict: arrays by their PyTorch names, as a published state_dict has them, in any floating
-        precision; a prefix "module." of all names is taken off. Pointwise kernels may be
-        [outputs, inputs] or [outputs, inputs, 1, 1].
-      layout: the name of one of `methods.layouts()`.
-
-    Raises:
-      WeightsError: an unknown layout, or tensors that are missing, unexpected, misshapen, not
-        floating-point or not finite: all of them by name.
-    """
-    model, new_head = network(state_dict, layout)
-    if getattr(model, "beside", None) is not None:
-        raise WeightsError(
-            f"{layout}: of a network with two backbones these are the decoder's tensors alone; "
-            "python -m wsdl_jax.convert takes the backbones' files with --backbone and --beside"
-        )
-    if new_head:
-        log.warning("%s: fc is not for two classes: it starts anew and has to be trained", layout)
-    return model
+def unwrapped(state_dict: Tensors) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Returns arrays by their names without the prefix "module.", where all of them have it."""
+    tensors = {name: np.asarray(tensor) for name, tensor in state_dict.items()}
+    if tensors and all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def network(state_dict: Tensors, name: str) -> tuple[nnx.Module, bool]:
-    """Returns what `from_torch` does, and whether the network's last layer is a new one."""
+    """Returns the network of a method's layout, and whether its last layer is a new one.
+
+    See `networks.from_torch`, which is for users.
+    """
     layout = _layout(name)
-    tensors = {name: np.asarray(tensor) for name, tensor in state_dict.items()}
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    tensors = unwrapped(state_dict)
     found = detect(tensors)
     if found not in (name, None):
         raise WeightsError(f"these tensors are in layout {found}, not {name}")
@@ -215,9 +194,9 @@ def _shape(shape: tuple[int, ...]) -> str:
 def to_torch(model: nnx.Module, layout: str) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Returns a network's tensors, float32, by name and shape as the published code loads them.
 
-    `from_torch` gives back the same network, bit by bit. What PyTorch wants and no network here has
-    is filled in: counters of BatchNorm with 0, and the part of the backbone that the FCN does not
-    use with zeros.
+    `networks.from_torch` gives back the same network, bit by bit. What PyTorch wants and no network
+    here has is filled in: counters of BatchNorm with 0, and the part of the backbone that the FCN
+    does not use with zeros.
 
     Raises WeightsError for a network of another layout.
     """
