@@ -30,6 +30,49 @@ def test_distances_are_those_of_scikit_learn():
     assert [len(one) for one in found.distances] == [30, 20]
 
 
+@pytest.mark.parametrize("directions", [60, 20])
+def test_of_many_features_few_directions_are_kept(monkeypatch, directions):
+    """For as many images as directions it is the same; of more, the large variances are told."""
+    rng = np.random.default_rng(0)
+    mixing = rng.standard_normal((12, 80)) * np.logspace(0.5, -0.5, 12)[:, None]
+
+    def drawn(count: int) -> np.ndarray:
+        values = rng.standard_normal((count, 12)) @ mixing
+        return (values + 0.02 * rng.standard_normal(values.shape)).astype(np.float32)
+
+    classes, new, strange = [drawn(70), drawn(50)], drawn(30), drawn(30)
+    strange[:, 3] += 8  # the same as one mixture has, and none of the others that go with it
+    whole = likeness.fit(classes)
+    monkeypatch.setattr(likeness, "_WIDE", 79)
+    monkeypatch.setattr(likeness, "_DIRECTIONS", directions)
+    found = likeness.fit(classes)
+    assert found.precision.directions.shape == (directions, 80)
+    if directions == 60:
+        assert found.distance(new) == pytest.approx(whole.distance(new), rel=1e-4)
+        for ours, theirs in zip(found.distances, whole.distances, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
+    assert np.mean([found.has(one) for one in new]) > 0.9
+    assert not any(found.has(one) for one in strange)
+
+    stored = json.loads(json.dumps(found.stored()))
+    again = Likeness.of_stored(stored)
+    np.testing.assert_array_equal(again.distance(new), found.distance(new))
+    for damage in ({"along": stored["mean"]}, {"rest": float("nan")}, {"rest": "much"}):
+        with pytest.raises(ValueError, match=r".+"):
+            Likeness.of_stored({**stored, **damage})
+    assert Likeness.of_stored(whole.stored()).distance(new).tolist() == whole.distance(new).tolist()
+
+
+def test_a_wide_network_is_told_in_little():
+    width = 1100
+    features = np.random.default_rng(0).standard_normal((60, width)).astype(np.float32)
+    found = likeness.fit([features])
+    assert found.precision.directions.shape == (30, width)
+    assert len(json.dumps(found.stored())) < 32 * width * 4 * 1.4 < width**2
+    nothing = likeness.fit([np.zeros((40, width), np.float32)])
+    assert nothing.distance(np.zeros((1, width), np.float32)) == 0
+
+
 def test_few_known_images_are_unlike_and_all_others_are():
     unlike, strange = [], []
     for seed in range(10):
