@@ -1,6 +1,7 @@
 """Optimizer, loop and run directories: what is computed, and what survives interruption."""
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -32,7 +33,7 @@ from wsdl_jax.runs.checkpoints import Checkpoints
 from wsdl_jax.runtime import locks
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.parallel import AXIS
-from wsdl_jax.training import loop
+from wsdl_jax.training import detector, loop
 from wsdl_jax.training import step as step_module
 
 GetConfig = Callable[..., ml_collections.ConfigDict]
@@ -352,6 +353,25 @@ def poisoned(at: int):
             yield {**batch, "weight": weight}
 
     return batches
+
+
+def test_no_device_holds_the_state_a_second_time(
+    real_config: GetConfig, tmp_path: Path, monkeypatch
+):
+    """What the steps begin with is on the host alone, and the network is a structure."""
+    known, held = jax.live_arrays(), []
+
+    def told(*args: Any, state: Any, **kwargs: Any) -> None:
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state))
+        gc.collect()
+        of_others = {id(array) for array in known}
+        new = [array for array in jax.live_arrays() if id(array) not in of_others]
+        held.append((sum(x.nbytes for x in new), sum(x.nbytes for x in jax.tree.leaves(state))))
+
+    monkeypatch.setattr(detector, "run_loop", told)
+    training.train(real_config("patches", "source=celebahq", SMALL), epath.Path(tmp_path / "run"))
+    ((on_devices, whole),) = held
+    assert on_devices < whole / 20
 
 
 @pytest.mark.slow

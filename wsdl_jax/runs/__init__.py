@@ -35,6 +35,7 @@ from wsdl_jax.runs.state import (
     kept,
     make_optimizer,
     network,
+    structure,
     variables,
 )
 from wsdl_jax.runs.trained import (
@@ -68,6 +69,7 @@ __all__ = [
     "make_run",
     "network",
     "plateau_of",
+    "structure",
     "subsets_stem",
     "variables",
     "weights_digest",

@@ -91,6 +91,18 @@ def network(model: nnx.Module) -> Callable[..., nnx.Module]:
     return make
 
 
+def structure(model: nnx.Module) -> nnx.Module:
+    """Returns a network whose variables are shapes, of which no device holds values.
+
+    It does where a network gives the structure alone, as that of `network` does.
+
+    model: the network, which stays as it is. What it has beside variables of `variables`, such as
+      the keys of its dropout, has its values in both.
+    """
+    graphdef, taken, rest = nnx.split(model, (nnx.Param, nnx.BatchStat, Frozen), ...)
+    return nnx.merge(graphdef, shapes_of(taken), rest)
+
+
 def kept(state: State) -> State:
     """Returns what a checkpoint keeps of a state: all but what is frozen."""
     return {name: value for name, value in state.items() if name != "frozen"}

@@ -149,7 +149,9 @@ def _train(
         )
     if config.data.features == "cached" and not ended and int(state["step"]) < total:
         setup = features.once(config, model, setup)
-    state = {**runs.variables(model), **state}
+    # On the host alone: a device would hold the whole a second time while steps are taken.
+    state = jax.device_get({**runs.variables(model), **state})
+    model = runs.structure(model)
     optimizer = runs.make_optimizer(config.train)
     microbatches = config.train.microbatches
     run_loop(
