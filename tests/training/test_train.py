@@ -268,6 +268,11 @@ def test_iou_of_a_validation():
     assert sums.keys() == {"loss", "iou", "weight"}
     np.testing.assert_allclose(sums["iou"], np.dot(ious, weight.ravel()), rtol=1e-5)
     np.testing.assert_allclose(sums["loss"], 0.25 * 6, rtol=1e-6)
+    # A map that is no number is no map below 0.5, and nor is it right where there is no mask.
+    images[1, 0, 2, 3] = np.nan
+    batch["image"] = images
+    sums, _ = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name=AXIS))(state, batch)
+    assert np.isnan(sums["iou"]).all() and np.isfinite(sums["loss"]).all()
 
 
 # ----- The loop -----------------------------------------------------------------------------------
@@ -466,6 +471,25 @@ def test_a_plateau_ends_a_training(plateaued):
     before = snapshot(run / "checkpoints"), (run / "metrics.jsonl").read_text()
     training.train(config, run)
     assert (snapshot(run / "checkpoints"), (run / "metrics.jsonl").read_text()) == before
+
+
+@pytest.mark.parametrize(("name", "bad"), [("valid_iou", math.nan), ("valid_loss", math.inf)])
+def test_a_validation_that_is_not_finite_is_no_plateau(
+    plateaued, tmp_path: Path, monkeypatch, name: str, bad: float
+):
+    config, run = plateaued
+    again = epath.Path(shutil.copytree(run, tmp_path / "run"))
+    (again / "checkpoints/6").rmtree()
+    losses = {"valid_loss": 0.5, "valid_iou": 0.1, name: bad}
+    monkeypatch.setattr(loop, "validate", lambda *_: losses)
+    with pytest.raises(UserError) as raised:
+        training.train(config, again)
+    assert str(raised.value) == (
+        f"the {name.replace('_', ' ')} is {bad} after epoch 3, at step 6; last good checkpoint: "
+        f"{again / 'checkpoints' / '4'}"
+    )
+    assert saved(again) == {2, 4}
+    assert not Checkpoints(again, keep_best=3).are_whole(18)
 
 
 def test_checkpoints_rank_by_what_is_watched(plateaued):

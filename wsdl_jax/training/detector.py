@@ -72,7 +72,8 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
     Raises:
       UserError: the directory is of another config, or another process writes to it; the data is
         not what the run began with, or of the wrong side; the batch does not divide over the
-        devices; full supervision without masks; a loss or gradient that is not finite.
+        devices; full supervision without masks; a loss or gradient that is not finite, or so a
+        validation by which a learning rate would fall.
       Interrupted: the process was asked to stop.
     """
     config, data = runs.with_files(run, config), config.data

@@ -127,7 +127,8 @@ def run_loop(
 
     Raises:
       Interrupted: the process was asked to stop; all is saved.
-      UserError: a loss or gradient that is not finite, or what cannot be written.
+      UserError: a loss or gradient that is not finite, with the schedule "plateau" a validation
+        that is not, or what cannot be written.
     """
     start, total = int(state["step"]), config.train.epochs * config.train.steps_per_epoch
     if start >= total or runs.has_ended(state["optimizer"], config.train):
@@ -222,6 +223,8 @@ def _steps(
 
         if epoch_ends:
             losses = valid_losses(state)
+            if runs.plateau_of(state["optimizer"]) is not None:
+                _check_validation(losses, step, train.steps_per_epoch, checkpoints)
             run_log.scalars(step, losses)
             parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
             run_log.say(f"epoch {step // train.steps_per_epoch}: {parts}")
@@ -270,12 +273,27 @@ def _check_finite(values: list[dict[str, Any]], first_step: int, checkpoints: Ch
     for offset, metrics in enumerate(values):
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(metrics[name]):
-                good = checkpoints.latest()
-                kept = f"{checkpoints.directory / str(good)}" if good else "none yet"
-                raise UserError(
-                    f"the {name.replace('_', ' ')} is {metrics[name]} at step "
-                    f"{first_step + offset}; last good checkpoint: {kept}"
+                raise _not_finite(
+                    name, metrics[name], f"at step {first_step + offset}", checkpoints
                 )
+
+
+def _check_validation(
+    losses: dict[str, float], step: int, steps_per_epoch: int, checkpoints: Checkpoints
+) -> None:
+    # It would count as no better than the last one, and end a training as if that had settled.
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            when = f"after epoch {step // steps_per_epoch}, at step {step}"
+            raise _not_finite(name, value, when, checkpoints)
+
+
+def _not_finite(name: str, value: float, when: str, checkpoints: Checkpoints) -> UserError:
+    good = checkpoints.latest()
+    kept = f"{checkpoints.directory / str(good)}" if good else "none yet"
+    return UserError(
+        f"the {name.replace('_', ' ')} is {value} {when}; last good checkpoint: {kept}"
+    )
 
 
 def validate(

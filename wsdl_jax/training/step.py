@@ -121,7 +121,11 @@ def make_loss_step(
 
 
 def _ious(maps: Float[Array, "b h w"], masks: Int[Array, "b h w"]) -> Float[Array, " b"]:
-    """Returns each map's intersection over union with its mask; 1 where the union is empty."""
+    """Returns each map's intersection over union with its mask; 1 where the union is empty.
+
+    Of a map that is not a number everywhere it is not a number.
+    """
     found, true = maps > 0.5, masks > 0
     union = (found | true).sum((1, 2))
-    return jnp.where(union > 0, (found & true).sum((1, 2)) / jnp.maximum(union, 1), 1.0)
+    ious = jnp.where(union > 0, (found & true).sum((1, 2)) / jnp.maximum(union, 1), 1.0)
+    return jnp.where(jnp.isnan(maps).any((1, 2)), jnp.nan, ious)
