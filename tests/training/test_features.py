@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+import test_hosts
 from etils import epath
 from flax import nnx
 from safetensors.numpy import save_file
@@ -209,24 +210,32 @@ def test_features_that_are_not_the_same_at_every_step_are_refused(fields, told):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.slow
-def test_a_run_by_features_is_the_run_by_images(real_config: GetConfig, data: Path, tmp_path: Path):
-    """Of DeCLIP on a file of DINOv2's first block, with random weights."""
+@pytest.fixture
+def of_dinov2(data: Path, tmp_path: Path) -> dict[str, Any]:
+    """Fields of DeCLIP on a file of DINOv2's first block, with random weights."""
     trunk = backbones.trunk("dinov2_s14", 1, rngs=nnx.Rngs(5))
     initialize(trunk, "torch", seed=5)
     tower = next(one for one in TOWERS if one.layout == "dinov2-transformers")
     places = {place.name: place for place in tower.places(trunk, "")}
     file = tmp_path / "dinov2.safetensors"
     save_file({k: v.to_torch(np.asarray(v.variable[...])) for k, v in places.items()}, file)
-    fields = {
+    return {
         **{"data.dir": str(data), "data.image_size": 70, "model.backbone_path": str(file)},
         **{"model.width": 1.0, "model.depth": 1, "model.decoder": "linear"},
         **{"train.learning_rate": 1e-2, "model.dtype": "bfloat16"},
     }
+
+
+VARIANT = "setup=c,source=celebahq,backbone=dinov2_s14"
+
+
+@pytest.mark.slow
+def test_a_run_by_features_is_the_run_by_images(
+    real_config: GetConfig, of_dinov2: dict[str, Any], data: Path, tmp_path: Path
+):
     ended, logged = [], []
     for kept in ("none", "cached"):
-        own = {**fields, "data.features": kept}
-        config = real_config("declip", "setup=c,source=celebahq,backbone=dinov2_s14", own)
+        config = real_config("declip", VARIANT, {**of_dinov2, "data.features": kept})
         run = epath.Path(tmp_path / kept)
         training.train(config, run)
         entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -243,3 +252,32 @@ def test_a_run_by_features_is_the_run_by_images(real_config: GetConfig, data: Pa
     shutil.rmtree(data / "features")
     training.train(config, run)
     assert not (data / "features").exists()
+
+
+# Files of 16 images: three of 40 images that are learned, and one of 9 for validation.
+SMALL_FILES = """
+import runpy
+from wsdl_jax.inputs import features
+features.IMAGES = 16
+runpy.run_module("wsdl_jax.main", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_each_of_two_hosts_computes_its_share(
+    of_dinov2: dict[str, Any], shrunk: dict[str, Any], data: Path, tmp_path: Path
+):
+    words = ("-c", SMALL_FILES, "--config", f"configs/declip.py:{VARIANT}")
+    words = (*words, "--workdir", str(tmp_path / "run"))
+    fields = {**shrunk, **of_dinov2, "data.features": "cached", "train.epochs": 1}
+    said = test_hosts.finish(test_hosts.launch(words, fields, count=2, devices=4))
+    assert [code for code, _ in said] == [0, 0], said
+    assert sorted(path.name for path in files(data)) == [
+        "000000-of-000001.npy",
+        *(f"00000{number}-of-000003.npy" for number in range(3)),
+        *["features.json"] * 2,
+    ]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]
+    # Only the first host speaks; it computed the files 0 and 2, and 0 of validation.
+    assert "features of 24 images" in said[0][1] and "features of 9 images" in said[0][1]
