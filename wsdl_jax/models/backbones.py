@@ -119,6 +119,17 @@ def get(name: str) -> Architecture:
     return _ARCHITECTURES[name]
 
 
+def name_of(backbone: Backbone) -> str:
+    """Returns the name of a backbone, which may be cut; of one that is none of these its class."""
+    form = getattr(backbone, "form", None)
+    for name, architecture in _ARCHITECTURES.items():
+        made = architecture.trunk
+        cls, kept = getattr(made, "func", made), getattr(made, "keywords", {})
+        if type(backbone) is cls and kept.get("form") == form:
+            return name
+    return type(backbone).__name__
+
+
 def trunk(name: str, depth: int, **arguments: Any) -> Backbone:
     """Returns the first `depth` stages of a backbone.
 

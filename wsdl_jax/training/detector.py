@@ -53,11 +53,11 @@ def start_network(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
 
 def check_weights(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for pretrained weights of a config that do not fit its network."""
-    if config.model.backbone_path or config.model.beside_path:
-        weights.fill_backbone(methods.blank(config, None), config)
-    if config.init.path:
-        path = epath.Path(config.init.path)
-        pretrained.start(methods.blank(config, None), path, config.init.layout)
+    if config.model.backbone_path or config.model.beside_path or config.init.path:
+        model = methods.blank(config, None)
+        weights.fill_backbone(model, config)
+        if config.init.path:
+            pretrained.start(model, epath.Path(config.init.path), config.init.layout)
 
 
 def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
