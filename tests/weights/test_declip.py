@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import hashlib
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from etils import epath
@@ -17,6 +19,7 @@ from wsdl_jax.models.backbone_names import resnet_places
 from wsdl_jax.models.declip import DeCLIP
 from wsdl_jax.models.decoder import ENLARGED
 from wsdl_jax.runtime.errors import UserError
+from wsdl_jax.weights import MissingFileError, WeightsError, located
 
 CLIP = "clip_vit_l14"
 
@@ -195,3 +198,53 @@ def test_a_run_of_a_decoder_of_two_backbones(tmp_path, small_resnet):
     second.write_bytes(first.read_bytes())
     with pytest.raises(UserError, match=r"rn50\.safetensors is not the file that the run was"):
         runs.load(run)
+
+
+def one_name_twice(folder: epath.Path, *contents: bytes) -> ml_collections.ConfigDict:
+    """The config of a run whose two files had one name; they have moved into a folder's folders."""
+    fields = {}
+    for number, (field, content) in enumerate(zip(("backbone", "beside"), contents, strict=True)):
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "model.safetensors").write_bytes(content)
+        fields[f"{field}_path"] = "/nowhere/model.safetensors"
+        fields[f"{field}_sha256"] = hashlib.sha256(content).hexdigest()
+    return ml_collections.ConfigDict({"model": fields})
+
+
+def test_files_of_one_name_are_told_by_what_they_hold(tmp_path, monkeypatch):
+    folder, old = epath.Path(tmp_path / "moved"), epath.Path(tmp_path / "old")
+    monkeypatch.setenv(located.FOLDER, str(folder))
+    config = one_name_twice(folder, b"vit", b"resnet")
+    assert located._locate(config, "backbone")[0] == folder / "0" / "model.safetensors"
+    assert located._locate(config, "beside")[0] == folder / "1" / "model.safetensors"
+    assert weights.with_digest(config).to_dict() == config.to_dict()
+    # Where it was there is another file by now, and one more in the folder itself.
+    old.mkdir()
+    for place in (old, folder):
+        (place / "model.safetensors").write_bytes(b"another")
+    config.model.beside_path = str(old / "model.safetensors")
+    assert located._locate(config, "beside")[0] == folder / "1" / "model.safetensors"
+    # A new run has the file that it names.
+    config.model.beside_sha256 = None
+    assert located._locate(config, "beside")[0] == old / "model.safetensors"
+    config.model.beside_path = "/nowhere/model.safetensors"
+    with pytest.raises(WeightsError, match=r"any of \S+/moved/model\.safetensors, \S+/0/model"):
+        weights.with_digest(config)
+
+
+def test_a_file_that_is_in_no_folder(tmp_path, monkeypatch):
+    folder = epath.Path(tmp_path)
+    config = one_name_twice(folder, b"vit", b"resnet")
+    with pytest.raises(MissingFileError, match=f"put it back, or .* variable {located.FOLDER}$"):
+        weights.with_digest(config)
+    monkeypatch.setenv(located.FOLDER, str(folder))
+    (folder / "0" / "model.safetensors").write_bytes(b"torn")
+    line = r"/0/model\.\w+ is not the file .*, nor is \S+/1/model\.\w+ \(\w{12}\); put it back, or "
+    with pytest.raises(WeightsError, match=line):
+        weights.with_digest(config)
+    config.model.backbone_path = "/nowhere/other.pt"
+    with pytest.raises(MissingFileError, match=f"nor is a file other.pt in {located.FOLDER}="):
+        weights.with_digest(config)
+    monkeypatch.setenv(located.FOLDER, str(folder / "none"))
+    with pytest.raises(WeightsError, match=f"{located.FOLDER}=.*none cannot be read"):
+        weights.with_digest(config)

@@ -14,7 +14,7 @@ from wsdl_jax.weights.tensors import WeightsError
 
 # Where a network has a backbone, and what the names of its fields in config.model begin with.
 _PLACES = {"trunk": "backbone", "beside": "beside"}
-# Variable: a folder in which a file is looked up by its name, where it is not at a config's path.
+# Variable: a folder in which files are looked up by name that are not at a config's path.
 FOLDER = "WSDL_JAX_BACKBONES"
 _CHUNK = 2**24  # bytes
 
@@ -43,7 +43,7 @@ def with_digest(
         if path is None:
             continue
         try:
-            config.model[f"{field}_sha256"] = _digest(_locate(config, field), known)
+            _, config.model[f"{field}_sha256"] = _locate(config, field)
         except MissingFileError:
             if kept is None or kept.model[f"{field}_path"] != path:
                 raise
@@ -55,8 +55,9 @@ def with_digest(
 def fill_backbone(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
     """Fills the backbone of a network from the file that its config names, or both, in place.
 
-    A file that is not where it was when the config was made is looked up, by its name, in the
-    folder that the variable `WSDL_JAX_BACKBONES` of the environment names.
+    Where the file is not at its path any more, or another one is, the one with the run's SHA-256 is
+    looked up by its name in the folder that the variable `WSDL_JAX_BACKBONES` of the environment
+    names, and in the folders in there.
 
     Args:
       model: the network.
@@ -69,8 +70,7 @@ def fill_backbone(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
     for place, field in _PLACES.items():
         if config.model[f"{field}_path"] is None:
             continue
-        path = _locate(config, field)
-        _digest(path, config.model[f"{field}_sha256"])
+        path, _ = _locate(config, field)
         try:
             fill(getattr(model, place), read(path))
         except WeightsError as error:
@@ -78,23 +78,46 @@ def fill_backbone(model: nnx.Module, config: ml_collections.ConfigDict) -> None:
             raise WeightsError(told) from error
 
 
-def _locate(config: ml_collections.ConfigDict, field: str) -> epath.Path:
-    name = config.model[f"{field}_path"]
+def _locate(config: ml_collections.ConfigDict, field: str) -> tuple[epath.Path, str]:
+    """Returns where a config's file is, and its SHA-256."""
+    name, expected = config.model[f"{field}_path"], config.model[f"{field}_sha256"]
     path, folder = epath.Path(name), os.environ.get(FOLDER)
-    if path.exists():
-        return path
-    missing = f"config.model.{field}_path = {name}: is not there"
-    if folder is None:
-        raise MissingFileError(
-            f"{missing}; put it back, or name the folder that has it with the variable {FOLDER}"
-        )
-    if not (moved := epath.Path(folder) / path.name).exists():
-        raise MissingFileError(f"{missing}, nor is {moved}")
-    return moved
+    places = [path] if path.exists() else []
+    if folder is not None and (expected is not None or not places):
+        places += _in_folder(epath.Path(folder), path.name)
+    hint = f"put it back, or name the folder that has it with the variable {FOLDER}"
+    if not places:
+        where = hint if folder is None else f"nor is a file {path.name} in {FOLDER}={folder}"
+        raise MissingFileError(f"config.model.{field}_path = {name}: is not there; {where}")
+    if expected is None:
+        if len(places) > 1:
+            several = ", ".join(map(str, places))
+            raise WeightsError(f"config.model.{field}_path = {name}: may be any of {several}")
+        return places[0], _digest(places[0])
+    others: list[tuple[epath.Path, str]] = []
+    for place in places:
+        if (found := _digest(place)) == expected:
+            return place, found
+        others.append((place, found[:12]))
+    (first, found), *more = others
+    nor = "".join(f", nor is {place} ({digest})" for place, digest in more)
+    raise WeightsError(
+        f"{first} is not the file that the run was trained with: its SHA-256 begins with {found}, "
+        f"where {expected[:12]} is expected{nor}; {hint}"
+    )
 
 
-def _digest(path: epath.Path, expected: str | None) -> str:
-    """Returns the SHA-256 of a file. Raises WeightsError if it is not the one that is expected."""
+def _in_folder(folder: epath.Path, name: str) -> list[epath.Path]:
+    """Returns the files of a name in a folder and in the folders in it."""
+    try:
+        inner = sorted(one for one in folder.iterdir() if one.is_dir())
+    except OSError as error:
+        raise WeightsError(f"{FOLDER}={folder} cannot be read: {reason(error)}") from error
+    return [file for one in (folder, *inner) if (file := one / name).exists()]
+
+
+def _digest(path: epath.Path) -> str:
+    """Returns the SHA-256 of a file."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -102,10 +125,4 @@ def _digest(path: epath.Path, expected: str | None) -> str:
                 digest.update(chunk)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {reason(error)}") from error
-    found = digest.hexdigest()
-    if expected not in (None, found):
-        raise WeightsError(
-            f"{path} is not the file that the run was trained with: its SHA-256 begins with "
-            f"{found[:12]}, where {expected[:12]} is expected"
-        )
-    return found
+    return digest.hexdigest()
