@@ -1,12 +1,16 @@
 """Features that are computed once: what is kept of them, and that training on them is the same."""
 
+import errno
 import itertools
 import json
+import logging
+import os
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +29,7 @@ from wsdl_jax.models import backbones
 from wsdl_jax.models.backbone import freeze
 from wsdl_jax.models.backbone_names import TOWERS
 from wsdl_jax.models.initialization import initialize
+from wsdl_jax.runtime import locks
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.parallel import AXIS, Parallel
 from wsdl_jax.training import features
@@ -119,6 +124,8 @@ def test_what_is_kept(config, frozen, data, monkeypatch, caplog):
             found.astype(np.float32), np.asarray(expected, np.float32), rtol=2e-2, atol=1e-2
         )
     written = files(data)
+    locks = [path for path in written if path.name == ".0-of-1.lock"]
+    assert [written.pop(path) for path in locks] == [b"", b""]
     assert len(written) == 2 + 3 + 1  # what they depend on, twice, and files of 40 and 9 images
     size = 8 + 2 * expected[0].size
     assert sum(len(content) for content in written.values()) > 49 * size
@@ -131,7 +138,7 @@ def test_what_is_kept(config, frozen, data, monkeypatch, caplog):
     lost.unlink()
     caplog.clear()
     features.once(config, methods_copy(frozen), make_setup(config))
-    assert files(data) == written
+    assert files(data) == {**written, **dict.fromkeys(locks, b"")}
     assert "features of 16 images" in caplog.text and caplog.text.count("are computed") == 1
     monkeypatch.setattr(features._Compute, "__call__", None)
     features.once(config, methods_copy(frozen), make_setup(config))
@@ -143,14 +150,14 @@ def methods_copy(model: nnx.Module) -> nnx.Module:
     return nnx.merge(*nnx.split(model), copy=True)
 
 
-def test_damage_and_other_images_are_told(config, frozen, data):
+def test_damage_and_other_images_are_told(config, frozen, data, monkeypatch):
     once = features.once(config, methods_copy(frozen), make_setup(config))
     (path,) = (p for p in files(data) if p.name == "000001-of-000003.npy")
     whole = path.read_bytes()
 
     def told(place: int) -> str:
         examples = once.training.with_features(once.training.features)
-        examples.features[0]._open.clear()
+        kept_features._mapped.cache_clear()
         with pytest.raises(UserError) as raised:
             examples[place]
         assert "\n" not in str(raised.value)
@@ -160,11 +167,121 @@ def test_damage_and_other_images_are_told(config, frozen, data):
     assert told(16) == f"{path} is damaged: delete it, and it is computed again"
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert told(31) == f"{path} is damaged: delete it, and it is computed again"
+    # What says nothing of the file is not called damage.
+    for number, why in ((errno.EMFILE, "Too many open files"), (errno.EIO, "Input/output error")):
+        error = OSError(number, os.strerror(number), str(path))
+        with monkeypatch.context() as patch:
+            patch.setattr(np.lib.format, "open_memmap", Mock(side_effect=error))
+            assert told(16) == f"{path} cannot be read: {why}"
+    path.unlink()
+    assert told(16) == f"{path} is gone: the same command computes it again"
     path.write_bytes((path.parent / "000000-of-000003.npy").read_bytes())
     assert told(16) == f"{path} is of other images than there are: delete {path.parent}"
     (path.parent / "features.json").write_text("{}")
     with pytest.raises(UserError, match=r"features\.json says other than what"):
         features.once(config, methods_copy(frozen), make_setup(config))
+
+
+def test_a_file_that_is_too_short_is_computed_again(config, frozen, data):
+    features.once(config, methods_copy(frozen), make_setup(config))
+    written = files(data)
+    for path, cut in zip(sorted(p for p in written if p.suffix == ".npy"), (1, 5000), strict=False):
+        path.write_bytes(written[path][:-cut])
+    assert files(data) != written
+    features.once(config, methods_copy(frozen), make_setup(config))
+    assert files(data) == written
+
+
+def test_files_are_mapped_by_so_many_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_features, "IMAGES", 1)
+    count = kept_features._OPEN + 8
+    kept = inputs.KeptFeatures(str(tmp_path), {}, count, (1, 1, 1))
+    kept.begin()
+    kept.write(0, [b"image"], np.full((1, 1, 1, 1), 3, kept_features.DTYPE))
+    for number in range(1, count):
+        os.link(kept._path(0), kept._path(number))
+    before = len(os.listdir("/proc/self/fd"))
+    assert [kept.read(place, b"image").item() for place in range(count)] == [3.0] * count
+    assert len(os.listdir("/proc/self/fd")) - before <= kept_features._OPEN
+    kept_features._mapped.cache_clear()
+
+
+def refuse_to_compute(*args: Any) -> None:
+    raise AssertionError("an image was computed")
+
+
+@pytest.mark.parametrize("what", ["folder", "lock", "space"])
+def test_what_cannot_be_written_is_told_before_it_is_computed(
+    config, frozen, data, monkeypatch, what: str
+):
+    monkeypatch.setattr(features._Compute, "__call__", refuse_to_compute)
+    told = rf"features cannot be written to {data}/features/\w+ \(%s\): "
+    if what == "folder":
+        (data / "features").write_text("a file")
+        told %= "Not a directory"
+    elif what == "lock":  # of a folder that may only be read, and whose facts are there
+        error = PermissionError(errno.EACCES, "Permission denied")
+        monkeypatch.setattr(features.locks, "Lock", Mock(side_effect=error))
+        told %= "Permission denied"
+    else:
+        usage = shutil.disk_usage(data)._replace(free=49 * 100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        told = rf"features of 49 images take 0\.00 GiB, and {data}/features has 0\.00 GiB left: "
+    with pytest.raises(UserError, match=told) as raised:
+        features.once(config, frozen, make_setup(config))
+    assert str(raised.value).endswith("--config.data.features=none trains without")
+    assert "\n" not in str(raised.value)
+
+
+def test_processes_that_start_together_compute_once(config, frozen, data, monkeypatch):
+    features.once(config, methods_copy(frozen), make_setup(config))
+    written = {path: content for path, content in files(data).items() if path.suffix == ".npy"}
+    for path in written:
+        path.unlink()
+    monkeypatch.setattr(features._Compute, "__call__", refuse_to_compute)
+    held = [locks.Lock(folder, ".0-of-1.lock") for folder in {path.parent for path in written}]
+
+    class Other(logging.Handler):
+        """The process that holds the locks ends its work when this one has said that it waits."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if "another process computes features, this one waits" in record.getMessage():
+                for path, content in written.items():
+                    path.write_bytes(content)
+                for lock in held:
+                    lock.release()
+
+    other = Other()
+    features.log.addHandler(other)
+    monkeypatch.setattr(features.log, "level", logging.INFO)
+    try:
+        setup = features.once(config, methods_copy(frozen), make_setup(config))
+    finally:
+        features.log.removeHandler(other)
+    assert len(setup.training[39]["features"]) > 0
+
+
+def test_a_stop_says_what_is_kept(config, frozen, data, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    rows = features._Compute._rows
+
+    def stopped(self, examples, places):
+        yield from itertools.islice(rows(self, examples, places), 20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(features._Compute, "_rows", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        features.once(config, frozen, make_setup(config))
+    assert "1 of 3 files of features of dolos/celebahq_repaint_p2 are kept: the same" in caplog.text
+    assert sum(path.suffix == ".npy" for path in files(data)) == 1
+
+
+def test_a_subset_that_is_there_twice_has_its_features_once(config, frozen, data):
+    config.data.fake = config.data.fake * 2
+    setup = features.once(config, frozen, make_setup(config))
+    assert sum(path.suffix == ".npy" for path in files(data)) == 3 + 1
+    assert len(setup.training) == 80
+    np.testing.assert_array_equal(setup.training[45]["features"], setup.training[5]["features"])
 
 
 def test_whatever_changes_features_has_a_folder_of_its_own(config, data):
@@ -192,6 +309,7 @@ def test_whatever_changes_features_has_a_folder_of_its_own(config, data):
     ("fields", "told"),
     [
         ({"model.frozen": False}, r"model\.frozen = False: the backbone is trained"),
+        ({"data.cache": True}, r"config\.data\.cache with config\.data\.features = 'cached': no"),
         ({"model.lora_rank": 4}, r"config\.model\.lora_rank = 4: features"),
         ({"data.flip": True}, r"config\.data\.flip = True: features are computed once"),
         ({"augment.blur": 0.1}, r"config\.augment: features"),

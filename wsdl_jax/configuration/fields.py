@@ -258,6 +258,11 @@ def _check_cached_features(config: ml_collections.ConfigDict) -> None:
                 f"config.data.features = 'cached' with {reason}: features are computed once, and "
                 "are to be the same at every step"
             )
+    if config.data.cache:
+        raise ConfigError(
+            "config.data.cache with config.data.features = 'cached': no image is decoded, and "
+            "features would be kept in memory; they are read from the disk"
+        )
     network = nnx.eval_shape(lambda: methods.blank(config, None))
     if not isinstance(network, Decodes):
         raise ConfigError(

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ from wsdl_data import provenance
 from wsdl_jax import inputs, methods, runs
 from wsdl_jax.models.backbone import give_features
 from wsdl_jax.runs import State
-from wsdl_jax.runtime import hosts
+from wsdl_jax.runtime import hosts, locks
+from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.parallel import AXIS, Parallel, Step
 from wsdl_jax.training.setup import Setup
 
@@ -85,40 +87,27 @@ def once(config: ml_collections.ConfigDict, model: nnx.Module, setup: Setup) -> 
       setup: devices and data.
 
     Raises:
-      UserError: features that cannot be written, or are damaged.
+      UserError: features that cannot be written, for want of space or otherwise.
     """
     size = config.data.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shape = nnx.eval_shape(lambda network, x: network.features(x), model, image).shape[1:]
+    names = (*config.data.real, *config.data.fake)  # one that is there twice is read twice
     kept: dict[str, list[inputs.KeptFeatures]] = {}
+    wanted: dict[tuple[str, str], inputs.KeptFeatures] = {}
     for split, examples in (("train", setup.training), ("valid", setup.valid)):
-        kept[split] = [
-            inputs.KeptFeatures(
+        for name, count in zip(names, examples.sizes, strict=True):
+            made_of = examples.provenance[name]
+            of_subset = inputs.KeptFeatures(
                 config.data.dir,
                 facts(config, model.trunk.stages, name, split, made_of),
                 count,
                 shape,
             )
-            for (name, made_of), count in zip(
-                examples.provenance.items(), examples.sizes, strict=True
-            )
-        ]
+            kept.setdefault(split, []).append(wanted.setdefault((name, split), of_subset))
     compute = _Compute(config, model)
-
-    def missing(numbers: slice | None) -> None:
-        for split, examples in (("train", setup.training), ("valid", setup.valid)):
-            for name, of_subset in zip(examples.provenance, kept[split], strict=True):
-                of_subset.check()
-                lacks = of_subset.missing()
-                if numbers is not None:
-                    mine = set(range(of_subset.files)[numbers])
-                    lacks = [number for number in lacks if number in mine]
-                if lacks:
-                    compute(name, split, of_subset, lacks)
-
-    share = slice(jax.process_index(), None, jax.process_count())
-    hosts.each(lambda: missing(share))
-    hosts.each(lambda: missing(None))
+    hosts.each(lambda: _complete(wanted, compute, jax.process_index(), jax.process_count()))
+    hosts.each(lambda: _complete(wanted, compute, 0, 1))
     give_features(model)
     log.info(
         "features are read from %s: %s KiB an image",
@@ -130,6 +119,68 @@ def once(config: ml_collections.ConfigDict, model: nnx.Module, setup: Setup) -> 
         training=setup.training.with_features(kept["train"]),
         valid=setup.valid.with_features(kept["valid"]),
     )
+
+
+def _complete(
+    wanted: dict[tuple[str, str], inputs.KeptFeatures], compute: "_Compute", share: int, shares: int
+) -> None:
+    """Computes a share of the files that are not there.
+
+    Args:
+      wanted: features by subset and split.
+      compute: what computes files.
+      share: every so manyth file is of it.
+      shares: how many shares there are.
+    """
+
+    def lacks(kept: inputs.KeptFeatures) -> list[int]:
+        return [number for number in kept.missing() if number % shares == share]
+
+    for kept in wanted.values():
+        kept.check()
+    incomplete = {key: kept for key, kept in wanted.items() if lacks(kept)}
+    for kept in incomplete.values():
+        kept.begin()
+    _check_space([(kept, lacks(kept)) for kept in incomplete.values()])
+    for (name, split), kept in incomplete.items():
+        with _alone(kept, f".{share}-of-{shares}.lock"):
+            if numbers := lacks(kept):  # which another process may have computed meanwhile
+                compute(name, split, kept, numbers)
+
+
+def _check_space(lacking: list[tuple[inputs.KeptFeatures, list[int]]]) -> None:
+    """Raises UserError if files of features that lack do not fit on the disk, before any is made.
+
+    lacking: with the numbers of the files.
+    """
+    if not lacking:
+        return
+    root = lacking[0][0].folder.parent
+    images = needed = 0
+    for kept, numbers in lacking:
+        count = sum(len(kept.places(number)) for number in numbers)
+        images, needed = images + count, needed + count * kept.image_bytes
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise UserError(
+            f"features of {images:,} images take {needed / 2**30:.2f} GiB, and {root} has "
+            f"{free / 2**30:.2f} GiB left: make room, and the same command goes on; "
+            "--config.data.features=none trains without"
+        )
+
+
+@contextlib.contextmanager
+def _alone(kept: inputs.KeptFeatures, name: str) -> Iterator[None]:
+    """Is held while a share of some features is computed, by one process at a time."""
+    with contextlib.ExitStack() as held:
+        with kept.writing():
+            try:
+                lock = locks.Lock(kept.folder, name)
+            except UserError:
+                log.info("%s: another process computes features, this one waits", kept.folder)
+                lock = locks.Lock(kept.folder, name, wait=True)
+            held.callback(lock.release)
+        yield
 
 
 class _Compute:
@@ -159,11 +210,20 @@ class _Compute:
             kept.folder,
         )
         rows = self._rows(examples, places)
-        with contextlib.closing(rows):
-            for number in numbers:
-                of_file = kept.places(number)
-                features = np.stack([next(rows) for _ in of_file])
-                kept.write(number, [examples[place]["image"] for place in of_file], features)
+        there = kept.files - len(kept.missing())
+        try:
+            with contextlib.closing(rows):
+                for number in numbers:
+                    of_file = kept.places(number)
+                    features = np.stack([next(rows) for _ in of_file])
+                    kept.write(number, [examples[place]["image"] for place in of_file], features)
+                    there += 1
+        except BaseException:  # Ctrl-C, too
+            log.info(
+                "%d of %d files of features of %s are kept: the same command goes on",
+                *(there, kept.files, name),
+            )
+            raise
 
     def _rows(self, examples: inputs.Examples, places: list[int]) -> Iterable[np.ndarray]:
         reading = dataclasses.replace(inputs.Reading.of(self._config.data), flip=False)
