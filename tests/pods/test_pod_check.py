@@ -9,13 +9,14 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_main import FORKS, PYTHON, REPOSITORY
 
-from wsdl_jax import pod_check
+from wsdl_jax import configuration, pod_check
 from wsdl_jax.pods import check, cost, report, topology
 from wsdl_jax.runtime.errors import ConfigError, UserError
 from wsdl_jax.runtime.parallel import Parallel
@@ -156,6 +157,29 @@ def test_shapes_are_those_of_what_a_run_passes(backend, count):
     mapped = parallel.map(lambda state, batch: (state["b"], batch["label"] + state["b"]))
     compiled = mapped.lower(*found).compile()
     assert len(compiled.runtime_executable().local_devices()) == count
+
+
+def test_a_step_on_features_takes_these_and_no_backbone():
+    config = configuration.base()
+    fields = {"method": "patches", "model.frozen": True, "model.width": 0.05, "model.depth": 1}
+    config.update_from_flattened_dict({**fields, "data.image_size": 64, "train.batch": 2})
+    parallel = Parallel("shard_map", jax.devices()[:1])
+
+    def arguments(step: str) -> tuple[Any, Any]:
+        (state, batch), _ = cost.lower(config, step, 2, parallel).in_avals
+        return state, batch["image"]
+
+    state, image = arguments("train")
+    assert "frozen" in state and (image.shape, image.dtype) == ((2, 64, 64, 3), np.uint8)
+    config.data.features = "cached"
+    on_features, features = arguments("train")
+    channels = state["params"]["classifier"]["kernel"].shape[-2]
+    assert (features.shape, features.dtype) == ((2, 15, 15, channels), jnp.bfloat16)
+    assert on_features.keys() == state.keys() - {"frozen"}
+    for name in on_features:
+        assert jax.tree.structure(on_features[name]) == jax.tree.structure(state[name])
+    state, image = arguments("evaluate")  # which is always of images
+    assert "frozen" in state and image.shape == (2, 64, 64, 3)
 
 
 def test_a_run_does_not_know_of_the_check():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from wsdl_jax import configuration
 from wsdl_jax.pods.cost import Cost, TooLarge, chip_memory, lower, measure
 from wsdl_jax.pods.report import cost_table, fits, two_columns, verdict
 from wsdl_jax.pods.topology import make_devices
@@ -24,9 +25,12 @@ def check(
       find_batch: whether to find the largest batch that fits, from `batch` on.
 
     Raises:
-      ConfigError: there is no such slice, or the batch cannot be divided.
+      ConfigError: there is no such slice, the batch cannot be divided, or features cannot be
+        computed once.
       UserError: libtpu is not installed, or cannot compile the step.
     """
+    if step == "train":
+        configuration.check_circumstances(config)
     devices = make_devices(topology)
     chip = chip_memory(devices[0])
     parallel = Parallel(config.parallel.backend, devices, fsdp=config.parallel.fsdp)

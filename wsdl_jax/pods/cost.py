@@ -13,6 +13,7 @@ from jax.sharding import SingleDeviceSharding
 
 from wsdl_jax import configuration, methods, runs
 from wsdl_jax.evaluation import make_localize_step
+from wsdl_jax.models.backbone import give_features
 from wsdl_jax.pods.units import byte_size
 from wsdl_jax.runtime.errors import UserError
 from wsdl_jax.runtime.parallel import AXIS, Parallel
@@ -134,24 +135,37 @@ def lower(
     """Returns a run's step on the devices of `parallel`, lowered from shapes alone.
 
     Args:
-      config: a valid config.
+      config: a valid config. Where its features are computed once, a training's step takes these
+        in place of images.
       step: "train" or "evaluate".
       batch: images of each device, which `train.microbatches` divides. For training, `train.batch`
         follows from it.
       parallel: the devices, which need not be here.
     """
     devices = parallel.mesh.size
-    model = nnx.eval_shape(lambda: methods.blank(config, AXIS))
+    on_features = step == "train" and config.data.features == "cached"
+
+    def make_network() -> nnx.Module:
+        network = methods.blank(config, AXIS)
+        if on_features:
+            give_features(network)
+        return network
+
+    model = nnx.eval_shape(make_network)
     model.train()
 
     def initial_state() -> runs.State:
-        network = methods.blank(config, AXIS)
+        network = make_network()
         return {**runs.variables(network), **runs.initial_state(network, config.train)}
 
     state = jax.eval_shape(initial_state)
     method = methods.from_config(config)
     images, side = batch * devices, config.data.image_size
     inputs = {"image": jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8)}
+    if on_features:
+        image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        of_one = jax.eval_shape(lambda x: methods.blank(config, None).features(x), image)
+        inputs = {"image": jax.ShapeDtypeStruct((images, *of_one.shape[1:]), jnp.bfloat16)}
     if step == "evaluate":
         state = {name: state[name] for name in ("params", "stats", "frozen") if name in state}
         mapped = parallel.map(make_localize_step(method, model))
