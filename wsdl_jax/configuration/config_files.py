@@ -91,8 +91,8 @@ def set_backbone(config: ml_collections.ConfigDict, name: str | None) -> None:
 
     The method reads the stage that is usual for it, of images of a size that the backbone takes, at
     its full width and without the weights of Xception. A transformer that is trained from nothing
-    has smaller steps, which grow at first, gradients that are bounded, and blocks that begin as
-    identities.
+    has smaller steps, which grow at first, and twice as many of them, gradients that are bounded,
+    and blocks that begin as identities.
 
     To be called when all else has been set.
 
@@ -109,7 +109,8 @@ def set_backbone(config: ml_collections.ConfigDict, name: str | None) -> None:
     config.data.image_size = architecture.usual_size(config.data.image_size)
     if not architecture.has_files:
         config.init.scheme = "zero_residual"
-        config.train.learning_rate = 2e-3
+        config.train.epochs *= 2
+        config.train.learning_rate = 5e-4
         config.train.warmup = 100
         config.train.clip_norm = 1.0
         config.train.schedule = "cosine"
