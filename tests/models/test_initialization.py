@@ -6,6 +6,8 @@ import pytest
 from flax import nnx
 from scipy import stats
 
+from wsdl_jax.models.backbone import freeze_backbones
+from wsdl_jax.models.declip import DeCLIP
 from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.layers import BatchNorm, Conv, Pointwise, SeparableConv
 from wsdl_jax.models.xception import Trunk
@@ -97,6 +99,25 @@ def test_decoder():
     for norm in network.norms:
         drawn_from(np.asarray(norm.scale[...]), stats.norm(0, 0.02))
         np.testing.assert_array_equal(norm.bias[...], 0)
+
+
+def test_a_backbone_that_is_trained_is_none_of_the_decoder():
+    def drawn(*, frozen: bool) -> DeCLIP:
+        network = DeCLIP(
+            backbone="xception", depth=4, decoder="linear", width=0.05, rngs=nnx.Rngs(0)
+        )
+        if frozen:
+            freeze_backbones(network)
+        initialize(network, "decoder", SEED)
+        return network
+
+    network, frozen = drawn(frozen=False), drawn(frozen=True)
+    kernel = np.asarray(network.trunk.conv2.kernel[...])
+    drawn_from(kernel, uniform((9 * kernel.shape[2]) ** -0.5))
+    np.testing.assert_array_equal(network.trunk.norm1.scale[...], 1)
+    np.testing.assert_array_equal(network.trunk.blocks[3].norms[2].scale[...], 0)
+    for one in (network, frozen):
+        drawn_from(np.asarray(one.decoder.linear.kernel[...]), stats.norm(0, 0.02))
 
 
 def test_residual_blocks_begin_as_identities():

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from wsdl_jax.models import clip_resnet, vit, xception
+from wsdl_jax.models.backbone import Backbone
 from wsdl_jax.models.layers import BatchNorm
 
 # Mean and standard deviation of the scales of BatchNorm, by scheme.
@@ -31,7 +32,8 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
         the scale of the last BatchNorm is 0 (Goyal et al., 2017, section 5.1), and in those of a
         transformer the last kernel and bias of both branches. What is deep begins as shallow, and
         learns in fewer steps.
-      "decoder": kernels and BatchNorm scales alike N(0, 0.02), biases as "torch": DeCLIP's.
+      "decoder": kernels and BatchNorm scales alike N(0, 0.02), biases as "torch": DeCLIP's, of what
+        goes on from a backbone. A backbone that is trained too is drawn as by "zero_residual".
     BatchNorm's shift is 0 in all of them. What only transformers have is the same in all: scale 1
     and shift 0 of LayerNorm, tokens and learnt positions N(0, 0.02), `vit.INITIAL_LAYER_SCALE`, and
     adapters whose product is 0 (Hu et al., 2022).
@@ -45,9 +47,14 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
     def uniform(bound: float, shape: tuple[int, ...]) -> Array:
         return jnp.asarray(rng.uniform(-bound, bound, shape).astype(np.float32))
 
-    for _, module in nnx.iter_modules(model):
+    modules = [module for _, module in nnx.iter_modules(model)]
+    backbones = [module for module in modules if isinstance(module, Backbone)]
+    of_backbones = {id(part) for one in backbones for _, part in nnx.iter_modules(one)}
+    for module in modules:
+        is_decoded = scheme == "decoder" and id(module) in of_backbones
+        own = "zero_residual" if is_decoded else scheme
         if isinstance(module, BatchNorm) and isinstance(module.scale, nnx.Param):
-            mean, std = _SCALES[scheme]
+            mean, std = _SCALES[own]
             shape = module.scale.shape
             module.scale[...] = normal(mean, std, shape)
             module.bias[...] = jnp.zeros(shape)
@@ -55,16 +62,16 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
             bias = getattr(module, "bias", None)
             receptive = math.prod(kernel.shape[:-2])
             fan_in, fan_out = receptive * kernel.shape[-2], receptive * kernel.shape[-1]
-            if scheme in ("torch", "zero_residual", "decoder"):
+            if own in ("torch", "zero_residual", "decoder"):
                 bound = 1 / math.sqrt(fan_in)
-                is_normal = scheme == "decoder"
+                is_normal = own == "decoder"
                 kernel[...] = (
                     normal(0.0, 0.02, kernel.shape) if is_normal else uniform(bound, kernel.shape)
                 )
                 if bias is not None:
                     bias[...] = uniform(bound, bias.shape)
             else:
-                std = 0.01 if scheme == "normal" else 0.02 * math.sqrt(2 / (fan_in + fan_out))
+                std = 0.01 if own == "normal" else 0.02 * math.sqrt(2 / (fan_in + fan_out))
                 kernel[...] = normal(0.0, std, kernel.shape)
                 if bias is not None:
                     bias[...] = jnp.zeros(bias.shape)
@@ -83,8 +90,8 @@ def initialize(model: nnx.Module, scheme: str, seed: int) -> None:
             shape = module.lora_a.shape
             module.lora_a[...] = uniform(1 / math.sqrt(shape[0]), shape)
             module.lora_b[...] = jnp.zeros(module.lora_b.shape)
-    if scheme == "zero_residual":
-        for _, module in nnx.iter_modules(model):
+    if scheme in ("zero_residual", "decoder"):
+        for module in modules:
             last: list[nnx.Variable] = []
             if isinstance(module, xception.Block | clip_resnet.Bottleneck):
                 last = [] if module.shortcut is not None else [module.norms[-1].scale]
