@@ -445,6 +445,17 @@ def test_too_few_blocks():
     assert "(5 blocks" in line
 
 
+def test_a_deeper_resnet():
+    """Whose first stages have the shapes of ResNet-50's, but not their weights."""
+    tensors = file("clip-openai-resnet")
+    last = "visual.layer3.5."
+    tensors |= {key.replace(".5.", ".6."): tensors[key] for key in tensors if last in key}
+    line = refusal(clip_resnet.ModifiedResNet(1, rngs=nnx.Rngs(0)), tensors)
+    assert "(3-4-7-3 blocks, width 64) in layout clip-openai, where a CLIP ResNet (3-4-6-3" in line
+    first = {key: value for key, value in file("clip-openai-resnet").items() if "layer3" > key[7:]}
+    fill(clip_resnet.ModifiedResNet(1, rngs=nnx.Rngs(0)), first)
+
+
 @pytest.mark.parametrize("name", VITS)
 @pytest.mark.parametrize("lost", ["patches", "positions", "class_token", "out"])
 def test_missing(name, lost):

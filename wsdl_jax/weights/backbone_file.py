@@ -59,6 +59,8 @@ class Description:
         """
         if len(self.blocks) < len(other.blocks) or self.family != other.family:
             return False
+        if self.family == CLIP_RESNET and self.blocks != _RESNET.blocks[: len(self.blocks)]:
+            return False  # a deeper one, whose first stages alone have the same shapes
         if any(has < needs for has, needs in zip(self.blocks, other.blocks, strict=False)):
             return False
         told = ((self.width, other.width), (self.patch, other.patch), (self.grid, other.grid))
@@ -199,8 +201,9 @@ def fill(trunk: Backbone, tensors: Tensors) -> None:
     tower, prefix = found
     description = _description(tower, prefix, tensors)
     if not description.may_fill(wanted):
+        needed = _RESNET if wanted.family == CLIP_RESNET else wanted  # of which it may be a part
         raise WeightsError(
-            f"these tensors are of {description} in layout {tower.layout}, where {wanted} is needed"
+            f"these tensors are of {description} in layout {tower.layout}, where {needed} is needed"
         )
     depths = range(trunk.stages + 1, max(len(description.blocks), *description.blocks) + 1)
     deeper = tuple(prefix + tower.layer(number) for number in depths)
