@@ -452,7 +452,7 @@ def test_a_deeper_resnet():
     tensors |= {key.replace(".5.", ".6."): tensors[key] for key in tensors if last in key}
     line = refusal(clip_resnet.ModifiedResNet(1, rngs=nnx.Rngs(0)), tensors)
     assert "(3-4-7-3 blocks, width 64) in layout clip-openai, where a CLIP ResNet (3-4-6-3" in line
-    first = {key: value for key, value in file("clip-openai-resnet").items() if "layer3" > key[7:]}
+    first = {key: value for key, value in file("clip-openai-resnet").items() if key[7:] < "layer3"}
     fill(clip_resnet.ModifiedResNet(1, rngs=nnx.Rngs(0)), first)
 
 

@@ -142,9 +142,22 @@ def test_what_is_refused(small_resnet):
     both = {"fc.0.weight": np.zeros((1, 288), np.float32), "fc.0.bias": np.zeros(1, np.float32)}
     with pytest.raises(weights.WeightsError, match="takes the backbones' files with --backbone"):
         weights.from_torch(both, "declip")
-    other = DeCLIP(backbone="vit_tiny", depth=1, width=0.1, decoder="linear", rngs=nnx.Rngs(0))
-    with pytest.raises(weights.WeightsError, match="a network DeCLIP is not of layout declip"):
-        weights.to_torch(other, "declip")
+    beside = {"beside": "vit_tiny", "beside_depth": 2}
+    for fields, built in (
+        ({"backbone": "vit_tiny", "width": 0.1}, "on vit_tiny, stage 1"),
+        ({"backbone": CLIP, **beside}, "on clip_vit_l14, stage 1 with vit_tiny, stage 2"),
+    ):
+        other = nnx.eval_shape(
+            lambda fields=fields: DeCLIP(**fields, depth=1, decoder="linear", rngs=nnx.Rngs(0))
+        )
+        with pytest.raises(weights.WeightsError) as raised:
+            weights.to_torch(other, "declip")
+        assert str(raised.value) == (
+            f"a network DeCLIP {built} is not of layout declip, which is of clip_vit_l14, alone or "
+            "with clip_rn50, stage 3"
+        )
+    with pytest.raises(weights.WeightsError, match=r"clip-openai .* alone: it is read, and not wr"):
+        weights.to_torch(other, "clip-openai")
 
 
 def test_a_run_of_a_checkpoint(tmp_path):

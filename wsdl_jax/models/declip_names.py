@@ -96,6 +96,7 @@ LAYOUT = Layout(
     backbone=ViT,
     arguments=_arguments,
     suits=_suits,
+    needs=f"clip_vit_l14, alone or with clip_rn50, stage {_BESIDE_DEPTH}",
     others=_BACKBONE,
     is_frozen=True,
 )

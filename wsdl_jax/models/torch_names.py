@@ -144,6 +144,7 @@ class Layout:
       arguments: what the network is built from, as the tensors tell, beside `width` and `depth`; it
         raises ValueError for tensors of no network.
       suits: whether a network of that class and backbone is one of this layout.
+      needs: the backbones that such a network has, as an error says it.
       others: what the names of tensors begin with that may be of other networks; "": none are.
       is_frozen: whether all backbones of a network stay as they are when it is trained.
       head: the name of a last layer that may be of other classes, in files of networks that were
@@ -162,5 +163,6 @@ class Layout:
     backbone: type[Backbone] = Trunk
     arguments: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] = lambda tensors: {}
     suits: Callable[[nnx.Module], bool] = lambda model: True
+    needs: str = "Xception"
     others: str = ""
     is_frozen: bool = False

@@ -11,7 +11,9 @@ from flax import nnx
 from jaxtyping import Shaped
 
 from wsdl_jax import methods
+from wsdl_jax.models import backbones
 from wsdl_jax.models.backbone import freeze_backbones
+from wsdl_jax.models.backbone_names import TOWERS
 from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.torch_names import Layout, Place
 from wsdl_jax.models.xception import scaled
@@ -200,11 +202,24 @@ def to_torch(model: nnx.Module, layout: str) -> dict[str, Shaped[np.ndarray, "..
 
     Raises WeightsError for a network of another layout.
     """
+    if layout in {tower.layout for tower in TOWERS}:
+        raise WeightsError(f"layout {layout} is of a backbone alone: it is read, and not written")
     published = _layout(layout)
     if (fitting := layout_of(model)) is not published:
+        told = f"a network {type(model).__name__}"
+        if fitting is None and type(model) is published.network:
+            kept = ((place, getattr(model, place, None)) for place in ("trunk", "beside"))
+            built = [
+                f"{'on' if place == 'trunk' else 'with'} {backbones.name_of(backbone)}, "
+                f"stage {backbone.stages}"
+                for place, backbone in kept
+                if backbone is not None
+            ]
+            raise WeightsError(
+                f"{told} {' '.join(built)} is not of layout {layout}, which is of {published.needs}"
+            )
         raise WeightsError(
-            f"a network {type(model).__name__} is not of layout {layout}"
-            + (f" but of {fitting.name}" if fitting else "")
+            f"{told} is not of layout {layout}" + (f" but of {fitting.name}" if fitting else "")
         )
     parts: dict[str, list[np.ndarray]] = {}
     for place in published.places(model):  # those of queries, keys and values are of one tensor
