@@ -175,6 +175,20 @@ def test_variants_of_a_method_name_the_run(place: Path):
             {"score.pooling": "max"},
             "config.score.pooling = 'max': colours:METHOD in setup a pools no map",
         ),
+        *(
+            (
+                "",
+                {f"model.{name}": value},
+                f"config.model.{name} = {value!r}: colours:METHOD has no backbone of this package",
+            )
+            for name, value in (
+                ("backbone", "dinov2_s14"),
+                ("backbone_path", "x.pth"),
+                ("frozen", True),
+                ("lora_rank", 3),
+                ("registers", 4),
+            )
+        ),
     ],
 )
 def test_what_a_method_cannot_run_is_refused(place: Path, arg: str, fields: dict, reason: str):

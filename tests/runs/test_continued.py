@@ -17,7 +17,8 @@ FIELDS = {
 }
 
 
-def test_what_a_run_started_from_is_kept(real_config, tmp_path, monkeypatch):
+def test_what_a_run_started_from_is_kept(real_config, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setattr(detector, "_train", lambda *_: None)  # it is as if it was stopped at once
     file, run = tmp_path / "dinov2.pth", epath.Path(tmp_path / "run")
     file.write_bytes(b"a")
@@ -28,6 +29,7 @@ def test_what_a_run_started_from_is_kept(real_config, tmp_path, monkeypatch):
         return real_config("declip", variant, {**FIELDS, **fields})
 
     training.train(config(backbone_path=str(file)), run)
+    assert "config.model.depth = 1: of 12 stages of dinov2_s14; usual is 10" in caplog.text
     began = runs.load_config(run)
     assert began.model.backbone_sha256 == (
         "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"

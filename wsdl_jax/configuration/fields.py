@@ -66,6 +66,17 @@ _FILLED_IN = {
 }
 
 
+# Fields of `model` that a network without a backbone of this package does not read.
+_OF_BACKBONES = (
+    "backbone",
+    "backbone_path",
+    "backbone_sha256",
+    "frozen",
+    "lora_rank",
+    "registers",
+)
+
+
 def base() -> ml_collections.ConfigDict:
     """Returns every field with its default; fields without a sensible one are placeholders."""
     config = ml_collections.ConfigDict()
@@ -414,6 +425,10 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
     stage = definition.reads_stage
     explains = definition.explains and config.supervision == "weak"
     may_pool = config.supervision in definition.logit_scores
+    default = base()
+    changed = any(config.model[name] != default.model[name] for name in _OF_BACKBONES)
+    # A network is built only where it has to be known.
+    has_backbone = stage is not None or (changed and methods.has_backbone(config))
     pools = methods.pools(config)
     unpooled = "goes with score.from_map" if may_pool else f"{who} pools no map"
     read_where = (
@@ -439,13 +454,16 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
             (f"model.beside_{name}", config.model.beside is not None, "goes with model.beside")
             for name in ("depth", "path", "sha256")
         ),
+        *(
+            (f"model.{name}", has_backbone, f"{config.method} has no backbone of this package")
+            for name in _OF_BACKBONES
+        ),
         ("score.from_map", may_pool, f"{who} has no image logit that is its score"),
         ("score.pooling", pools, unpooled),
         ("score.power", pools and config.score.pooling == "gem", "goes with score.pooling=gem"),
         ("score.topk", pools and config.score.pooling == "topk", "goes with score.pooling=topk"),
         ("score.sigma", pools and config.score.pooling == "topk", "goes with score.pooling=topk"),
     )
-    default = base()
     for path, is_read, reason in read_where:
         if not is_read and field(config, path) != field(default, path):
             raise ConfigError(f"config.{path} = {field(config, path)!r}: {reason}")

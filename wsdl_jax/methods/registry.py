@@ -14,7 +14,7 @@ from flax import nnx
 from wsdl_jax.methods import attention, declip, dino, grad_cam, patches
 from wsdl_jax.methods.method import Definition, Method
 from wsdl_jax.models import backbones
-from wsdl_jax.models.backbone import freeze_backbones
+from wsdl_jax.models.backbone import Backbone, freeze_backbones
 from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.torch_names import Layout
 from wsdl_jax.runtime import plugins
@@ -202,6 +202,13 @@ def build(config: ml_collections.ConfigDict, axis_name: str | None) -> nnx.Modul
     initialize(model, config.init.scheme, config.seed)
     model.train()
     return model
+
+
+def has_backbone(config: ml_collections.ConfigDict) -> bool:
+    """Returns whether the network of a config has a backbone, which config.model describes."""
+    method = from_config(config)
+    network = nnx.eval_shape(lambda: method.network(None, nnx.Rngs(0)))
+    return isinstance(getattr(network, "trunk", None), Backbone)
 
 
 def map_size(config: ml_collections.ConfigDict) -> int:

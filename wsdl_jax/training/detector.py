@@ -10,6 +10,7 @@ from etils import epath
 from flax import nnx
 
 from wsdl_jax import configuration, inputs, methods, runs, weights
+from wsdl_jax.models import backbones
 from wsdl_jax.runtime.errors import ConfigError
 from wsdl_jax.runtime.parallel import AXIS
 from wsdl_jax.training import features, pretrained
@@ -88,6 +89,7 @@ def train(config: ml_collections.ConfigDict, run: epath.Path) -> None:
             f"config.train.splice = {config.train.splice}: {', '.join(data.fake)} has masks, and "
             "only whole fakes are spliced; if it is of those, build it with --manipulated none"
         )
+    _say_stage(config)
     with runs.written(run, config, setup.training.provenance) as check_lock:
         _train(config, run, setup, check_lock)
 
@@ -98,6 +100,25 @@ def _weights(data: ml_collections.ConfigDict) -> tuple[float, ...]:
         sides = [side for side in (data.real, data.fake) if side]
         return tuple(1 / len(side) for side in sides for _ in side)
     return tuple(data.weights)
+
+
+def _say_stage(config: ml_collections.ConfigDict) -> None:
+    """Logs which stage of its backbone a method reads, where it is not the usual one."""
+    definition = methods.get(config.method)
+    if definition.reads_stage is None:
+        return
+    architecture = backbones.get(config.model.backbone)
+    usual = definition.usual_stage(architecture)
+    group, key = definition.reads_stage.split(".")
+    if (read := config[group][key]) != usual:
+        log.info(
+            "config.%s = %d: of %d stages of %s; usual is %d",
+            definition.reads_stage,
+            read,
+            architecture.stages,
+            config.model.backbone,
+            usual,
+        )
 
 
 def _train(
