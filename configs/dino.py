@@ -16,7 +16,8 @@ Adapters of rank 8 beside queries and values, and the head, are all that is trai
 checkpoint; the rest is read from its file. The recipe is of no paper, and no figure of it on faces
 is known yet.
 
-What is small has a transformer of six blocks, trained from nothing together with the head.
+What is small has a transformer of six blocks, trained from nothing together with the head; what
+that reaches is not known yet.
 """
 
 from wsdl_data import catalogue
@@ -44,7 +45,7 @@ def _laptop(config, source, is_long):
     config.data.flip = True
     config.model.width = 0.25
     config.train.batch = 16
-    config.train.epochs = 80 if is_long else 20
+    config.train.epochs = 40 if is_long else 10  # twice that of the small transformer
     config.train.steps_per_epoch = 100
     if source.is_small and config.setup == "a":
         config.train.splice = 0.7
