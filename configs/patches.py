@@ -6,7 +6,8 @@
 
 Variants: setup=a|b|c, source=portraits|celebahq|ffhq|image_folder/NAME|manifest/NAME, generator=…,
 leave_out=… (see `configuration.set_data`), splice=0…1, augment=none|light|robust,
-recipe=usual|long (of spliced portraits)|small (the portraits' networks, for other data).
+recipe=usual|long (of spliced portraits)|small (the portraits' networks, for other data),
+backbone=xception|vit_tiny|dinov2_b14|… (see wsdl_jax/models/README.md).
 
 The default (portraits, setup a, 70% of the fakes spliced) reaches AP 98.8, iou_lg 63.0 and 66.5 at
 the fitted threshold (means of three seeds; the all-fake map: 17.5), with recipe=long 100.0, 81.1
