@@ -199,7 +199,7 @@ def test_only_adapters_and_the_head_are_trained():
     # What the first matrix makes of the second one is nothing until the second has moved.
     assert still == set()
     for a, b in zip(
-        jax.tree.leaves(state["frozen"]), jax.tree.leaves(second["frozen"]), strict=True
+        jax.tree.leaves(state["backbone"]), jax.tree.leaves(second["backbone"]), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     assert runs.kept(second).keys() == {"step", "params", "stats", "optimizer"}

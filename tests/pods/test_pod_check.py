@@ -170,16 +170,16 @@ def test_a_step_on_features_takes_these_and_no_backbone():
         return state, batch["image"]
 
     state, image = arguments("train")
-    assert "frozen" in state and (image.shape, image.dtype) == ((2, 64, 64, 3), np.uint8)
+    assert "backbone" in state and (image.shape, image.dtype) == ((2, 64, 64, 3), np.uint8)
     config.data.features = "cached"
     on_features, features = arguments("train")
     channels = state["params"]["classifier"]["kernel"].shape[-2]
     assert (features.shape, features.dtype) == ((2, 15, 15, channels), jnp.bfloat16)
-    assert on_features.keys() == state.keys() - {"frozen"}
+    assert on_features.keys() == state.keys() - {"backbone"}
     for name in on_features:
         assert jax.tree.structure(on_features[name]) == jax.tree.structure(state[name])
     state, image = arguments("evaluate")  # which is always of images
-    assert "frozen" in state and image.shape == (2, 64, 64, 3)
+    assert "backbone" in state and image.shape == (2, 64, 64, 3)
 
 
 def test_a_run_does_not_know_of_the_check():

@@ -249,7 +249,7 @@ def check_circumstances(config: ml_collections.ConfigDict) -> None:
             f"config.data.cache with config.data.workers = {config.data.workers}: each worker "
             "would keep a copy of all images; choose one of the two"
         )
-    if config.data.features == "cached":
+    if config.data.get("features") == "cached":  # which a forger's config does not say
         _check_cached_features(config)
 
 

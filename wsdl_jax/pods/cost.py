@@ -167,7 +167,7 @@ def lower(
         of_one = jax.eval_shape(lambda x: methods.blank(config, None).features(x), image)
         inputs = {"image": jax.ShapeDtypeStruct((images, *of_one.shape[1:]), jnp.bfloat16)}
     if step == "evaluate":
-        state = {name: state[name] for name in ("params", "stats", "frozen") if name in state}
+        state = {name: state[name] for name in ("params", "stats", "backbone") if name in state}
         mapped = parallel.map(make_localize_step(method, model))
         return mapped.lower(*parallel.shapes(state, inputs))
     config = config.copy_and_resolve_references()

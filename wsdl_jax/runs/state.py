@@ -14,8 +14,8 @@ from wsdl_jax.models.backbone import Frozen
 from wsdl_jax.runs.plateau import divide_on_plateau
 from wsdl_jax.runtime.parallel import shapes_of, whole
 
-# Of a training: step, params, stats (of BatchNorm), optimizer. On devices there is "frozen" beside
-# them where the network has such variables, and checkpoints have not.
+# Of a training: step, params, stats (of BatchNorm), optimizer. On devices there is "backbone"
+# beside them where the network has frozen variables; checkpoints have it not.
 State = dict[str, Any]
 
 
@@ -66,10 +66,10 @@ def _clip(longest: float) -> optax.GradientTransformationExtraArgs:
 
 
 def variables(model: nnx.Module) -> State:
-    """Returns what a network computes with: "params", "stats" and, if it has any, "frozen"."""
+    """Returns what a network computes with: "params", "stats" and, if it has any, "backbone"."""
     params, stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
     frozen = nnx.state(model, Frozen)
-    return {"params": params, "stats": stats, **({"frozen": frozen} if frozen else {})}
+    return {"params": params, "stats": stats, **({"backbone": frozen} if frozen else {})}
 
 
 def network(model: nnx.Module) -> Callable[..., nnx.Module]:
@@ -105,7 +105,7 @@ def structure(model: nnx.Module) -> nnx.Module:
 
 def kept(state: State) -> State:
     """Returns what a checkpoint keeps of a state: all but what is frozen."""
-    return {name: value for name, value in state.items() if name != "frozen"}
+    return {name: value for name, value in state.items() if name != "backbone"}
 
 
 def initial_state(model: nnx.Module, train: ml_collections.ConfigDict) -> State:
