@@ -504,7 +504,6 @@ def test_refusals_name_field_and_value(path, value):
         ("loss.location", "gem", "patches", "setup=c", "only for weak supervision"),
         ("explanation.kind", "hires_cam", "patches", None, "patches in setup a has no expl"),
         ("explanation.block", 2, "attention", "setup=b", "reads the stage that model.attended s"),
-        ("model.depth", 3, "grad_cam", "setup=c", "reads the stage that explanation.block says"),
         ("explanation.block", 13, "grad_cam", None, "13: xception has stages 1 to 12"),
         ("model.attended", 0, "attention", None, "0: xception has stages 1 to 12"),
         ("model.backbone", "vgg16", "patches", None, "'vgg16': choose from xception"),

@@ -26,6 +26,7 @@ from wsdl_jax import configuration, inputs, methods, runs, training, weights
 from wsdl_jax.evaluation import evaluate
 from wsdl_jax.methods.explanation import KINDS, evidence
 from wsdl_jax.models.attention import Attention
+from wsdl_jax.models.backbone import Features
 from wsdl_jax.models.classifier import ImageClassifier
 from wsdl_jax.models.fcn import FCN
 from wsdl_jax.models.patches import Patches
@@ -386,8 +387,10 @@ def test_explanations_are_pytorchs(torch):
     graphdef, params, rest = nnx.split(narrow("timm-xception"), nnx.Param, ...)
 
     def loss(params, x):
-        upper = nnx.merge(graphdef, params, rest, copy=True).upper
-        maps = {kind: evidence(upper, x, kind)[1] for kind in KINDS}
+        network = nnx.merge(graphdef, params, rest, copy=True)
+        maps = {
+            kind: evidence(lambda x: network.upper(Features(x), 11), x, kind)[1] for kind in KINDS
+        }
         return sum((found**2).mean() for found in maps.values()), maps
 
     x = jnp.asarray(activations.detach().numpy().transpose(0, 2, 3, 1))

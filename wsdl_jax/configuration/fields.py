@@ -446,7 +446,8 @@ def _refuse_without_effect(config: ml_collections.ConfigDict) -> None:
         ("explanation.kind", explains, f"{who} has no explanations"),
         *(
             (path, stage in (path, None), f"{config.method} reads the stage that {stage} says")
-            for path in ("model.depth", "model.attended", "explanation.block")
+            # Runs of before there were backbones may have another model.depth that nothing reads.
+            for path in ("model.attended", "explanation.block")
         ),
         ("model.decoder", definition.decodes, f"{config.method} has no such decoder"),
         ("model.beside", definition.decodes, f"{config.method} has one backbone"),

@@ -273,9 +273,8 @@ def _check_finite(values: list[dict[str, Any]], first_step: int, checkpoints: Ch
     for offset, metrics in enumerate(values):
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(metrics[name]):
-                raise _not_finite(
-                    name, metrics[name], f"at step {first_step + offset}", checkpoints
-                )
+                when = f"at step {first_step + offset}"
+                raise _not_finite(name, float(metrics[name]), when, checkpoints)
 
 
 def _check_validation(
