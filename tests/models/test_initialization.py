@@ -1,12 +1,16 @@
 """Starting weights: their distributions, by PyTorch's fan-in and fan-out."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from scipy import stats
 
-from wsdl_jax.models.backbone import freeze_backbones
+from wsdl_jax.models import vit
+from wsdl_jax.models.backbone import freeze, freeze_backbones
+from wsdl_jax.models.clip_resnet import Bottleneck
 from wsdl_jax.models.declip import DeCLIP
 from wsdl_jax.models.initialization import initialize
 from wsdl_jax.models.layers import BatchNorm, Conv, Pointwise, SeparableConv
@@ -134,6 +138,66 @@ def test_residual_blocks_begin_as_identities():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, trunk.features)), jnp.float32)
     for block in trunk.blocks[3:]:
         np.testing.assert_array_equal(block(x), x)
+
+
+def transformer() -> vit.ViT:
+    """One block of everything that a transformer can have."""
+    form = dataclasses.replace(vit.FORMS["dinov2_s14"], width=256, heads=2, pre_norm=True)
+    return vit.ViT(1, form=form, registers=40, lora_rank=64, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("scheme", ["torch", "xavier", "normal", "zero_residual"])
+def test_transformer(scheme):
+    trunk = transformer()
+    for variable in _variables(trunk):
+        variable[...] = jnp.full(variable.shape, 7.0)
+    initialize(trunk, scheme, SEED)
+    block = trunk.blocks[0]
+    for norm in (trunk.pre_norm, block.norm1, block.norm2):
+        np.testing.assert_array_equal(norm.scale[...], 1)
+        np.testing.assert_array_equal(norm.bias[...], 0)
+    for variable in (trunk.class_token, trunk.registers, trunk.positions):
+        drawn_from(np.asarray(variable[...]), stats.norm(0, 0.02))
+    for variable in (block.attention_scale, block.mlp_scale):
+        np.testing.assert_allclose(variable[...], 1e-5)
+    drawn_from(np.asarray(block.query.lora.lora_a[...]), uniform(256**-0.5))
+    np.testing.assert_array_equal(block.value.lora.lora_b[...], 0)
+    kernel, bias = np.asarray(block.up.kernel[...]), np.asarray(block.up.bias[...])
+    patches = np.asarray(trunk.patches.kernel[...])
+    if scheme in ("torch", "zero_residual"):
+        drawn_from(kernel, uniform(256**-0.5))
+        drawn_from(bias, uniform(256**-0.5))
+        drawn_from(patches.ravel()[::9], uniform((14 * 14 * 3) ** -0.5))
+    else:
+        std = 0.01 if scheme == "normal" else 0.02 * (2 / (256 + 4 * 256)) ** 0.5
+        drawn_from(kernel.ravel()[::9], stats.norm(0, std))
+        np.testing.assert_array_equal(bias, 0)
+    last = [v[...] for layer in (block.out, block.down) for v in (layer.kernel, layer.bias)]
+    assert all((np.asarray(v) == 0).all() for v in last) == (scheme == "zero_residual")
+
+
+def test_residual_blocks_of_other_networks_begin_as_identities():
+    kwargs = {"remat": False, "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+    bottleneck = Bottleneck(16, 4, pool=False, axis_name=None, **kwargs)
+    block = transformer().blocks[0]
+    rng = np.random.default_rng(0)
+    for network, shape in ((bottleneck, (2, 4, 4, 16)), (block, (2, 5, 256))):
+        initialize(network, "zero_residual", SEED)
+        network.eval()
+        x = jnp.abs(jnp.asarray(rng.normal(size=shape), jnp.float32))  # what ReLU leaves
+        np.testing.assert_array_equal(network(x), x)
+
+
+def test_what_is_frozen_stays_and_its_adapters_are_drawn():
+    trunk = transformer()
+    for variable in _variables(trunk):
+        variable[...] = jnp.full(variable.shape, 7.0)
+    freeze(trunk)
+    initialize(trunk, "zero_residual", SEED)
+    assert {type(v) for v in _variables(trunk)} == {nnx.LoRAParam}
+    for _, variable in nnx.iter_graph(trunk):
+        if isinstance(variable, nnx.Variable):
+            assert (variable[...] != 7).all() == isinstance(variable, nnx.LoRAParam)
 
 
 @pytest.mark.parametrize("scheme", ["torch", "xavier", "normal", "decoder"])
