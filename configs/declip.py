@@ -21,17 +21,17 @@ What is small has a transformer of six blocks, trained from nothing together wit
 what that reaches is not known yet.
 """
 
-from wsdl_data import catalogue
 from wsdl_jax import configuration
 
 
 def get_config(arg: str | None = None):
     """Returns the config of a variant. Raises ConfigError for one that does not exist."""
     config, variant = configuration.start("declip", arg, *configuration.VARIED)
-    source, is_small = catalogue.source(variant["source"]), configuration.is_small(variant)
+    is_small, is_long = configuration.is_small(variant), variant["recipe"] == "long"
     config.model.depth = 10  # of Xception; `set_backbone` has that of others
     if is_small:
-        _laptop(config, source, is_long=variant["recipe"] == "long")
+        configuration.set_small_decoder(config, variant["source"], is_long=is_long)
+        config.model.decoder = "linear"
     else:
         _paper(config)
     configuration.vary(config, variant)
@@ -39,20 +39,6 @@ def get_config(arg: str | None = None):
     configuration.set_backbone(config, variant["backbone"] or usual)
     configuration.freeze_backbone(config)
     return config
-
-
-def _laptop(config, source, is_long):
-    config.data.image_size = 96
-    config.data.flip = True
-    config.model.width = 0.25
-    config.model.decoder = "linear"
-    config.train.batch = 16
-    config.train.epochs = 40 if is_long else 10  # twice that of the small transformer
-    config.train.steps_per_epoch = 100
-    if source.is_small and config.setup == "a":
-        config.train.splice = 0.7
-    config.train.schedule = "cosine"  # a short run has to settle
-    config.eval.batch = 50
 
 
 def _paper(config):

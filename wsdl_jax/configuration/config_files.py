@@ -120,6 +120,28 @@ def set_backbone(config: ml_collections.ConfigDict, name: str | None) -> None:
         config[group][key] = definition.usual_stage(architecture)
 
 
+def set_small_decoder(config: ml_collections.ConfigDict, source: str, *, is_long: bool) -> None:
+    """Sets the recipe by which what is made of features is trained with a small backbone.
+
+    `set_backbone`, for a small transformer, doubles the epochs.
+
+    Args:
+      config: to be set.
+      source: a name of the catalogue, or image_folder/NAME or manifest/NAME.
+      is_long: whether it takes four times as many steps.
+    """
+    config.data.image_size = 96
+    config.data.flip = True
+    config.model.width = 0.25
+    config.train.batch = 16
+    config.train.epochs = 40 if is_long else 10
+    config.train.steps_per_epoch = 100
+    if catalogue.source(source).is_small and config.setup == "a":
+        config.train.splice = 0.7
+    config.train.schedule = "cosine"  # a short run has to settle
+    config.eval.batch = 50
+
+
 def freeze_backbone(config: ml_collections.ConfigDict, *, lora_rank: int = 0) -> None:
     """Freezes the backbone, if weights of it are published; others are trained with the rest.
 

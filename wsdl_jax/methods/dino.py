@@ -3,32 +3,16 @@
 The recipe is for DINOv2 (Oquab et al., 2024), of which nothing but the adapters is trained.
 """
 
-import functools
-
 import ml_collections
 
 from wsdl_jax.methods import objectives
-from wsdl_jax.methods.method import (
-    Definition,
-    Method,
-    early_statistics,
-    from_map_logits,
-    map_objective,
-    network_arguments,
-)
-from wsdl_jax.methods.pooling import Pooling
+from wsdl_jax.methods.method import Definition, Method, on_map_logits
 from wsdl_jax.models.dino import Dino
 from wsdl_jax.runtime.errors import ConfigError
 
 
 def _bind(config: ml_collections.ConfigDict) -> Method:
-    kwargs = {"depth": config.model.depth, **network_arguments(config)}
-    return Method(
-        network=lambda axis_name, rngs: Dino(axis_name=axis_name, rngs=rngs, **kwargs),
-        loss=map_objective(config, objectives.mean_logit_weak),
-        localize=functools.partial(from_map_logits, pool=Pooling.of(config.score)),
-        embed=early_statistics,
-    )
+    return on_map_logits(config, Dino, objectives.mean_logit_weak, depth=config.model.depth)
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

@@ -211,6 +211,29 @@ def map_objective(
     return _partly_known(by_label) if config.train.self_blend else map_loss(by_label, "label")
 
 
+def on_map_logits(
+    config: ml_collections.ConfigDict,
+    network: Callable[..., nnx.Module],
+    by_label: Callable[..., Array],
+    **arguments: Any,
+) -> Method:
+    """Returns the method whose network's map logits are trained, and read as map and score.
+
+    Args:
+      config: a valid one.
+      network: makes a network on a backbone, see `network_arguments`.
+      by_label: see `map_objective`.
+      **arguments: of the network, beside those of every one on a backbone.
+    """
+    arguments |= network_arguments(config)
+    return Method(
+        network=lambda axis_name, rngs: network(axis_name=axis_name, rngs=rngs, **arguments),
+        loss=map_objective(config, by_label),
+        localize=functools.partial(from_map_logits, pool=Pooling.of(config.score)),
+        embed=early_statistics,
+    )
+
+
 def _partly_known(by_label: Callable[..., Array]) -> Callable[[Any, Batch], tuple[Array, Metrics]]:
     """Returns the loss of batches in which the region of partial fakes alone is not known."""
 

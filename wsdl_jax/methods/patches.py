@@ -8,15 +8,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from wsdl_jax.methods import objectives
-from wsdl_jax.methods.method import (
-    Definition,
-    Method,
-    early_statistics,
-    from_map_logits,
-    map_objective,
-    network_arguments,
-)
-from wsdl_jax.methods.pooling import Pooling
+from wsdl_jax.methods.method import Definition, Method, on_map_logits
 from wsdl_jax.models.patches import Patches
 from wsdl_jax.models.torch_names import Dialect, Layout, Place
 from wsdl_jax.runtime.errors import ConfigError
@@ -33,13 +25,8 @@ _BY_LOCATION: Mapping[str, Callable[[ml_collections.ConfigDict], Callable[..., A
 
 
 def _bind(config: ml_collections.ConfigDict) -> Method:
-    kwargs = {"depth": config.model.depth, **network_arguments(config)}
-    return Method(
-        network=lambda axis_name, rngs: Patches(axis_name=axis_name, rngs=rngs, **kwargs),
-        loss=map_objective(config, _BY_LOCATION[config.loss.location](config.loss)),
-        localize=functools.partial(from_map_logits, pool=Pooling.of(config.score)),
-        embed=early_statistics,
-    )
+    by_label = _BY_LOCATION[config.loss.location](config.loss)
+    return on_map_logits(config, Patches, by_label, depth=config.model.depth)
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

@@ -1,5 +1,6 @@
 """The file of a run's backbone: where it is, and that it is the one."""
 
+import functools
 import hashlib
 import os
 
@@ -8,6 +9,7 @@ from etils import epath
 from flax import nnx
 
 from wsdl_jax.runtime.errors import reason
+from wsdl_jax.runtime.storage import is_remote
 from wsdl_jax.weights.backbone_file import fill
 from wsdl_jax.weights.files import read
 from wsdl_jax.weights.tensors import WeightsError
@@ -117,12 +119,24 @@ def _in_folder(folder: epath.Path, name: str) -> list[epath.Path]:
 
 
 def _digest(path: epath.Path) -> str:
-    """Returns the SHA-256 of a file."""
-    digest = hashlib.sha256()
+    """Returns the SHA-256 of a file, which a command asks for several times."""
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        if is_remote(path):
+            return _sha256(path)
+        state = os.stat(path)
+        return _known(os.fspath(path), state.st_ino, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {reason(error)}") from error
+
+
+@functools.lru_cache
+def _known(path: str, *_state: int) -> str:
+    return _sha256(epath.Path(path))
+
+
+def _sha256(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
